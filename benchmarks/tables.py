@@ -1,0 +1,86 @@
+"""How measurements are shown: rich tables at 100 columns, Markdown, and what the figures depend on."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.timing import Clock
+
+WIDTH = 100
+
+
+def command_line(script: str) -> str:
+    """The command that was given, to be shown beside its figures.
+
+    Args:
+        script: path of the script from the root of the repository.
+
+    Returns:
+        The command as typed in a shell.
+    """
+    return shlex.join(["python", script, *sys.argv[1:]])
+
+
+def environment(versions: Sequence[str], clock: Clock) -> dict[str, str]:
+    """What figures depend on, in words.
+
+    Args:
+        versions: names and versions of the tools.
+        clock: what was measured.
+
+    Returns:
+        name -> words.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    models = cpuinfo.read_text().split("model name")[1:2] if cpuinfo.exists() else []
+    return {
+        "processor": models[0].partition("\n")[0].strip(" \t:") if models else platform.machine(),
+        "python": platform.python_version(),
+        "tools": ", ".join(versions),
+        "threads": "1",
+        "clock": "processor time" if clock == "cpu" else "time on the wall",
+    }
+
+
+def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for the terminal, its first column left aligned.
+
+    Args:
+        title: printed above it.
+        header: names of the columns.
+        rows: cells.
+
+    Returns:
+        The table, to be printed by rich.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=WIDTH)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The same table as lines of Markdown, its title in bold.
+
+    Args:
+        title: printed above it.
+        header: names of the columns.
+        rows: cells.
+
+    Yields:
+        Lines without their ends.
+    """
+    yield from ("", f"**{title}**", "")
+    yield f"| {' | '.join(header)} |"
+    yield f"|---|{'---:|' * (len(header) - 1)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"

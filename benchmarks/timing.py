@@ -1,0 +1,139 @@
+"""Timing of several tasks in one process: interleaved repeats, medians, ratios to a baseline of the same run."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+Clock = Literal["cpu", "wall"]
+"""Processor time of this process, all its threads added up, or time on the wall."""
+
+CLOCKS: Mapping[Clock, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing(Generic[T]):
+    """The repeats of one task, in the order in which they ran.
+
+    Args:
+        times_s: seconds of every run; at least one.
+        result: what the last run returned.
+    """
+
+    times_s: tuple[float, ...]
+    result: T
+
+    @property
+    def median_s(self) -> float:
+        """Median of the runs, in seconds."""
+        return statistics.median(self.times_s)
+
+    @property
+    def spread_s(self) -> tuple[float, float]:
+        """(fastest, slowest) run, in seconds."""
+        return min(self.times_s), max(self.times_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A task that raised.
+
+    Args:
+        reason: type and text of what it raised, on one line.
+    """
+
+    reason: str
+
+
+def interleave(
+    tasks: Mapping[str, Callable[[], T]],
+    *,
+    repeats: int,
+    slow_repeats: int,
+    slow_s: float,
+    clock: Clock = "cpu",
+    on_run: Callable[[str, float], None] = lambda _name, _seconds: None,
+) -> dict[str, Timing[T] | Failure]:
+    """Run tasks in rounds, so that a machine that speeds up or slows down does so for all of them.
+
+    A task that took longer than `slow_s` is slow: it runs `slow_repeats` times in all, and the others run again after
+    each of its runs, so that they are timed over the same stretch. Give the fast tasks first.
+
+    Args:
+        tasks: name -> what to time.
+        repeats: the least number of runs of a task that is not slow, 1 or more.
+        slow_repeats: number of runs of a slow task, 1 or more.
+        slow_s: seconds above which a task is slow.
+        clock: what is measured.
+        on_run: told the name and the seconds of every run.
+
+    Returns:
+        For every task, in the given order, its timing, or its failure; a task that raised is not run again.
+    """
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    results: dict[str, T] = {}
+    failures: dict[str, Failure] = {}
+
+    def run(name: str) -> None:
+        gc.collect()
+        start = CLOCKS[clock]()
+        try:
+            results[name] = tasks[name]()
+        except Exception as error:  # noqa: BLE001 - somebody else's code may raise anything; its words are the result
+            failures[name] = Failure(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+            return
+        times[name].append(CLOCKS[clock]() - start)
+        on_run(name, times[name][-1])
+
+    def is_slow(name: str) -> bool:
+        return max(times[name], default=0.0) > slow_s
+
+    def is_due(name: str) -> bool:
+        return name not in failures and len(times[name]) < (slow_repeats if is_slow(name) else repeats)
+
+    while any(is_due(name) for name in tasks):
+        for name in tasks:
+            if not is_due(name):
+                continue
+            run(name)
+            if is_slow(name):
+                for other in tasks:
+                    if times[other] and other not in failures and not is_slow(other):
+                        run(other)
+    return {
+        name: failures[name] if name in failures else Timing(times_s=tuple(times[name]), result=results[name])
+        for name in tasks
+    }
+
+
+def times_faster(timing: Timing[T], baseline: Timing[T]) -> float:
+    """How many times faster than a baseline of the same run: the ratio of the medians, above 1 when faster.
+
+    Args:
+        timing: the task.
+        baseline: what it is compared with.
+
+    Returns:
+        Median of the baseline over median of the task.
+    """
+    return baseline.median_s / timing.median_s
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds with three digits: `12.3 ms`, `0.147 s`, `21.0 s`.
+
+    Args:
+        seconds: a duration.
+
+    Returns:
+        The text.
+    """
+    if seconds < 0.1:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.3g} s"

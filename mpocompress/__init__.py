@@ -1,0 +1,60 @@
+"""Post-training compression of PyTorch checkpoints by matrix product operators.
+
+Names are imported on first use, so that `import mpocompress` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from mpocompress._version import __version__
+
+if TYPE_CHECKING:
+    from mpocompress.decomposition import decompose
+    from mpocompress.discovery import Selection
+    from mpocompress.errors import MPOCompressError
+    from mpocompress.mpo import MPO
+    from mpocompress.pipeline import compress, expand, inspect, plan
+    from mpocompress.plan_report import PlanReport
+    from mpocompress.report import Report
+    from mpocompress.sites import Sites
+    from mpocompress.truncation import Truncation
+
+__all__ = [
+    "MPO",
+    "MPOCompressError",
+    "PlanReport",
+    "Report",
+    "Selection",
+    "Sites",
+    "Truncation",
+    "__version__",
+    "compress",
+    "decompose",
+    "expand",
+    "inspect",
+    "plan",
+]
+
+_HOMES = {
+    "MPO": "mpo",
+    "MPOCompressError": "errors",
+    "PlanReport": "plan_report",
+    "Report": "report",
+    "Selection": "discovery",
+    "Sites": "sites",
+    "Truncation": "truncation",
+    "compress": "pipeline",
+    "decompose": "decomposition",
+    "expand": "pipeline",
+    "inspect": "pipeline",
+    "plan": "pipeline",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,228 @@
+"""Figures into reports: what was done or planned, matrix by matrix, and the sums over the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from mpocompress._version import __version__
+from mpocompress.decomposition import Decomposition
+from mpocompress.errors import TargetError
+from mpocompress.layers import MatrixSpec
+from mpocompress.mpo import MPO
+from mpocompress.plan_report import PlannedMatrix, PlannedTarget
+from mpocompress.planning import MatrixPlan, make_plan
+from mpocompress.report import MatrixReport, Report, SkippedReport, Target, Totals
+from mpocompress.survey import Surveyed
+from mpocompress.truncation import Truncation
+
+
+def compressed_report(entry: MatrixPlan, result: Decomposition, mpo: MPO, error: float) -> MatrixReport:
+    """The report of a matrix that is stored as cores.
+
+    Args:
+        entry: its plan.
+        result: the sweep.
+        mpo: the cores as stored.
+        error: relative error measured on them.
+
+    Returns:
+        The report.
+    """
+    return dataclasses.replace(
+        dense_report(entry.layer, entry.kind, entry.matrix, result.squared_norm),
+        row_dims=mpo.sites.row_dims,
+        col_dims=mpo.sites.col_dims,
+        anti_aligned=mpo.sites.anti_aligned,
+        bonds=mpo.bonds,
+        parameters=mpo.parameters,
+        relative_error=error,
+        discarded_weights=result.discarded_weights,
+        rounding_weight=error**2 * result.squared_norm - sum(result.discarded_weights),
+        dtype=str(mpo.cores[0].dtype).removeprefix("torch."),
+    )
+
+
+def dense_report(layer: str, kind: str, matrix: MatrixSpec, squared_norm: float, reason: str = "") -> MatrixReport:
+    """The report of a matrix that stays dense.
+
+    Args:
+        layer: path of the module.
+        kind: kind of the layer.
+        matrix: its tensors.
+        squared_norm: squared Frobenius norm.
+        reason: why it stays dense.
+
+    Returns:
+        The report.
+    """
+    return MatrixReport(
+        name=matrix.name,
+        layer=layer,
+        kind=kind,
+        members=tuple(member.name for member in matrix.members),
+        member_columns=tuple(member.shape[1] for member in matrix.members),
+        shape=matrix.shape,
+        row_dims=(),
+        col_dims=(),
+        anti_aligned=False,
+        bonds=(),
+        dense_parameters=matrix.dense_parameters,
+        parameters=matrix.dense_parameters,
+        relative_error=0.0,
+        squared_norm=squared_norm,
+        discarded_weights=(),
+        rounding_weight=0.0,
+        source_dtype=matrix.members[0].dtype,
+        dtype=matrix.members[0].dtype,
+        reason=reason,
+    )
+
+
+def untouched_reports(found: Surveyed) -> tuple[MatrixReport, ...]:
+    """Every eligible matrix as it is, in the first form of its layer.
+
+    Args:
+        found: the surveyed checkpoint.
+
+    Returns:
+        One dense report for every matrix.
+    """
+    return tuple(
+        dense_report(layer.name, layer.kind, matrix, found.surveys[matrix.name].squared_norm)
+        for layer in found.layers
+        for matrix in layer.forms[0]
+    )
+
+
+def checkpoint_report(
+    found: Surveyed,
+    matrices: tuple[MatrixReport, ...],
+    *,
+    truncation: Truncation | None = None,
+    size_bytes_after: int | None = None,
+    notes: tuple[str, ...] = (),
+) -> Report:
+    """The report of a whole checkpoint, its sums checked.
+
+    Args:
+        found: the surveyed checkpoint.
+        matrices: the report of every eligible matrix.
+        truncation: the target; None for a checkpoint as it is.
+        size_bytes_after: bytes of all tensors after; None for as before.
+        notes: what the reader should know beside what the survey noted.
+
+    Returns:
+        The report.
+
+    Raises:
+        ReportError: figures that contradict each other.
+    """
+    infos = [info for info in found.tensors.values() if info.alias_of is None]
+    before = sum(matrix.dense_parameters for matrix in matrices)
+    after = sum(matrix.parameters for matrix in matrices)
+    size = sum(info.size_bytes for info in infos)
+    parameters = found.parameters - before + after
+    report = Report(
+        tool_version=__version__,
+        source=found.source,
+        target=None if truncation is None else _target(truncation, matrices, parameters),
+        matrices=matrices,
+        skipped=tuple(SkippedReport(name=one.name, shape=one.shape, reason=one.reason) for one in found.skipped),
+        aliases={name: info.alias_of for name, info in found.tensors.items() if info.alias_of is not None},
+        totals=Totals(
+            dense_parameters=found.parameters,
+            parameters=parameters,
+            eligible_parameters=before,
+            eligible_parameters_after=after,
+            size_bytes_before=size,
+            size_bytes_after=size if size_bytes_after is None else size_bytes_after,
+            file_size_bytes_before=found.source.file_size_bytes,
+            file_size_bytes_after=None,
+        ),
+        unmet=found.unmet if truncation is None else (*found.unmet, *_unmet(matrices)),
+        notes=(*found.notes, *notes),
+    )
+    report.check()
+    return report
+
+
+def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
+    """What one target would give.
+
+    Args:
+        found: the surveyed checkpoint.
+        truncation: the target.
+
+    Returns:
+        The prediction; a target that cannot be met says why in `problem`.
+    """
+    eligible = found.parameters - found.other_parameters
+    try:
+        made = make_plan(found.layers, found.surveys, truncation, found.other_parameters)
+    except TargetError as error:
+        return PlannedTarget(
+            target=_target(truncation, (), None),
+            problem=f"{error.found}; {error.why}",
+            parameters=found.parameters,
+            eligible_parameters_after=eligible,
+            relative_error=0.0,
+            worst_relative_error=0.0,
+            matrices=(),
+        )
+    matrices = tuple(_planned_matrix(entry) for entry in made.matrices)
+    parameters = found.other_parameters + made.parameters
+    norms = [found.surveys[entry.matrix.name].squared_norm for entry in made.matrices]
+    missed = sum(entry.relative_error**2 * norm for entry, norm in zip(matrices, norms, strict=True))
+    return PlannedTarget(
+        target=_target(truncation, matrices, parameters),
+        problem="",
+        parameters=parameters,
+        eligible_parameters_after=made.parameters,
+        relative_error=math.sqrt(missed / sum(norms)) if sum(norms) else 0.0,
+        worst_relative_error=max(entry.relative_error for entry in matrices),
+        matrices=matrices,
+    )
+
+
+def _planned_matrix(entry: MatrixPlan) -> PlannedMatrix:
+    return PlannedMatrix(
+        name=entry.matrix.name,
+        members=tuple(member.name for member in entry.matrix.members),
+        shape=entry.matrix.shape,
+        row_dims=entry.sites.row_dims if entry.sites else (),
+        col_dims=entry.sites.col_dims if entry.sites else (),
+        anti_aligned=entry.sites.anti_aligned if entry.sites else False,
+        bonds=entry.bonds,
+        dense_parameters=entry.matrix.dense_parameters,
+        parameters=entry.parameters,
+        relative_error=entry.relative_error,
+        reason=entry.reason,
+    )
+
+
+def _target(
+    truncation: Truncation, matrices: Sequence[MatrixReport] | Sequence[PlannedMatrix], parameters: int | None
+) -> Target:
+    """What was asked, and what came out; `parameters` are those of the whole model, None when it cannot be done."""
+    errors = [matrix.relative_error for matrix in matrices if matrix.bonds]
+    bonds = [bond for matrix in matrices for bond in matrix.bonds]
+    achieved: float | None = parameters
+    if truncation.kind == "bond":
+        achieved = max(bonds, default=None)
+    elif truncation.kind == "energy":
+        achieved = 1 - max(errors) ** 2 if errors else None
+    elif truncation.kind == "max_error":
+        achieved = max(errors, default=None)
+    elif truncation.kind == "keep" and matrices:
+        achieved = sum(m.parameters for m in matrices) / sum(m.dense_parameters for m in matrices)
+    return Target(
+        kind=truncation.kind, asked=truncation.asked, achieved=achieved, by_layer=dict(truncation.bond_by_layer)
+    )
+
+
+def _unmet(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
+    if any(matrix.is_compressed for matrix in matrices):
+        return ()
+    return ("No matrix could be made smaller under this target; all were kept dense.",)

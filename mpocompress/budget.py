@@ -1,0 +1,198 @@
+"""A parameter budget shared out over all layers: which form, which site shape and which bonds for every matrix."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpocompress.curve import Curve
+from mpocompress.layers import LayerSpec, MatrixSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What a budget gives to one matrix.
+
+    Args:
+        matrix: the matrix.
+        curve: its site shape; None where it stays dense.
+        bonds: a bond for every cut; empty where it stays dense.
+        parameters: what it costs.
+    """
+
+    matrix: MatrixSpec
+    curve: Curve | None
+    bonds: tuple[int, ...]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frontier:
+    """Every useful way to store one matrix, cheapest first; the last one is dense.
+
+    Args:
+        matrix: the matrix.
+        choices: index of the curve and cap of each way; (-1, 0) for dense.
+        curves: the site shapes.
+        parameters: cost of each way, rising.
+        losses: loss of each way, falling.
+    """
+
+    matrix: MatrixSpec
+    choices: NDArray[np.int64]
+    curves: tuple[Curve, ...]
+    parameters: NDArray[np.int64]
+    losses: NDArray[np.float64]
+
+    def best(self, price: float) -> int:
+        """The way with the least loss plus price times parameters; of equals the cheapest."""
+        return int(np.argmin(self.losses + price * self.parameters))
+
+    def choice(self, index: int) -> Choice:
+        """The way at an index."""
+        curve_index, cap = (int(value) for value in self.choices[index])
+        curve = self.curves[curve_index] if curve_index >= 0 else None
+        return Choice(
+            matrix=self.matrix,
+            curve=curve,
+            bonds=curve.sites.capped(cap) if curve is not None else (),
+            parameters=int(self.parameters[index]),
+        )
+
+
+def least_parameters(layers: Sequence[LayerSpec], curves: Mapping[str, Sequence[Curve]]) -> int:
+    """The fewest parameters that all layers together can be brought to.
+
+    Args:
+        layers: the layers.
+        curves: the candidate shapes of every matrix of every form.
+
+    Returns:
+        The sum over the layers, each in its smallest form.
+    """
+    return sum(
+        min(
+            sum(int(_frontier(matrix, curves[matrix.name], 1.0).parameters[0]) for matrix in form)
+            for form in layer.forms
+        )
+        for layer in layers
+    )
+
+
+def spread(
+    layers: Sequence[LayerSpec],
+    curves: Mapping[str, Sequence[Curve]],
+    budget: int,
+    weights: Mapping[str, float],
+) -> tuple[Choice, ...]:
+    """Share a parameter budget out over the layers, without data.
+
+    The loss of a layer is the sum over its matrices of weight times squared relative error. One price per parameter is
+    found at which all layers, each choosing its form, site shape and bonds for itself, just fit the budget (a
+    Lagrangian relaxation); what the price leaves over is then spent step by step where it lowers the loss most for its
+    parameters, until no bond of any matrix can be raised.
+
+    Args:
+        layers: the layers.
+        curves: the candidate shapes of every matrix of every form, by matrix name.
+        budget: parameters that all layers together may have; at least `least_parameters`.
+        weights: weight of every matrix in the loss.
+
+    Returns:
+        One choice for every matrix of the chosen forms, in the order of the layers.
+
+    Source:
+        Everett 1963, "Generalized Lagrange multiplier method for solving problems of optimum allocation of resources",
+        Operations Research 11(3), doi:10.1287/opre.11.3.399.
+    """
+    frontiers = [
+        [[_frontier(matrix, curves[matrix.name], weights[matrix.name]) for matrix in form] for form in layer.forms]
+        for layer in layers
+    ]
+    forms = _cheapest_that_fits(frontiers, budget)
+    _fill(forms, budget)
+    return tuple(frontier.choice(index) for form in forms for frontier, index in form)
+
+
+_Form = list[tuple[_Frontier, int]]
+
+
+def _cheapest_that_fits(frontiers: Sequence[Sequence[Sequence[_Frontier]]], budget: int) -> list[_Form]:
+    """The forms and ways at the lowest price per parameter whose sum is within the budget."""
+
+    def at(price: float) -> list[_Form]:
+        return [min((_priced(form, price) for form in forms), key=lambda one: _cost(one, price)) for forms in frontiers]
+
+    def size(forms: list[_Form]) -> int:
+        return sum(int(frontier.parameters[index]) for form in forms for frontier, index in form)
+
+    if size(at(0.0)) <= budget:
+        return at(0.0)
+    low, high = -60.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if size(at(10.0**middle)) <= budget else (middle, high)
+    fits = at(10.0**high)
+    if size(fits) <= budget:
+        return fits
+    return [
+        min(([(frontier, 0) for frontier in form] for form in forms), key=lambda one: size([one]))
+        for forms in frontiers
+    ]
+
+
+def _priced(form: Sequence[_Frontier], price: float) -> _Form:
+    return [(frontier, frontier.best(price)) for frontier in form]
+
+
+def _cost(form: _Form, price: float) -> float:
+    return sum(float(frontier.losses[index] + price * frontier.parameters[index]) for frontier, index in form)
+
+
+def _fill(forms: list[_Form], budget: int) -> None:
+    """Spend what is left of the budget, best gain per parameter first, until no step fits."""
+    left = budget - sum(int(frontier.parameters[index]) for form in forms for frontier, index in form)
+    steps: list[tuple[float, int, int]] = []
+
+    def offer(row: int, column: int) -> None:
+        frontier, index = forms[row][column]
+        if index + 1 < len(frontier.parameters):
+            cost = int(frontier.parameters[index + 1] - frontier.parameters[index])
+            gain = float(frontier.losses[index] - frontier.losses[index + 1])
+            heapq.heappush(steps, (-gain / cost, row, column))
+
+    for row, form in enumerate(forms):
+        for column in range(len(form)):
+            offer(row, column)
+    while steps:
+        _, row, column = heapq.heappop(steps)
+        frontier, index = forms[row][column]
+        cost = int(frontier.parameters[index + 1] - frontier.parameters[index])
+        if cost <= left:
+            left -= cost
+            forms[row][column] = (frontier, index + 1)
+            offer(row, column)
+
+
+def _frontier(matrix: MatrixSpec, curves: Sequence[Curve], weight: float) -> _Frontier:
+    """All ways to store a matrix that no other way beats in both cost and loss."""
+    choices = [np.array([[-1, 0]])]
+    parameters = [np.array([matrix.dense_parameters])]
+    losses = [np.array([0.0])]
+    for position, curve in enumerate(curves):
+        cost_of, squares = curve.table()
+        caps = np.arange(1, len(cost_of) + 1)
+        choices.append(np.stack([np.full_like(caps, position), caps], axis=1))
+        parameters.append(cost_of)
+        losses.append(weight * squares)
+    every, cost, loss = np.concatenate(choices), np.concatenate(parameters), np.concatenate(losses)
+    order = np.lexsort((loss, cost))
+    lowest = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))
+    useful = order[loss[order] < lowest]
+    return _Frontier(
+        matrix=matrix, choices=every[useful], curves=tuple(curves), parameters=cost[useful], losses=loss[useful]
+    )

@@ -1,0 +1,20 @@
+"""Reading and writing checkpoints: by content, lazily, running nothing; all or nothing on the way out."""
+
+from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.sniff import Form, sniff
+from mpocompress.checkpoint.writer import check_output, container_for, left_out, write_checkpoint
+
+__all__ = [
+    "SAFETENSORS",
+    "TORCH_ZIP",
+    "Checkpoint",
+    "Form",
+    "TensorInfo",
+    "check_output",
+    "container_for",
+    "left_out",
+    "open_checkpoint",
+    "sniff",
+    "write_checkpoint",
+]

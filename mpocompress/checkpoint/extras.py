@@ -1,0 +1,178 @@
+"""What a file holds beside its tensors: taken out with a word on what is dropped, and put back in its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpocompress.checkpoint.nesting import StateDict, is_averaged, is_weight, resolve, state_dicts
+from mpocompress.checkpoint.structure import MAX_DEPTH, foreign_type, is_dense, leaves, tensor_bytes, tensors_in
+from mpocompress.checkpoint.text import shown, shown_size
+from mpocompress.errors import OutputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A file taken apart.
+
+    Args:
+        tensors: the tensors of the state dict, in order.
+        extras: the rest, in its own nesting; at the state dict's place a dict of its entries that are no tensors.
+        notes: one sentence for everything dropped, and for every tensor carried over outside the state dict.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    extras: dict[Any, Any]
+    notes: tuple[str, ...]
+
+
+def split(root: dict[Any, Any], state: StateDict) -> Split:
+    """Take a file apart into the tensors of its state dict and the rest worth keeping.
+
+    Optimizer, scheduler and gradient-scaler state, further copies of the same weights, and what a plain file cannot
+    hold are dropped, each with a note.
+
+    Args:
+        root: what the file holds; left as it is.
+        state: the state dict in it.
+
+    Returns:
+        The parts; values are shared with `root`, the dicts on the way to the state dict are copies.
+
+    Example:
+        >>> sd = {"fc.weight": torch.ones(2, 2)}
+        >>> adam = {"state": {}, "param_groups": []}
+        >>> parts = split({"net": sd, "epoch": 3, "adam": adam}, StateDict(path=("net",), value=sd))
+        >>> parts.extras, parts.notes
+        ({'net': {}, 'epoch': 3}, ('adam: optimizer state (0 bytes) is not carried over',))
+    """
+    notes: list[str] = []
+    tensors = {name: value for name, value in state.value.items() if _is_entry(name, value)}
+    inner = copy.copy(state.value)
+    for name, value in state.value.items():
+        if name in tensors or not _keep((*state.path, name), value, state, notes):
+            del inner[name]
+    places = [root]
+    for name in state.path:
+        places.append(places[-1][name])
+    for depth in range(len(state.path) - 1, -1, -1):
+        outer = copy.copy(places[depth])
+        outer[state.path[depth]] = inner
+        for name, value in places[depth].items():
+            if name != state.path[depth] and not _keep((*state.path[:depth], name), value, state, notes):
+                del outer[name]
+        inner = outer
+    return Split(tensors=tensors, extras=inner, notes=tuple(notes))
+
+
+def restore(extras: Mapping[str, object], key: str, state: Mapping[str, object], where: str) -> dict[Any, Any]:
+    """Put a state dict back into the nesting it came from.
+
+    Args:
+        extras: as a `Checkpoint` gives them.
+        key: where the state dict belongs.
+        state: its tensors.
+        where: the output, for messages.
+
+    Returns:
+        A new dict, tensors before the other entries of the state dict; `extras` is left as it is.
+
+    Raises:
+        OutputError: `extras` holds something else where the state dict belongs.
+
+    Example:
+        >>> restore({"epoch": 3}, "model", {"fc.bias": 0}, "out.pt")
+        {'epoch': 3, 'model': {'fc.bias': 0}}
+    """
+    path = resolve(extras, key)
+    if path is None:
+        path = tuple(key.split(".", MAX_DEPTH))
+    places: list[Any] = [extras if isinstance(extras, dict) else dict(extras)]
+    for name in path:
+        places.append(places[-1].get(name, {}))
+        if not isinstance(places[-1], dict):
+            raise OutputError(
+                where=where,
+                found=f"{shown(name)!r} in {shown(key)!r} is a {type(places[-1]).__name__}",
+                why="the state dict cannot be put there",
+                action="Give the key the state dict was read from.",
+            )
+    inner: dict[Any, Any] = copy.copy(places[-1])  # keeps the type, and the `_metadata` of an OrderedDict
+    inner.clear()
+    inner.update(state)
+    inner.update((name, value) for name, value in places[-1].items() if name not in state)
+    for place, name in zip(reversed(places[:-1]), reversed(path), strict=True):
+        outer = copy.copy(place)
+        outer[name] = inner
+        inner = outer
+    return inner
+
+
+def holds_anything(value: object) -> bool:
+    """Tell whether there is any value in nested dicts, empty dicts aside.
+
+    Args:
+        value: extras, or an entry of them.
+
+    Returns:
+        False for dicts of empty dicts only.
+
+    Example:
+        >>> holds_anything({"model": {}}), holds_anything({"epoch": 0})
+        (False, True)
+    """
+    return any(True for _ in leaves(value))
+
+
+def _is_entry(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and is_dense(value)
+
+
+def _keep(path: tuple[object, ...], value: object, state: StateDict, notes: list[str]) -> bool:
+    """Decide on one entry beside the tensors, and say so where the user would want to know."""
+    name, size_bytes = shown(".".join(str(part) for part in path)), tensor_bytes(value)
+    reason = _drop_reason(str(path[-1]), value, state)
+    if reason:
+        notes.append(f"{name}: {reason} ({shown_size(size_bytes)}) is not carried over")
+    elif next(tensors_in(value), None) is not None:
+        notes.append(f"{name}: {shown_size(size_bytes)} of tensors beside the state dict are carried over as they are")
+    return reason is None
+
+
+def _drop_reason(name: str, value: object, state: StateDict) -> str | None:
+    holds_weights = any(is_weight(tensor) for tensor in tensors_in(value))
+    if _all_are(value, _is_optimizer) or (holds_weights and "optim" in name.lower()):
+        return "optimizer state"
+    if _all_are(value, _is_scheduler):
+        return "scheduler state"
+    if _all_are(value, _is_scaler):
+        return "gradient scaler state"
+    if holds_weights and is_averaged(name):
+        return "an averaged copy of the weights"
+    if isinstance(value, dict) and any(found.value.keys() == state.value.keys() for found in state_dicts(value)):
+        return "another copy of the weights"
+    foreign = foreign_type(value)
+    return f"a value of type {shown(foreign)}" if foreign else None
+
+
+def _all_are(value: object, test: Callable[[dict[Any, Any]], bool]) -> bool:
+    if isinstance(value, dict) and test(value):
+        return True
+    inner = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(inner, list | tuple) and bool(inner) and all(isinstance(v, dict) and test(v) for v in inner)
+
+
+def _is_optimizer(value: dict[Any, Any]) -> bool:
+    return value.keys() >= {"state", "param_groups"}
+
+
+def _is_scheduler(value: dict[Any, Any]) -> bool:
+    return "last_epoch" in value and not value.keys().isdisjoint({"_step_count", "base_lrs", "_last_lr"})
+
+
+def _is_scaler(value: dict[Any, Any]) -> bool:
+    return value.keys() >= {"scale", "growth_factor"}

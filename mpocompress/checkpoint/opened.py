@@ -1,0 +1,110 @@
+"""The one concrete `Checkpoint`: what a form's opener found out, with the function that reads a tensor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from mpocompress.checkpoint.protocol import TensorInfo
+from mpocompress.checkpoint.text import shown
+from mpocompress.errors import CheckpointError
+
+
+class OpenedCheckpoint:
+    """An open file of any form; see `Checkpoint` for what its attributes mean.
+
+    Args:
+        path: the file.
+        container: the kind of file.
+        key: where the state dict sits.
+        tensors: what it holds, in file order.
+        extras: the rest of the file.
+        metadata: text entries of the header.
+        notes: what the user should know.
+        document: our JSON text, if any.
+        read: returns one tensor by a name that is in `tensors` and is no alias.
+        close: lets go of the file; called once.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        container: str,
+        key: str,
+        tensors: Mapping[str, TensorInfo],
+        extras: Mapping[str, object],
+        metadata: Mapping[str, str],
+        notes: tuple[str, ...],
+        document: str | None,
+        read: Callable[[str], torch.Tensor],
+        close: Callable[[], None],
+    ) -> None:
+        self.path = path
+        self.container = container
+        self.key = key
+        self.tensors = tensors
+        self.extras = extras
+        self.metadata = metadata
+        self.notes = notes
+        self.document = document
+        self.size_bytes = path.stat().st_size
+        self._read: Callable[[str], torch.Tensor] | None = read
+        self._close = close
+        self._sha256: str | None = None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor on the CPU, backed by the mapped file (read it, do not write to it).
+
+        Args:
+            name: a name in `tensors`; an alias gives the tensor it is tied to.
+
+        Returns:
+            The tensor, without gradient.
+
+        Raises:
+            CheckpointError: no tensor has this name, its data is damaged, or the checkpoint was closed.
+        """
+        if self._read is None:
+            raise CheckpointError(
+                where=str(self.path),
+                found=f"{shown(name)} was asked for after the file was closed",
+                why="a closed file cannot be read",
+                action="Read tensors inside the `with` block.",
+            )
+        if name not in self.tensors:
+            raise CheckpointError(
+                where=str(self.path),
+                found=f"no tensor is named {shown(name)!r}",
+                why="there is nothing to read",
+                action="Choose one of the names in `tensors`.",
+            )
+        return self._read(self.tensors[name].alias_of or name)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the whole file in hexadecimal, reading it once.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        if self._sha256 is None:
+            with self.path.open("rb") as stream:
+                self._sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        return self._sha256
+
+    def __enter__(self) -> Self:
+        """Return the checkpoint itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        if self._read is not None:
+            self._read = None
+            self._close()

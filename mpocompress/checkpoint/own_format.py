@@ -1,0 +1,78 @@
+"""Where our own format, version 1, keeps its parts in a file; the document itself is opaque text here."""
+
+from __future__ import annotations
+
+from mpocompress.checkpoint.text import shown, shown_size
+from mpocompress.errors import CheckpointError, FormatError
+
+MARK = "mpocompress"
+STATE_DICT = "state_dict"
+EXTRAS = "extras"
+ALIASES = "mpocompress.aliases"
+MAX_DOCUMENT_BYTES = 64 * 2**20
+
+
+def check_document(document: str, where: str) -> None:
+    """Refuse a document beyond the size the format allows.
+
+    Args:
+        document: the JSON text.
+        where: the file, for the message.
+
+    Raises:
+        FormatError: it has more than `MAX_DOCUMENT_BYTES` as UTF-8.
+    """
+    size_bytes = (
+        len(document.encode("utf-8", "surrogatepass")) if len(document) <= MAX_DOCUMENT_BYTES else len(document)
+    )
+    if size_bytes > MAX_DOCUMENT_BYTES:
+        raise inconsistent(where, f"a document of {shown_size(size_bytes)}, above {shown_size(MAX_DOCUMENT_BYTES)}")
+
+
+def own_key(where: str, key: str | None) -> str:
+    """Return where the state dict of a compressed file is, refusing any other place.
+
+    Args:
+        where: the file, for the message.
+        key: what the user named, or None.
+
+    Returns:
+        `state_dict`.
+
+    Raises:
+        CheckpointError: `key` names something else.
+
+    Example:
+        >>> own_key("small.pt", None)
+        'state_dict'
+    """
+    if key not in (None, STATE_DICT):
+        raise CheckpointError(
+            where=where,
+            found=f"key {shown(key)!r} was asked for in a compressed file",
+            why="a compressed file has one state dict only",
+            action="Leave the key out.",
+        )
+    return STATE_DICT
+
+
+def inconsistent(where: str, found: str) -> FormatError:
+    """Return the error for a file that is marked as ours but does not hold together.
+
+    Args:
+        where: the file.
+        found: what is wrong in it.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> print(inconsistent("small.pt", "no tensors"))
+        small.pt: no tensors; a compressed file is not laid out like this. Compress the original checkpoint again.
+    """
+    return FormatError(
+        where=where,
+        found=found,
+        why="a compressed file is not laid out like this",
+        action="Compress the original checkpoint again.",
+    )

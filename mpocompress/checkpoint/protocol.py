@@ -1,0 +1,121 @@
+"""What an open checkpoint answers, whatever its form on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from mpocompress.checkpoint.text import shown
+from mpocompress.errors import CheckpointError
+
+TORCH_ZIP = "torch-zip"
+SAFETENSORS = "safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Name, shape and dtype of one tensor of a checkpoint, known without reading its data.
+
+    Args:
+        name: its name in the state dict.
+        shape: its dimensions.
+        dtype: its element type.
+        size_bytes: bytes of its elements, strides aside.
+        alias_of: the first name, in file order, that holds exactly the same elements in memory (tied weights: same
+            storage, offset, shape and strides); None for that first one and for every untied tensor.
+
+    Raises:
+        CheckpointError: a dimension is negative, or shape, dtype and size_bytes disagree.
+
+    Example:
+        >>> TensorInfo(name="b", shape=(3, 2), dtype=torch.float16, size_bytes=12, alias_of=None).numel
+        6
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    size_bytes: int
+    alias_of: str | None
+
+    def __post_init__(self) -> None:
+        """Check that the numbers belong together."""
+        if any(size < 0 for size in self.shape) or self.numel * self.dtype.itemsize != self.size_bytes:
+            raise CheckpointError(
+                where=shown(self.name),
+                found=f"shape {self.shape}, {self.dtype} and {self.size_bytes} bytes",
+                why="these numbers do not belong to one tensor",
+                action="Save the model again.",
+            )
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Checkpoint(Protocol):
+    """One open file: what it holds is known, its tensors are read when asked for.
+
+    Use it as a context manager: leaving it closes the file, and tensors handed out before stay valid.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The file, as it was named."""
+
+    @property
+    def container(self) -> str:
+        """The kind of file: `torch-zip` or `safetensors`."""
+
+    @property
+    def key(self) -> str:
+        """Where the state dict sits in the file: "" at the top, else the key, dotted when deeper."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the state dict, in file order."""
+
+    @property
+    def extras(self) -> Mapping[str, object]:
+        """The rest of the file, in its own nesting, without what `notes` says was dropped.
+
+        At `key` it keeps a dict with the entries of the state dict that are no tensors (often none), so that
+        `write_checkpoint` can put everything back in its place. Always empty for safetensors.
+        """
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The text entries of a safetensors header, our own aside; empty for a torch file."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One-line sentences on what the reader dropped, carried over or chose."""
+
+    @property
+    def document(self) -> str | None:
+        """The JSON text of our own format if this is a compressed file, unread; else None."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole file."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor on the CPU, backed by the mapped file (read it, do not write to it)."""
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the whole file in hexadecimal, reading it once."""
+
+    def __enter__(self) -> Self:
+        """Return the checkpoint itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""

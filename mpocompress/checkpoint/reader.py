@@ -1,0 +1,47 @@
+"""Opening a checkpoint of any form that is read: one function a form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mpocompress.checkpoint.protocol import Checkpoint
+from mpocompress.checkpoint.safetensors_file import open_safetensors
+from mpocompress.checkpoint.sniff import Form, refusal, sniff
+from mpocompress.checkpoint.torch_zip import open_torch_zip
+
+_OPENERS: dict[Form, Callable[[Path, str | None], Checkpoint]] = {
+    Form.TORCH_ZIP: open_torch_zip,
+    Form.SAFETENSORS: open_safetensors,
+}
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
+    """Open a checkpoint by its content, whatever its name; no tensor data is read and nothing in it is run.
+
+    Args:
+        path: the file.
+        key: which dict of a training checkpoint is the state dict, dotted when deeper; None to find it.
+
+    Returns:
+        The open checkpoint, to be used as a context manager.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of a form that is not read, or without a clear state dict; the
+            message says what it is and what to do.
+        FormatError: it is marked as a compressed file but not laid out like one.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"epoch": 3, "model": {"fc.weight": torch.ones(2, 3)}}, f"{folder}/run.pt")
+        ...     with open_checkpoint(f"{folder}/run.pt") as checkpoint:
+        ...         print(checkpoint.key, checkpoint.tensors["fc.weight"].shape, checkpoint.extras)
+        model (2, 3) {'epoch': 3, 'model': {}}
+    """
+    path = Path(path)
+    form = sniff(path)
+    if form not in _OPENERS:
+        raise refusal(path, form)
+    return _OPENERS[form](path, key)

@@ -1,0 +1,73 @@
+"""Writing safetensors, one tensor at a time and always in the same order.
+
+The library's own `save_file` writes the entries of `__metadata__` in an order that changes from run to run (safetensors
+0.8), and wants all tensors in memory at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import torch
+
+from mpocompress.checkpoint.fresh import packed
+from mpocompress.checkpoint.safetensors_types import CODES
+from mpocompress.checkpoint.text import shown, shown_size
+from mpocompress.errors import OutputError
+
+MAX_HEADER_BYTES = 100_000_000  # readers refuse more
+_ALIGNMENT = 8
+
+
+def write_safetensors(
+    stream: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], where: str
+) -> None:
+    """Write tensors and text entries as safetensors, in the order the library uses: wide types first, then by name.
+
+    Args:
+        stream: where to write, from its current position on.
+        tensors: dense tensors; shared ones are written as copies.
+        metadata: text entries of the header, sorted on writing.
+        where: the output, for messages.
+
+    Raises:
+        OutputError: a dtype has no safetensors type, a name is the reserved one, or the header is too large.
+
+    Example:
+        >>> import io, safetensors.torch
+        >>> stream = io.BytesIO()
+        >>> write_safetensors(stream, {"fc.bias": torch.ones(2)}, {"format": "pt"}, "out.safetensors")
+        >>> safetensors.torch.load(stream.getvalue())
+        {'fc.bias': tensor([1., 1.])}
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    start = 0
+    for name in order:
+        tensor = tensors[name]
+        end = start + tensor.numel() * tensor.element_size()
+        if tensor.dtype not in CODES or name == "__metadata__":
+            raise OutputError(
+                where=where,
+                found=f"{shown(name)} is of type {tensor.dtype}",
+                why="safetensors cannot hold a tensor of this type, or of the name '__metadata__'",
+                action="Write a .pt file.",
+            )
+        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_BYTES:
+        raise OutputError(
+            where=where,
+            found=f"a header of {shown_size(len(text))}",
+            why=f"readers of safetensors refuse more than {shown_size(MAX_HEADER_BYTES)}",
+            action="Write a .pt file.",
+        )
+    stream.write(len(text).to_bytes(8, "little"))
+    stream.write(text)
+    for name in order:
+        if tensors[name].numel():
+            stream.write(packed(tensors[name]).reshape(-1).view(torch.uint8).numpy().data)

@@ -1,0 +1,214 @@
+"""What a file is, by its content; and, for forms that are not read, what to do instead."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from enum import Enum, auto
+from pathlib import Path
+
+from mpocompress.errors import CheckpointError
+
+_HEAD_BYTES = 4096
+_LARGEST_HEADER_BYTES = 100_000_000  # what safetensors itself accepts; text read as a length is far above it
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+class Form(Enum):
+    """The forms a checkpoint, or what is taken for one, comes in."""
+
+    TORCH_ZIP = auto()
+    SAFETENSORS = auto()
+    TORCHSCRIPT = auto()
+    TORCH_EXPORT = auto()
+    TORCH_PACKAGE = auto()
+    NUMPY_ZIP = auto()
+    PLAIN_ZIP = auto()
+    BROKEN_ZIP = auto()
+    LEGACY_TORCH = auto()
+    PICKLE = auto()
+    HTML = auto()
+    LFS_POINTER = auto()
+    GGUF = auto()
+    HDF5 = auto()
+    PACKED = auto()
+    JSON = auto()
+    FOLDER = auto()
+    SPECIAL = auto()
+    EMPTY = auto()
+    MISSING = auto()
+    UNREADABLE = auto()
+    UNKNOWN = auto()
+
+
+_SAVE_AGAIN = "If you trust it, load it with torch.load and save its state dict again with the current torch.save."
+_SAVE_STATE_DICT = "In the program that made the model, save its state dict: torch.save(model.state_dict(), ...)."
+_CONVERT = "Convert it to safetensors or to a PyTorch state dict with the tool that wrote it."
+_FETCH_AGAIN = "Fetch the file again and compare its size with the source."
+_NOT_READ = "this release reads zip files written by torch.save, and safetensors"
+_NO_MODEL = "it holds no model"
+
+# form -> (found, why, action)
+_REFUSALS: dict[Form, tuple[str, str, str]] = {
+    Form.TORCHSCRIPT: (
+        "a TorchScript archive (torch.jit.save)",
+        _NOT_READ,
+        "Load it with torch.jit.load and save its state dict: torch.save(module.state_dict(), ...).",
+    ),
+    Form.TORCH_EXPORT: (
+        "a torch.export archive (.pt2)",
+        _NOT_READ,
+        "Load it with torch.export.load and save its state dict: torch.save(program.state_dict, ...).",
+    ),
+    Form.TORCH_PACKAGE: ("a torch.package archive", _NOT_READ, _SAVE_STATE_DICT),
+    Form.NUMPY_ZIP: (
+        "a NumPy .npz archive",
+        _NOT_READ,
+        "Turn its arrays into tensors and save the dict: torch.save({name: torch.from_numpy(array), ...}, ...).",
+    ),
+    Form.PLAIN_ZIP: (
+        "a zip archive without a PyTorch checkpoint at its top",
+        _NOT_READ,
+        "Unpack it and name the file inside.",
+    ),
+    Form.BROKEN_ZIP: ("the start of a zip archive without its end", "the file is cut off or damaged", _FETCH_AGAIN),
+    Form.LEGACY_TORCH: ("a checkpoint in the form torch.save wrote before PyTorch 1.6", _NOT_READ, _SAVE_AGAIN),
+    Form.PICKLE: (
+        "a bare Python pickle, not written by torch.save",
+        "loading one runs whatever it contains, so it is not read",
+        "If you trust it, load it with pickle and save its tensors: torch.save(state_dict, ...).",
+    ),
+    Form.HTML: (
+        "a web page",
+        _NO_MODEL,
+        "The download got a page in place of the file (a login, an error): fetch the file itself.",
+    ),
+    Form.LFS_POINTER: (
+        "a git-lfs pointer",
+        "the model itself was never fetched",
+        "Run `git lfs pull` in its repository.",
+    ),
+    Form.GGUF: ("a GGUF file", _NOT_READ, _CONVERT),
+    Form.HDF5: ("an HDF5 file (Keras or similar)", _NOT_READ, _CONVERT),
+    Form.PACKED: ("a packed file (tar, gzip, bzip2, xz or zstd)", _NOT_READ, "Unpack it and name the file inside."),
+    Form.JSON: (
+        "JSON text, such as an index of shards or a configuration",
+        _NO_MODEL,
+        "Name the file with the weights.",
+    ),
+    Form.FOLDER: ("a folder", _NOT_READ, "Name the file with the weights in it."),
+    Form.SPECIAL: (
+        "a device, pipe or socket",
+        "a checkpoint is mapped into memory, which takes a plain file",
+        "Save it to a file first.",
+    ),
+    Form.EMPTY: ("an empty file", _NO_MODEL, _FETCH_AGAIN),
+    Form.MISSING: ("no such file", "there is nothing to read", "Check the path."),
+    Form.UNREADABLE: (
+        "the file cannot be opened",
+        "its permissions do not let this user read it",
+        "Change its permissions.",
+    ),
+    Form.UNKNOWN: ("a file of unknown form", _NOT_READ, _SAVE_STATE_DICT),
+}
+
+_STARTS: tuple[tuple[bytes, Form], ...] = (
+    (_LEGACY_MAGIC, Form.LEGACY_TORCH),
+    (b"GGUF", Form.GGUF),
+    (b"\x89HDF\r\n\x1a\n", Form.HDF5),
+    (b"version https://git-lfs.github.com/spec/", Form.LFS_POINTER),
+    (b"\x1f\x8b", Form.PACKED),
+    (b"BZh", Form.PACKED),
+    (b"\xfd7zXZ\x00", Form.PACKED),
+    (b"\x28\xb5\x2f\xfd", Form.PACKED),
+)
+
+
+def sniff(path: Path) -> Form:
+    """Tell what a file is from its content, never from its name.
+
+    Args:
+        path: any path, existing or not.
+
+    Returns:
+        The form; nothing in the file is loaded or run.
+
+    Example:
+        >>> import tempfile
+        >>> sniff(Path(tempfile.gettempdir())).name
+        'FOLDER'
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return Form.FOLDER
+        if not stat.S_ISREG(status.st_mode):
+            return Form.SPECIAL
+        if status.st_size == 0:
+            return Form.EMPTY
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return Form.MISSING
+    except OSError:
+        return Form.UNREADABLE
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return _sniff_zip(path)
+    return _sniff_head(head)
+
+
+def refusal(path: Path, form: Form) -> CheckpointError:
+    """Return the error that says what a file is, why it is not read, and the way out.
+
+    Args:
+        path: the file.
+        form: what `sniff` made of it.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> print(refusal(Path("page.pt"), Form.EMPTY))
+        page.pt: an empty file; it holds no model. Fetch the file again and compare its size with the source.
+    """
+    found, why, action = _REFUSALS[form]
+    return CheckpointError(where=str(path), found=found, why=why, action=action)
+
+
+def _sniff_head(head: bytes) -> Form:
+    for start, form in _STARTS:
+        if head.startswith(start):
+            return form
+    if head[257:262] == b"ustar":
+        return Form.PACKED
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER_BYTES:
+        return Form.SAFETENSORS
+    if head[:1] == b"\x80" and 2 <= head[1] <= 5:
+        return Form.PICKLE
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return Form.HTML
+    if text.startswith((b"{", b"[")):
+        return Form.JSON
+    return Form.UNKNOWN
+
+
+def _sniff_zip(path: Path) -> Form:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        return Form.BROKEN_ZIP
+    if not names:
+        return Form.PLAIN_ZIP
+    prefix = names[0].partition("/")[0] + "/"
+    inside = {name.removeprefix(prefix) for name in names}
+    for mark, form in (
+        ("constants.pkl", Form.TORCHSCRIPT),
+        ("archive_format", Form.TORCH_EXPORT),
+        (".data/extern_modules", Form.TORCH_PACKAGE),
+        ("data.pkl", Form.TORCH_ZIP),
+    ):
+        if mark in inside:
+            return form
+    return Form.NUMPY_ZIP if all(name.endswith(".npy") for name in names) else Form.PLAIN_ZIP

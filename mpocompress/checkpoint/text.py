@@ -1,0 +1,45 @@
+"""How names and sizes from a file are shown in messages."""
+
+from __future__ import annotations
+
+_LONGEST = 120
+
+
+def shown(text: str) -> str:
+    r"""Return text fit for one line of a message: escape codes and newlines escaped, long text cut.
+
+    Args:
+        text: a tensor name, key or path, as found; it may be hostile.
+
+    Returns:
+        The same text if it is short and printable.
+
+    Example:
+        >>> shown("lstm.weight_ih_l0"), shown("a\x1b[31mb")
+        ('lstm.weight_ih_l0', 'a\\x1b[31mb')
+    """
+    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+
+
+def shown_size(size_bytes: int) -> str:
+    """Return a number of bytes in the unit that reads best, powers of 1000.
+
+    Args:
+        size_bytes: how many bytes.
+
+    Returns:
+        Text such as `2.1 MB`.
+
+    Example:
+        >>> shown_size(999), shown_size(2_100_000), shown_size(10**15)
+        ('999 bytes', '2.1 MB', '1000.0 TB')
+    """
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
+    value = float(size_bytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.95 or unit == "TB":
+            break
+    return f"{value:.1f} {unit}"

@@ -1,0 +1,249 @@
+"""Writing a checkpoint, compressed or dense, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from mpocompress.checkpoint.atomic import replacing
+from mpocompress.checkpoint.extras import holds_anything, restore
+from mpocompress.checkpoint.fresh import Fresh
+from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
+from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP
+from mpocompress.checkpoint.safetensors_stream import write_safetensors
+from mpocompress.checkpoint.text import shown, shown_size
+from mpocompress.errors import OutputError, OutputExistsError
+
+_OVERHEAD_BYTES = 2**20
+_OVERHEAD_BYTES_PER_TENSOR = 512
+
+
+def container_for(path: str | os.PathLike[str]) -> str:
+    """Tell which container an output gets from its name.
+
+    Args:
+        path: the output.
+
+    Returns:
+        `safetensors` for that extension, `torch-zip` for every other.
+
+    Example:
+        >>> container_for("small.safetensors"), container_for("small.pt")
+        ('safetensors', 'torch-zip')
+    """
+    return SAFETENSORS if Path(path).suffix.lower() == ".safetensors" else TORCH_ZIP
+
+
+def left_out(container: str, *, extras: Mapping[str, object], metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Name what `write_checkpoint` cannot keep in a container, to be told to the user.
+
+    safetensors holds no values beside tensors and text, a torch file no header texts.
+
+    Args:
+        container: the container of the output.
+        extras: as given to `write_checkpoint`.
+        metadata: as given to `write_checkpoint`.
+
+    Returns:
+        The names of the entries left out; empty if all is kept.
+
+    Example:
+        >>> left_out("safetensors", extras={"epoch": 3, "model": {}}, metadata={})
+        ('epoch',)
+    """
+    if container == SAFETENSORS:
+        return tuple(str(name) for name, value in extras.items() if holds_anything(value))
+    return tuple(name for name in metadata if name != "format")  # that one only says which library wrote it
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Refuse an output that could not or must not be written, before any work is done.
+
+    Args:
+        path: the output.
+        overwrite: whether an existing file may be replaced.
+        inputs: files being read; none may be the output, under whatever name or link.
+
+    Raises:
+        OutputExistsError: the file exists and `overwrite` is false.
+        OutputError: it is a folder, a device, one of the inputs, or its folder is missing or not writable.
+    """
+    path = Path(path)
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir():
+        raise _refusal(path, "a folder", "the output is one file", "Name a file in it.")
+    if not folder.is_dir():
+        raise _refusal(path, f"no folder {folder}", "the file has nowhere to go", "Create the folder first.")
+    if path.exists():
+        if not path.is_file():
+            raise _refusal(path, "a device, pipe or socket", "it would be replaced by a file", "Name a plain file.")
+        if any(source.exists() and path.samefile(source) for source in inputs):
+            raise _refusal(
+                path,
+                "the output is a file being read, by the same name or by a link",
+                "it is mapped into memory and writing would destroy it",
+                "Name another output.",
+            )
+        if not overwrite:
+            raise OutputExistsError(
+                where=str(path),
+                found="the file exists",
+                why="it is not replaced unasked",
+                action="Name another output, or ask for it to be overwritten.",
+            )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _refusal(
+            path, f"folder {folder} is not writable", "the file cannot be created", "Change its permissions."
+        )
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    aliases: Mapping[str, str],
+    container: str,
+    key: str,
+    extras: Mapping[str, object],
+    metadata: Mapping[str, str],
+    document: str | None,
+    overwrite: bool,
+    inputs: Sequence[Path],
+) -> int:
+    """Write a checkpoint: the same arguments always give the same bytes, and a failure leaves nothing behind.
+
+    With a document, a torch file is laid out as `{"mpocompress": document, "state_dict": ..., "extras": ...}` and a
+    safetensors file has it in its header. Without one the file is an ordinary dense checkpoint: in a torch file the
+    state dict is put at `key` among the extras.
+
+    An alias is written as a shared tensor in a torch file. safetensors has no sharing: beside a document the alias is
+    recorded in the header entry `mpocompress.aliases`; in a dense file it is written as a copy, so that every loader
+    finds every name.
+
+    What the container cannot keep is left out; `left_out` names it.
+
+    Args:
+        path: the output.
+        tensors: name -> dense tensor, in the order to be written; made contiguous and cut to their own elements.
+        aliases: further name -> name in `tensors` that it is tied to; written after the tensors.
+        container: `torch-zip` or `safetensors`.
+        key: where the state dict belongs in a dense torch file.
+        extras: everything else for a torch file.
+        metadata: text entries for a safetensors header; `format` is set to `pt` if missing, which loaders ask for.
+        document: the JSON text of our format, or None.
+        overwrite: whether an existing file may be replaced.
+        inputs: files being read; none may be the output.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        OutputError: the output is refused (see `check_output`), does not fit on the disk, or cannot be written.
+        FormatError: the document is too large.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size_bytes = write_checkpoint(
+        ...         f"{folder}/dense.pt", tensors={"fc.weight": torch.ones(2, 3)}, aliases={}, container="torch-zip",
+        ...         key="model", extras={"epoch": 3}, metadata={}, document=None, overwrite=False, inputs=[],
+        ...     )
+        ...     torch.load(f"{folder}/dense.pt", weights_only=True)
+        {'epoch': 3, 'model': {'fc.weight': tensor([[1., 1., 1.],
+                [1., 1., 1.]])}}
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite, inputs=inputs)
+    _check_names(path, tensors, aliases, metadata)
+    if document is not None:
+        check_document(document, str(path))
+    as_copies = container == SAFETENSORS and document is None
+    _check_space(path, tensors, aliases if as_copies else {}, document)
+    with replacing(path) as stream:
+        if container == SAFETENSORS:
+            state = {**tensors, **{name: tensors[target] for name, target in aliases.items()}} if as_copies else tensors
+            header = {"format": "pt", **metadata}
+            if document is not None:
+                header[MARK] = document
+                if aliases:
+                    header[ALIASES] = json.dumps(dict(aliases), sort_keys=True)
+            write_safetensors(stream, state, header, str(path))
+        else:
+            _write_torch(stream, tensors, aliases, key, extras, document, str(path))
+        return stream.tell()
+
+
+def _write_torch(
+    stream: BinaryIO,
+    tensors: Mapping[str, torch.Tensor],
+    aliases: Mapping[str, str],
+    key: str,
+    extras: Mapping[str, object],
+    document: str | None,
+    where: str,
+) -> None:
+    fresh = Fresh()
+    state = {name: fresh.copy(tensor) for name, tensor in tensors.items()}
+    state |= {name: state[target] for name, target in aliases.items()}
+    root = (
+        {MARK: document, STATE_DICT: state, EXTRAS: extras}
+        if document is not None
+        else restore(extras, key, state, where)
+    )
+    # A stream, not a path: torch.save would name the folder inside the archive after the path.
+    try:
+        torch.save(fresh.copy(root), stream)
+    except RuntimeError as error:
+        cause = error.__context__
+        if isinstance(cause, OSError | KeyboardInterrupt):  # torch hides what the stream raised behind its own error
+            raise cause from None
+        raise OutputError(
+            where=where,
+            found=f"torch.save cannot write this ({shown(str(error))})",
+            why="nothing was written",
+            action="Check the tensors for unusual kinds of memory, and save the model again.",
+        ) from error
+
+
+def _check_names(
+    path: Path, tensors: Mapping[str, torch.Tensor], aliases: Mapping[str, str], metadata: Mapping[str, str]
+) -> None:
+    for name, target in aliases.items():
+        if name in tensors or target not in tensors:
+            raise _refusal(
+                path,
+                f"alias {shown(name)} of {shown(target)} does not fit the tensors",
+                "an alias is a further name of a tensor that is written",
+                "Name a tensor, and no name twice.",
+            )
+    for name in (MARK, ALIASES):
+        if name in metadata:
+            raise _refusal(
+                path, f"a header entry {name!r}", "it is reserved for the compressed format", "Leave it out."
+            )
+
+
+def _check_space(
+    path: Path, tensors: Mapping[str, torch.Tensor], copies: Mapping[str, str], document: str | None
+) -> None:
+    names = [*tensors, *copies.values()]
+    needed = sum(tensors[name].numel() * tensors[name].element_size() + _OVERHEAD_BYTES_PER_TENSOR for name in names)
+    needed += len(document or "") + _OVERHEAD_BYTES
+    free = shutil.disk_usage(os.path.realpath(path.parent)).free
+    if needed > free:
+        raise _refusal(
+            path,
+            f"about {shown_size(needed)} are needed and {shown_size(free)} are free",
+            "the disk would be full",
+            "Free some space, or name an output on another disk.",
+        )
+
+
+def _refusal(path: Path, found: str, why: str, action: str) -> OutputError:
+    return OutputError(where=str(path), found=found, why=why, action=action)

@@ -1,0 +1,21 @@
+"""`mpocompress expand`."""
+
+from __future__ import annotations
+
+import click
+
+import mpocompress
+from mpocompress.cli.options import EXISTING, force_option
+
+
+@click.command()
+@click.argument("file", type=EXISTING)
+@click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File to write.")
+@force_option
+def expand(file: str, output: str, force: bool) -> None:
+    """Write an ordinary dense checkpoint from a compressed FILE: same names, dtypes and nesting as the original."""
+    report = mpocompress.expand(file, output, overwrite=force)
+    for note in report.notes:
+        click.echo(f"Note: {note}", err=True)
+    rebuilt = sum(len(matrix.members) for matrix in report.compressed)
+    click.echo(f"Wrote {output}: {report.totals.dense_parameters:,} parameters, {rebuilt} weights rebuilt.")

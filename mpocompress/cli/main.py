@@ -1,0 +1,77 @@
+"""The `mpocompress` command: its subcommands, and the only place that catches errors."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from mpocompress._version import __version__
+from mpocompress.cli.compress import compress
+from mpocompress.cli.expand import expand
+from mpocompress.cli.inspect import inspect
+from mpocompress.cli.plan import plan
+from mpocompress.errors import MPOCompressError, OutputExistsError, SelectionError
+
+HINTS: dict[type[MPOCompressError], str] = {
+    OutputExistsError: "--force replaces it.",
+    SelectionError: "Patterns are given with --include, --exclude, --as and --bond GLOB=N.",
+}
+
+
+class DefaultGroup(click.Group):
+    """A group whose first word may be left out: `mpocompress model.pt ...` is `mpocompress compress model.pt ...`."""
+
+    default = "compress"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command in front of anything that is neither a command nor one of the group's own flags."""
+        own = {flag for param in self.get_params(ctx) for flag in param.opts}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(
+    cls=DefaultGroup,
+    commands=[compress, plan, inspect, expand],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+def cli() -> None:
+    r"""Compress a trained PyTorch checkpoint.
+
+    LSTM and Linear weights become matrix product operators (MPO). No model code is needed and none is run.
+    `mpocompress MODEL ...` is short for `mpocompress compress MODEL ...`.
+
+    \b
+    mpocompress plan model.pt                       what is possible
+    mpocompress model.pt --bond 16 -o small.pt      compress, show what was lost
+    mpocompress inspect small.pt                    show it again
+    mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
+
+    Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not
+    met.
+    """
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        code = cli.main(prog_name="mpocompress", standalone_mode=False)
+    except MPOCompressError as error:
+        hint = next((text for kind, text in HINTS.items() if isinstance(error, kind)), "")
+        _leave(f"Error: {error}" + (f" {hint}" if hint else ""), 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("Stopped; nothing was written.", 1)
+    except MemoryError:
+        _leave("Error: out of memory; nothing was written. Work on fewer matrices at a time: --jobs 1.", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _leave(message: str, code: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(code)

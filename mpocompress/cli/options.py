@@ -1,0 +1,150 @@
+"""Options that several commands share, and the values they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import mpocompress
+from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
+
+if TYPE_CHECKING:
+    from mpocompress.discovery import ForcedKind, LSTMChoice, Selection
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXISTING = click.Path(exists=False, dir_okay=True, path_type=str)
+
+
+class SitesType(click.ParamType[SitesChoice]):
+    """`auto`, `lowrank` or a number of sites."""
+
+    name = "auto|lowrank|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SitesChoice:
+        """Check the value."""
+        if value in ("auto", "lowrank"):
+            choice: SitesChoice = value
+            return choice
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if not MIN_SITES <= number <= MAX_SITES:
+            self.fail(f"{value!r} is not auto, lowrank or a number from {MIN_SITES} to {MAX_SITES}.", param, ctx)
+        return number
+
+
+class BondType(click.ParamType[tuple[str | None, int]]):
+    """`N`, or `GLOB=N` for the layers that match."""
+
+    name = "N|GLOB=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
+        """Split the value."""
+        if isinstance(value, tuple):
+            return value
+        glob, equals, number = str(value).rpartition("=")
+        if not number.isascii() or not number.isdigit() or int(number) < 1 or (equals and not glob):
+            self.fail(f"{value!r} is not a bond (an integer of 1 or more), nor GLOB=N.", param, ctx)
+        return glob or None, int(number)
+
+
+class KindType(click.ParamType[tuple[str, str]]):
+    """`KIND=GLOB`."""
+
+    name = "KIND=GLOB"
+    kinds = ("lstm", "linear", "embedding")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Split the value."""
+        if isinstance(value, tuple):
+            return value
+        kind, equals, glob = str(value).partition("=")
+        if kind not in self.kinds or not equals or not glob:
+            self.fail(f"{value!r} is not KIND=GLOB with a KIND of {', '.join(self.kinds)}.", param, ctx)
+        return kind, glob
+
+
+class FractionType(click.ParamType[float]):
+    """A number above 0 and at most 1; `1/8` is understood."""
+
+    name = "F"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Check the value."""
+        if isinstance(value, float):
+            return value
+        above, slash, below = str(value).partition("/")
+        try:
+            number = float(above) / float(below) if slash else float(above)
+        except (ValueError, ZeroDivisionError):
+            number = float("nan")
+        if not 0 < number <= 1:
+            self.fail(f"{value!r} is not a number above 0 and at most 1.", param, ctx)
+        return number
+
+
+def selection_options(command: Command) -> Command:
+    """Options that say which layers, and in what form."""
+    for option in reversed(
+        (
+            click.option(
+                "--sites", type=SitesType(), default="auto", show_default=True, help="Site shape of the MPOs."
+            ),
+            click.option(
+                "--lstm",
+                type=click.Choice(["auto", "joint", "separate"]),
+                default="auto",
+                show_default=True,
+                help="LSTM weights as one matrix [W_ih W_hh], or apart.",
+            ),
+            click.option("--include", metavar="GLOB", multiple=True, help="Only these layers or tensors."),
+            click.option("--exclude", metavar="GLOB", multiple=True, help="Leave these layers or tensors dense."),
+            click.option(
+                "--as", "kinds", type=KindType(), multiple=True, help="Treat tensors as lstm, linear or embedding."
+            ),
+            click.option(
+                "--min-side",
+                type=click.IntRange(min=1),
+                default=64,
+                show_default=True,
+                help="Leave matrices with a smaller side dense.",
+            ),
+            click.option("--key", metavar="NAME", help="Where the state dict sits in a nested checkpoint."),
+            click.option(
+                "--jobs", type=click.IntRange(min=1), help="Matrices at a time.  [default: the number of cores]"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def selection(
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    kinds: tuple[tuple[ForcedKind, str], ...],
+    min_side: int,
+    lstm: LSTMChoice,
+) -> Selection:
+    """The selection that the options ask for."""
+    return mpocompress.Selection(
+        include=include,
+        exclude=exclude,
+        kinds={glob: kind for kind, glob in kinds},
+        min_side=min_side,
+        lstm=lstm,
+    )
+
+
+def json_option(command: Command) -> Command:
+    """The option for output that programs read."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")(command)
+
+
+def force_option(command: Command) -> Command:
+    """The option that allows replacing a file."""
+    return click.option("--force", is_flag=True, help="Replace an existing output file.")(command)

@@ -1,0 +1,36 @@
+"""What goes to the terminal: reports on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from mpocompress.jobs import Progress as ProgressCallback
+
+
+def stdout() -> Console:
+    """The console that reports go to; its width is that of the terminal, 80 columns where there is none."""
+    return Console(file=sys.stdout, soft_wrap=False)
+
+
+@contextmanager
+def progress_bar() -> Iterator[ProgressCallback | None]:
+    """A progress bar on stderr while the block runs; nothing where stderr is no terminal."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def show(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total)
+
+        yield show

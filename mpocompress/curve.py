@@ -1,0 +1,173 @@
+"""What a matrix costs and loses in one site shape, for every bond: the curve from which bonds are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpocompress.sites import Sites
+from mpocompress.truncation import choose_bond
+
+TIE = 1e-3
+"""Shapes whose figures differ by less than this share are a tie, and the first (fastest) one wins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One matrix in one site shape.
+
+    Args:
+        sites: the site shape.
+        tails: for every cut, the weight discarded by each bond as a share of the squared norm; shape (bonds + 1,),
+            entry `b` belongs to bond `b`. They may stop at a cap; larger bonds are then not known.
+
+    Example:
+        >>> from mpocompress.sites import low_rank
+        >>> curve = Curve(sites=low_rank(4, 4), tails=(np.array([1.0, 0.2, 0.05, 0.01, 0.0]),))
+        >>> round(curve.error((2,)), 4), curve.bonds_for_error(0.3)
+        (0.2236, (2,))
+    """
+
+    sites: Sites
+    tails: tuple[NDArray[np.float64], ...]
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of entries of the dense matrix."""
+        return self.sites.shape[0] * self.sites.shape[1]
+
+    @property
+    def max_cap(self) -> int:
+        """The largest cap that this curve knows about and that still makes the matrix smaller; 0 when none does."""
+        known = max(len(tail) - 1 for tail in self.tails)
+        return self.cap_for_parameters(self.dense_parameters - 1, known)
+
+    def error(self, bonds: Sequence[int]) -> float:
+        """Relative error with these bonds: exact for one cut, an upper bound for several.
+
+        Args:
+            bonds: one bond for every cut.
+
+        Returns:
+            The relative Frobenius error, at most 1.
+
+        Source:
+            Oseledets 2011, theorem 2.2, doi:10.1137/090752286.
+        """
+        weight = sum(float(tail[min(bond, len(tail) - 1)]) for tail, bond in zip(self.tails, bonds, strict=True))
+        return math.sqrt(min(1.0, weight))
+
+    def table(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Parameters and squared relative error under every cap from 1 to `max_cap`.
+
+        Returns:
+            Two arrays of shape (max_cap,); see `error` for how exact the second one is.
+        """
+        caps = np.arange(1, self.max_cap + 1)
+        ones = np.ones_like(caps)
+        bonds = [ones, *(np.minimum(caps, bond) for bond in self.sites.max_bonds), ones]
+        parameters = np.zeros_like(caps)
+        for left, dim, right in zip(bonds, self.sites.dims, bonds[1:], strict=False):
+            parameters += left * dim * right
+        squares = np.zeros(len(caps))
+        for tail, bond in zip(self.tails, bonds[1:], strict=False):
+            squares += tail[np.minimum(bond, len(tail) - 1)]
+        return parameters, np.minimum(squares, 1.0)
+
+    def cap_for_parameters(self, parameters: int, highest: int | None = None) -> int:
+        """The largest cap whose MPO has at most so many parameters.
+
+        Args:
+            parameters: the limit.
+            highest: do not look above this cap.
+
+        Returns:
+            The cap; 0 when even bond 1 needs more.
+        """
+        low, high = 0, max(self.sites.max_bonds) if highest is None else highest
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.sites.parameters(self.sites.capped(middle)) <= parameters:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def bonds_for_error(self, relative_error: float) -> tuple[int, ...]:
+        """Bonds that keep a relative error, the allowance shared evenly over the cuts.
+
+        Args:
+            relative_error: what is allowed.
+
+        Returns:
+            The smallest bonds whose error (see `error`) is within it.
+        """
+        share = relative_error**2 / len(self.tails)
+        return tuple(choose_bond(tail, discarded_budget=share) for tail in self.tails)
+
+
+def best_under_cap(curves: Sequence[Curve], max_bond: int) -> Curve | None:
+    """The shape with the smallest error under a bond cap, among those that make the matrix smaller.
+
+    Only shapes of the fewest sites compete: at the same cap more sites cost several times the parameters, so their
+    smaller error would say nothing.
+
+    Args:
+        curves: candidates, fastest first.
+        max_bond: the cap.
+
+    Returns:
+        The curve, or None when none makes the matrix smaller.
+    """
+    cuts = min((len(curve.tails) for curve in curves), default=0)
+    smaller = [
+        curve
+        for curve in curves
+        if len(curve.tails) == cuts and curve.sites.parameters(curve.sites.capped(max_bond)) < curve.dense_parameters
+    ]
+    return _least(smaller, [curve.error(curve.sites.capped(max_bond)) for curve in smaller])
+
+
+def best_under_error(curves: Iterable[Curve], relative_error: float) -> Curve | None:
+    """The shape that keeps a relative error with the fewest parameters, fewer than the dense matrix.
+
+    Args:
+        curves: candidates, fastest first.
+        relative_error: what is allowed.
+
+    Returns:
+        The curve, or None when every shape needs at least as many parameters as the dense matrix.
+    """
+    fits = [
+        (curve, float(curve.sites.parameters(curve.bonds_for_error(relative_error))))
+        for curve in curves
+        if curve.error(curve.bonds_for_error(relative_error)) <= relative_error * (1 + 1e-9)
+    ]
+    fits = [(curve, cost) for curve, cost in fits if cost < curve.dense_parameters]
+    return _least([curve for curve, _ in fits], [cost for _, cost in fits])
+
+
+def best_under_parameters(curves: Iterable[Curve], parameters: int) -> tuple[Curve, int] | None:
+    """The shape and cap with the smallest error under a parameter limit.
+
+    Args:
+        curves: candidates, fastest first.
+        parameters: the limit.
+
+    Returns:
+        The curve and its cap, or None when no shape fits.
+    """
+    fits = [(curve, min(curve.cap_for_parameters(parameters), curve.max_cap)) for curve in curves]
+    fits = [(curve, cap) for curve, cap in fits if cap > 0]
+    best = _least([curve for curve, _ in fits], [curve.error(curve.sites.capped(cap)) for curve, cap in fits])
+    return next((fit for fit in fits if fit[0] is best), None)
+
+
+def _least(curves: Sequence[Curve], figures: Sequence[float]) -> Curve | None:
+    """The first curve whose figure is the least, ties within `TIE` counted as equal."""
+    limit = min(figures, default=0.0) * (1 + TIE)
+    return next((curve for curve, figure in zip(curves, figures, strict=True) if figure <= limit), None)

@@ -1,0 +1,64 @@
+"""Errors that say where, what was found, why that stops the work, and what to do next."""
+
+from __future__ import annotations
+
+
+class MPOCompressError(Exception):
+    """Base of every error this library raises on purpose.
+
+    The four parts are kept as attributes, so that a caller can show them its own way; `str` joins them into
+    `where: found; why. action`.
+
+    Args:
+        where: the file, layer or argument concerned.
+        found: what was found there, values included.
+        why: why the work cannot go on.
+        action: what to do next.
+
+    Example:
+        >>> print(TargetError(where="max_bond", found="got 0", why="a bond is at least 1", action="Give 1 or more."))
+        max_bond: got 0; a bond is at least 1. Give 1 or more.
+    """
+
+    def __init__(self, *, where: str, found: str, why: str, action: str) -> None:
+        super().__init__(f"{where}: {found}; {why}. {action}")
+        self.where = where
+        self.found = found
+        self.why = why
+        self.action = action
+
+
+class CheckpointError(MPOCompressError):
+    """A checkpoint cannot be read: missing, damaged, of an unknown form, or without a state dict."""
+
+
+class FormatError(MPOCompressError):
+    """A compressed file does not hold together: its document and its tensors disagree, or its version is unknown."""
+
+
+class OutputError(MPOCompressError):
+    """An output cannot be written: it exists, it is the input, or the folder does not take it."""
+
+
+class OutputExistsError(OutputError):
+    """The output exists and overwriting was not asked for."""
+
+
+class TargetError(MPOCompressError):
+    """A truncation target is malformed, or no choice of bonds can meet it."""
+
+
+class SelectionError(MPOCompressError):
+    """A layer pattern matches nothing, or asks for what a layer cannot be."""
+
+
+class SitesError(MPOCompressError):
+    """Site dims do not fit the matrix, or no site shape of the wanted form exists."""
+
+
+class DecompositionError(MPOCompressError):
+    """A matrix cannot be decomposed: wrong rank of tensor, dtype, or non-finite entries."""
+
+
+class ReportError(MPOCompressError):
+    """A report contradicts itself: its parts do not add up."""

@@ -1,0 +1,92 @@
+"""Compressible layers as names and shapes: which tensors form which matrix. No tensor is held here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LayerKind = Literal["lstm", "lstm_cell", "linear"]
+
+JOINT = "weight_joint"
+"""Stands for `weight_ih` and `weight_hh` in the name of a joint matrix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One tensor of a checkpoint that takes part in a matrix.
+
+    Args:
+        name: its name in the state dict.
+        shape: (rows, columns).
+        dtype: name of its dtype, as `float32`.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixSpec:
+    """One matrix to decompose: a tensor, or several side by side that share their rows.
+
+    Args:
+        name: what its cores are filed under: the tensor's own name, or that of the joint matrix.
+        members: the tensors, left to right.
+
+    Example:
+        >>> ih = Member(name="lstm.weight_ih_l0", shape=(1024, 28), dtype="float32")
+        >>> hh = Member(name="lstm.weight_hh_l0", shape=(1024, 256), dtype="float32")
+        >>> MatrixSpec(name=joint_name(ih.name), members=(ih, hh)).shape
+        (1024, 284)
+    """
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix."""
+        return self.members[0].shape[0], sum(member.shape[1] for member in self.members)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of entries."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One layer, or one level and direction of a stacked LSTM, with the ways its weights can be put into matrices.
+
+    Args:
+        name: path of the module in the model; empty for the model itself.
+        kind: what it is.
+        forms: alternatives, each a set of matrices that holds all compressible tensors of the layer once.
+    """
+
+    name: str
+    kind: LayerKind
+    forms: tuple[tuple[MatrixSpec, ...], ...]
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of entries of its compressible tensors."""
+        return sum(matrix.dense_parameters for matrix in self.forms[0])
+
+
+def joint_name(weight_ih: str) -> str:
+    """Name of the joint matrix [W_ih W_hh] of an LSTM layer.
+
+    Args:
+        weight_ih: name of its input-to-hidden weight.
+
+    Returns:
+        The name, with `weight_joint` in place of `weight_ih`.
+
+    Example:
+        >>> joint_name("encoder.weight_ih_l0_reverse")
+        'encoder.weight_joint_l0_reverse'
+    """
+    head, _, tail = weight_ih.rpartition("weight_ih")
+    return f"{head}{JOINT}{tail}"

@@ -1,0 +1,325 @@
+"""The one place where the steps are joined: open, discover, survey, plan, decompose, write, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
+from mpocompress.checkpoint import Checkpoint, check_output, container_for, left_out, open_checkpoint, write_checkpoint
+from mpocompress.decomposition import factorise, relative_error
+from mpocompress.discovery import Selection
+from mpocompress.errors import FormatError, OutputError, TargetError
+from mpocompress.jobs import Progress, available_cores, run_jobs
+from mpocompress.mpo import MPO
+from mpocompress.plan_report import PlanReport
+from mpocompress.planning import MatrixPlan, Survey, make_plan
+from mpocompress.report import MatrixReport, Report
+from mpocompress.rewriter import compressed_tensors, dense_tensors
+from mpocompress.sites import SitesChoice
+from mpocompress.survey import read_matrix, survey_checkpoint
+from mpocompress.truncation import Truncation
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+PLAN_TARGETS = (
+    *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
+    *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
+)
+ERROR_TRIES = 4
+"""How often bonds are raised when rounding the cores breaks an error target."""
+
+StrPath = str | PathLike[str]
+
+
+def compress(
+    source: StrPath,
+    target: StrPath,
+    *,
+    truncation: Truncation,
+    sites: SitesChoice = "auto",
+    selection: Selection = Selection(),  # noqa: B008 (frozen)
+    dtype: str | None = None,
+    key: str | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Compress a checkpoint file into another one.
+
+    Args:
+        source: the checkpoint.
+        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        truncation: what to reach.
+        sites: a site shape choice for every matrix.
+        selection: which layers, and in what form.
+        dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
+        key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
+        jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
+        overwrite: replace an existing target.
+        progress: told how far the work is.
+
+    Returns:
+        The report; the same document is in the file.
+
+    Raises:
+        CheckpointError: the source cannot be read, or holds nothing to compress.
+        OutputError: the target cannot be written.
+        SelectionError: a pattern that matches nothing.
+        TargetError: a target that no choice of bonds meets.
+    """
+    source, target = Path(source), Path(target)
+    _check_dtype(dtype)
+    check_output(target, overwrite=overwrite, inputs=[source])
+    with open_checkpoint(source, key=key) as checkpoint:
+        found = survey_checkpoint(
+            checkpoint,
+            selection=selection,
+            sites=sites,
+            max_bond=_bond_of_interest([truncation]),
+            jobs=_jobs(jobs),
+            progress=progress,
+        )
+        made = make_plan(found.layers, found.surveys, truncation, found.other_parameters)
+        carry_out = partial(
+            _decompose,
+            checkpoint=checkpoint,
+            error_budget=truncation.error_budget,
+            dtype=dtype,
+            surveys=found.surveys,
+        )
+        results = run_jobs(carry_out, made.matrices, jobs=_jobs(jobs), step="decomposing", progress=progress)
+        cores = {report.name: (report, mpo) for report, mpo in results if mpo is not None}
+        tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
+        container = container_for(target)
+        report = checkpoint_report(
+            found,
+            tuple(report for report, _ in results),
+            truncation=truncation,
+            notes=_left_out(container, checkpoint),
+            size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        )
+        size = write_checkpoint(
+            target,
+            tensors=tensors,
+            aliases={name: first for name, first in report.aliases.items() if first in tensors},
+            container=container,
+            key="state_dict",
+            extras=checkpoint.extras,
+            metadata=checkpoint.metadata,
+            document=report.to_json(),
+            overwrite=overwrite,
+            inputs=[source],
+        )
+    return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
+
+
+def plan(
+    source: StrPath,
+    *,
+    truncations: Sequence[Truncation] = PLAN_TARGETS,
+    sites: SitesChoice = "auto",
+    selection: Selection = Selection(),  # noqa: B008 (frozen)
+    key: str | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> PlanReport:
+    """What a range of targets would make of a checkpoint, without writing anything.
+
+    Args:
+        source: the checkpoint.
+        truncations: the targets; by default bonds from 4 to 128 and fractions from 1/2 to 1/32.
+        sites: a site shape choice for every matrix.
+        selection: which layers, and in what form.
+        key: where the state dict sits in a nested checkpoint.
+        jobs: matrices worked on at the same time; by default the number of cores.
+        progress: told how far the work is.
+
+    Returns:
+        The checkpoint as it is, and parameters and predicted errors for every target. All come from one factorisation a
+        matrix and site shape.
+
+    Raises:
+        CheckpointError: the source cannot be read, or holds nothing to compress.
+        SelectionError: a pattern that matches nothing.
+    """
+    with open_checkpoint(source, key=key) as checkpoint:
+        found = survey_checkpoint(
+            checkpoint,
+            selection=selection,
+            sites=sites,
+            max_bond=_bond_of_interest(truncations),
+            jobs=_jobs(jobs),
+            progress=progress,
+        )
+    return PlanReport(
+        checkpoint=checkpoint_report(found, untouched_reports(found)),
+        choices=tuple(planned_target(found, truncation) for truncation in truncations),
+    )
+
+
+def inspect(
+    source: StrPath,
+) -> Report:
+    """The report inside a compressed file.
+
+    Args:
+        source: a file that `compress` wrote.
+
+    Returns:
+        The report, its sums checked, the size of the file filled in.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        FormatError: not a compressed file, or one that contradicts itself.
+    """
+    with open_checkpoint(source) as checkpoint:
+        report = _document(checkpoint)
+        totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
+        return dataclasses.replace(report, totals=totals)
+
+
+def expand(
+    source: StrPath,
+    target: StrPath,
+    *,
+    overwrite: bool = False,
+) -> Report:
+    """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
+
+    Args:
+        source: a file that `compress` wrote.
+        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        overwrite: replace an existing target.
+
+    Returns:
+        The report that the compressed file holds; its notes say what the new file could not keep.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+        FormatError: not a compressed file, or one that contradicts itself.
+        OutputError: the target cannot be written, or the dense tensors would not fit beside it.
+    """
+    source, target = Path(source), Path(target)
+    check_output(target, overwrite=overwrite, inputs=[source])
+    with open_checkpoint(source) as checkpoint:
+        report = _document(checkpoint)
+        _check_room(report, target)
+        tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
+        ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
+        container = container_for(target)
+        report = dataclasses.replace(report, notes=_left_out(container, checkpoint))
+        write_checkpoint(
+            target,
+            tensors=tensors,
+            aliases={**ties, **report.aliases},
+            container=container,
+            key=report.source.key,
+            extras=checkpoint.extras,
+            metadata=checkpoint.metadata,
+            document=None,
+            overwrite=overwrite,
+            inputs=[source],
+        )
+    return report
+
+
+def _decompose(
+    entry: MatrixPlan,
+    *,
+    checkpoint: Checkpoint,
+    error_budget: float | None,
+    dtype: str | None,
+    surveys: Mapping[str, Survey],
+) -> tuple[MatrixReport, MPO | None]:
+    """Carry out the plan of one matrix and measure what it lost; an MPO of None keeps it dense."""
+    kept_dense = partial(dense_report, entry.layer, entry.kind, entry.matrix, surveys[entry.matrix.name].squared_norm)
+    if entry.sites is None:
+        return kept_dense(entry.reason), None
+    stored = dtype or entry.matrix.members[0].dtype
+    weight = read_matrix(entry.matrix, checkpoint)
+    allowed = error_budget
+    for _ in range(ERROR_TRIES):
+        bonds = entry.bonds if allowed is None else None
+        result = factorise(weight, entry.sites, bonds=bonds, relative_error=allowed)
+        mpo = result.mpo.to(DTYPES[stored])
+        error = relative_error(weight, mpo)
+        if not math.isfinite(error):
+            return kept_dense(f"its cores do not fit into {stored}"), None
+        if error_budget is None or error <= error_budget:
+            break
+        # Storing the cores in few bits added to the error: leave room for it and truncate less.
+        allowed = math.sqrt(max((allowed or 0.0) ** 2 - 2 * (error**2 - error_budget**2), 0.0))
+    if error_budget is not None and (error > error_budget or mpo.parameters >= entry.matrix.dense_parameters):
+        return kept_dense(f"no smaller MPO in {stored} keeps a relative error of {error_budget:.4g}"), None
+    return compressed_report(entry, result, mpo, error), mpo
+
+
+def _document(checkpoint: Checkpoint) -> Report:
+    """The report inside a compressed file."""
+    if checkpoint.document is None:
+        raise FormatError(
+            where=checkpoint.path.name,
+            found="an ordinary checkpoint",
+            why="there is no compression report in it",
+            action="Give a file that mpocompress wrote, or compress this one.",
+        )
+    return Report.from_json(checkpoint.document, where=checkpoint.path.name)
+
+
+def _left_out(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What of a checkpoint a container cannot keep, as a sentence."""
+    names = left_out(container, extras=checkpoint.extras, metadata=checkpoint.metadata)
+    return (f"left out, since a {container} file cannot hold them: {', '.join(names)}",) if names else ()
+
+
+def _check_room(report: Report, target: Path) -> None:
+    """Refuse to expand what the disk cannot hold, before anything is multiplied out."""
+    needed = sum(m.dense_parameters * DTYPES[m.source_dtype].itemsize for m in report.compressed)
+    free = shutil.disk_usage(target.resolve().parent).free
+    if needed > free:
+        raise OutputError(
+            where=target.name,
+            found=f"{needed:,} bytes of dense weights to write",
+            why=f"the disk has {free:,} bytes free",
+            action="Free some space, or write to another disk. If the file is not yours, it may be made to fill disks.",
+        )
+
+
+def _bond_of_interest(truncations: Sequence[Truncation]) -> int | None:
+    """How far the spectra must be known: twice the largest cap, since forms are compared at equal parameters."""
+    if any(one.kind != "bond" for one in truncations):
+        return None
+    return 2 * max(bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond)
+
+
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise TargetError(
+            where="dtype",
+            found=f"got {dtype!r}",
+            why="cores are stored as floating point numbers",
+            action=f"Give one of: {', '.join(DTYPES)}.",
+        )
+
+
+def _jobs(jobs: int | None) -> int:
+    if jobs is not None and jobs < 1:
+        raise TargetError(
+            where="jobs",
+            found=f"got {jobs}",
+            why="at least one matrix is worked on at a time",
+            action="Give 1 or more.",
+        )
+    return jobs or available_cores()

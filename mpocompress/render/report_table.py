@@ -1,0 +1,140 @@
+"""The report of a compression as a table, its totals, and what it means in words."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from mpocompress.render.words import achieved, asked, shape, sites_label, size, tail, times
+from mpocompress.report import MatrixReport, Report
+
+WIDE = 110
+"""From this many columns on, a table shows everything."""
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Print a report.
+
+    Args:
+        report: the report.
+        console: where to.
+    """
+    if report.matrices:
+        console.print(_table(report, console.width))
+    _show_dense(report, console)
+    console.print()
+    console.print(_totals(report))
+    _show_words(report, console)
+
+
+def _table(report: Report, width: int) -> Table:
+    """One row for every eligible matrix."""
+    wide = width >= WIDE
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("weight", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("sites", no_wrap=True)
+    table.add_column("bonds", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("parameters before", justify="right", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("smaller", justify="right", no_wrap=True)
+    table.add_column("error", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("dtype", no_wrap=True)
+    rows = [_row(matrix, wide) for matrix in report.matrices]
+    columns = [[str(column.header), *cells] for column, *cells in zip(table.columns, *rows, strict=True)]
+    room = width - sum(max(map(len, cells)) + 2 for cells in columns[1:]) - 2
+    for name, *cells in rows:
+        table.add_row(Text(tail(name, max(16, room))), *cells)
+    return table
+
+
+def _row(matrix: MatrixReport, wide: bool) -> list[str]:
+    """The cells of one matrix."""
+    label = sites_label(matrix.row_dims, matrix.col_dims, matrix.anti_aligned)
+    if wide and matrix.is_compressed:
+        label += "  " + " ".join(f"{row}x{col}" for row, col in zip(matrix.row_dims, matrix.col_dims, strict=True))
+    return [
+        matrix.name,
+        shape(matrix.shape),
+        label,
+        ",".join(map(str, matrix.bonds)),
+        *([f"{matrix.dense_parameters:,}"] if wide else []),
+        f"{matrix.parameters:,}",
+        times(matrix.dense_parameters, matrix.parameters) if matrix.is_compressed else "",
+        f"{matrix.relative_error:.4f}" if matrix.is_compressed else "",
+        *([matrix.dtype] if wide else []),
+    ]
+
+
+def _show_dense(report: Report, console: Console) -> None:
+    """Why matrices were kept dense, one line for every reason."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for matrix in report.matrices:
+        if matrix.reason:
+            reasons[matrix.reason].append(matrix.name)
+    if not reasons:
+        return
+    console.print("\n[bold]Kept dense[/]")
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(Padding(f"{escape(names[0])}{more}: {escape(reason)}", (0, 0, 0, 2)), highlight=False)
+
+
+def _totals(report: Report) -> Table:
+    """Sums, coverage and sizes."""
+    totals = report.totals
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    if report.target is not None:
+        grid.add_row("target", f"{asked(report.target)}, achieved {achieved(report.target)}")
+    share = totals.eligible_parameters / totals.dense_parameters if totals.dense_parameters else 0.0
+    grid.add_row(
+        "eligible",
+        f"{totals.eligible_parameters:,} -> {totals.eligible_parameters_after:,} parameters, "
+        f"{times(totals.eligible_parameters, totals.eligible_parameters_after)} smaller "
+        f"({share:.1%} of all parameters)",
+    )
+    grid.add_row(
+        "whole model",
+        f"{totals.dense_parameters:,} -> {totals.parameters:,} parameters, "
+        f"{times(totals.dense_parameters, totals.parameters)} smaller",
+    )
+    grid.add_row(
+        "weights",
+        f"{size(totals.size_bytes_before)} -> {size(totals.size_bytes_after)}, "
+        f"{times(totals.size_bytes_before, totals.size_bytes_after)} smaller",
+    )
+    if totals.file_size_bytes_after is not None:
+        grid.add_row("file", f"{size(totals.file_size_bytes_before)} -> {size(totals.file_size_bytes_after)}")
+    if report.compressed:
+        grid.add_row("error", f"{report.relative_error:.4f} over all eligible weights (relative, Frobenius norm)")
+    grid.add_row("skipped", _skipped(report))
+    return grid
+
+
+def _skipped(report: Report) -> str:
+    """What was passed through, by reason."""
+    totals = report.totals
+    passed = totals.dense_parameters - totals.eligible_parameters
+    share = passed / totals.dense_parameters if totals.dense_parameters else 0.0
+    reasons = Counter(one.reason for one in report.skipped)
+    said = "; ".join(f"{count} x {escape(reason)}" for reason, count in reasons.most_common())
+    return f"{passed:,} parameters ({share:.1%}) in {len(report.skipped)} tensors: {said}" if reasons else "nothing"
+
+
+def _show_words(report: Report, console: Console) -> None:
+    """Verdict, notes, and what was not met."""
+    verdict = (" ".join(report.verdict()),) if report.target is not None else ()
+    said = (("yellow", "Note", report.notes), ("bold", "Verdict", verdict), ("bold red", "Not met", report.unmet))
+    for style, label, sentences in said:
+        for sentence in sentences:
+            console.print()
+            console.print(Text.assemble((f"{label}: ", style), sentence), highlight=False)

@@ -1,0 +1,353 @@
+"""The report of a compression: plain numbers that check their own sums, and its JSON document."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mpocompress.errors import FormatError, ReportError
+from mpocompress.sites import Sites
+
+FORMAT, VERSION = "mpocompress", 1
+SUM_TOLERANCE = 1e-5
+"""How far the discarded weights may be from the squared relative error, as a share of the squared norm."""
+FRAGILE_ERROR = 0.3
+"""Relative error above which real models are known to stop working without data or fine-tuning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The checkpoint that was compressed.
+
+    Args:
+        file: its name, without the folder.
+        sha256: digest of the whole file, hexadecimal.
+        container: `torch-zip` or `safetensors`.
+        key: where the state dict sits in it; empty for the top.
+        file_size_bytes: size of the file.
+    """
+
+    file: str
+    sha256: str
+    container: str
+    key: str
+    file_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What was asked for, and what came out.
+
+    Args:
+        kind: `bond`, `energy`, `max_error`, `keep` or `max_params`.
+        asked: the value; None when bonds were given for single layers only.
+        achieved: the largest bond, the least energy kept, the largest relative error, the fraction of the eligible
+            parameters, or the parameters of the whole model. None when nothing was compressed.
+        by_layer: bonds asked for single layers, glob -> bond.
+    """
+
+    kind: str
+    asked: float | None
+    achieved: float | None
+    by_layer: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixReport:
+    """One matrix: what it was, what it became, what was lost.
+
+    Args:
+        name: what its cores are filed under (`NAME.core.0`, ...); for a dense matrix, the name of the first member.
+        layer: path of the module.
+        kind: `lstm`, `lstm_cell` or `linear`.
+        members: original tensor names, left to right; two for a joint LSTM matrix.
+        member_columns: columns of each member.
+        shape: (rows, columns) of what was decomposed.
+        row_dims: row dim of each site; empty when dense.
+        col_dims: column dim of each site; empty when dense.
+        anti_aligned: whether the last site's row digit is the slowest.
+        bonds: bond of each cut; empty when dense.
+        dense_parameters: entries of the dense matrix.
+        parameters: entries of the cores, or of the dense matrix where it was kept.
+        relative_error: relative Frobenius error of the cores as stored, measured on the matrix they multiply out to.
+        squared_norm: squared Frobenius norm of the dense matrix.
+        discarded_weights: sum of the squared singular values dropped at each cut.
+        rounding_weight: squared error that storing the cores in `dtype` added.
+        source_dtype: dtype of the members.
+        dtype: dtype of the stored cores.
+        reason: why the matrix was kept dense, or why this shape; may be empty.
+    """
+
+    name: str
+    layer: str
+    kind: str
+    members: tuple[str, ...]
+    member_columns: tuple[int, ...]
+    shape: tuple[int, int]
+    row_dims: tuple[int, ...]
+    col_dims: tuple[int, ...]
+    anti_aligned: bool
+    bonds: tuple[int, ...]
+    dense_parameters: int
+    parameters: int
+    relative_error: float
+    squared_norm: float
+    discarded_weights: tuple[float, ...]
+    rounding_weight: float
+    source_dtype: str
+    dtype: str
+    reason: str
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the matrix is stored as cores."""
+        return bool(self.bonds)
+
+    @property
+    def sites(self) -> Sites:
+        """The site shape of a compressed matrix."""
+        return Sites(row_dims=self.row_dims, col_dims=self.col_dims, anti_aligned=self.anti_aligned)
+
+    @property
+    def times_smaller(self) -> float:
+        """Dense parameters over MPO parameters."""
+        return self.dense_parameters / self.parameters
+
+    def check(self) -> None:
+        """Add the figures up.
+
+        Raises:
+            ReportError: when they contradict each other.
+        """
+        rows, cols = self.shape
+        wanted = self.sites.parameters(self.bonds) if self.is_compressed else rows * cols
+        if self.is_compressed and self.sites.shape != self.shape:
+            _fail(self.name, f"sites for {self.sites.shape}, shape {self.shape}", "they describe the same matrix")
+        if sum(self.member_columns) != cols or len(self.member_columns) != len(self.members):
+            _fail(self.name, f"member columns {self.member_columns}, shape {self.shape}", "members fill the columns")
+        if self.dense_parameters != rows * cols or self.parameters != wanted:
+            _fail(self.name, f"{self.parameters} parameters, counted {wanted}", "a count has one value")
+        if self.is_compressed and len(self.discarded_weights) != len(self.bonds):
+            _fail(self.name, f"{len(self.discarded_weights)} discarded weights", "there is one for every cut")
+        added = sum(self.discarded_weights) + self.rounding_weight
+        if not abs(added - self.relative_error**2 * self.squared_norm) <= SUM_TOLERANCE * self.squared_norm:
+            _fail(
+                self.name,
+                f"discarded weights of {added:.6g}, relative error {self.relative_error:.6g}",
+                "the discarded weights of all cuts add up to the squared error",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedReport:
+    """A tensor that was passed through untouched.
+
+    Args:
+        name: its name.
+        shape: its shape.
+        reason: why, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over the checkpoint; tied tensors count once.
+
+    Args:
+        dense_parameters: of the whole model before.
+        parameters: of the whole model after.
+        eligible_parameters: of the matrices that could be compressed, before.
+        eligible_parameters_after: of the same, after.
+        size_bytes_before: bytes of all tensors before.
+        size_bytes_after: bytes of all tensors after.
+        file_size_bytes_before: bytes of the input file, with whatever else it holds.
+        file_size_bytes_after: bytes of the output file; None inside the file itself, and before it is written.
+    """
+
+    dense_parameters: int
+    parameters: int
+    eligible_parameters: int
+    eligible_parameters_after: int
+    size_bytes_before: int
+    size_bytes_after: int
+    file_size_bytes_before: int
+    file_size_bytes_after: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a compression did. `to_json` and `from_json` are the document inside a compressed file.
+
+    Args:
+        tool_version: version of mpocompress that wrote it.
+        source: the checkpoint that was compressed.
+        target: asked and achieved; None for a checkpoint as it is.
+        matrices: every eligible matrix, in file order.
+        skipped: every tensor passed through.
+        aliases: tied tensors, name -> the name that holds the values.
+        totals: sums.
+        unmet: what was asked for and not met, a sentence each.
+        notes: what else the reader should know, a sentence each.
+    """
+
+    tool_version: str
+    source: Source
+    target: Target | None
+    matrices: tuple[MatrixReport, ...]
+    skipped: tuple[SkippedReport, ...]
+    aliases: Mapping[str, str]
+    totals: Totals
+    unmet: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def compressed(self) -> tuple[MatrixReport, ...]:
+        """The matrices that are stored as cores."""
+        return tuple(matrix for matrix in self.matrices if matrix.is_compressed)
+
+    @property
+    def relative_error(self) -> float:
+        """Relative Frobenius error over all eligible matrices together."""
+        norm = sum(matrix.squared_norm for matrix in self.matrices)
+        missed = sum(matrix.relative_error**2 * matrix.squared_norm for matrix in self.matrices)
+        return math.sqrt(missed / norm) if norm else 0.0
+
+    def verdict(self) -> tuple[str, ...]:
+        """What the figures mean, in words.
+
+        Returns:
+            A sentence or two; they never call a weight error a quality figure.
+        """
+        if not self.compressed:
+            return ("Nothing was compressed: every eligible matrix was kept dense, for the reason beside it.",)
+        worst = max(self.compressed, key=lambda matrix: matrix.relative_error)
+        said = ["Weight errors are no quality figure: measure the expanded model on your own task before you use it."]
+        if worst.relative_error > FRAGILE_ERROR:
+            said.append(
+                f"Relative errors reach {worst.relative_error:.2f} ({worst.name}); above about {FRAGILE_ERROR} trained "
+                "models usually stop working as they are. Keep more (a larger bond or fraction), leave that layer "
+                "dense, or fine-tune before use."
+            )
+        return tuple(said)
+
+    def check(self) -> None:
+        """Add all figures up.
+
+        Raises:
+            ReportError: when they contradict each other.
+        """
+        for matrix in self.matrices:
+            matrix.check()
+        before = sum(matrix.dense_parameters for matrix in self.matrices)
+        after = sum(matrix.parameters for matrix in self.matrices)
+        totals = self.totals
+        if (before, after) != (totals.eligible_parameters, totals.eligible_parameters_after):
+            _fail(
+                "totals",
+                f"eligible {totals.eligible_parameters} -> {totals.eligible_parameters_after}, "
+                f"added up {before} -> {after}",
+                "totals are the sums of their parts",
+            )
+        if totals.dense_parameters - totals.parameters != before - after:
+            _fail(
+                "totals",
+                f"{totals.dense_parameters} -> {totals.parameters} parameters, saved {before - after}",
+                "only eligible matrices change",
+            )
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The report as a JSON document; its schema is `mpocompress/schema/report-1.json`.
+
+        Args:
+            indent: spaces to indent by, or None for one line.
+
+        Returns:
+            The document.
+        """
+        document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        return json.dumps(document, indent=indent, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str, *, where: str = "report") -> Report:
+        """Read a report back and check it.
+
+        Args:
+            text: the document.
+            where: the file it came from, for messages.
+
+        Returns:
+            The report. Unknown fields are ignored.
+
+        Raises:
+            FormatError: not a report, or of a newer format version.
+            ReportError: figures that contradict each other.
+        """
+        document = _document(text, where)
+        try:
+            report = Report(
+                tool_version=str(document["tool_version"]),
+                source=_build(Source, document["source"]),
+                target=_build(Target, document["target"]) if document["target"] is not None else None,
+                matrices=tuple(_build(MatrixReport, entry) for entry in document["matrices"]),
+                skipped=tuple(_build(SkippedReport, entry) for entry in document["skipped"]),
+                aliases=dict(document["aliases"]),
+                totals=_build(Totals, document["totals"]),
+                unmet=tuple(document.get("unmet", ())),
+                notes=tuple(document.get("notes", ())),
+            )
+            report.check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(
+                where=where,
+                found=f"a report without a usable {error}",
+                why="the compressed layers cannot be told from the rest without it",
+                action="Compress the original checkpoint again.",
+            ) from error
+        return report
+
+
+def _document(text: str, where: str) -> dict[str, Any]:
+    """The JSON object, of a format and version that can be read."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            where=where,
+            found="a report that is not JSON",
+            why=str(error),
+            action="Compress the original checkpoint again.",
+        ) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FormatError(
+            where=where,
+            found="a document of another format",
+            why=f"a report says format {FORMAT!r}",
+            action="Give a file that mpocompress wrote.",
+        )
+    version = document.get("version")
+    if version != VERSION:
+        raise FormatError(
+            where=where,
+            found=f"format version {version}",
+            why=f"this release reads version {VERSION}",
+            action="Upgrade mpocompress: pip install -U mpocompress.",
+        )
+    return document
+
+
+def _build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
+    """A dataclass from a JSON object: lists become tuples, unknown fields are left out."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items() if key in fields})
+
+
+def _fail(where: str, found: str, why: str) -> None:
+    raise ReportError(where=where, found=found, why=why, action="Report this as a bug, with the command and the file.")

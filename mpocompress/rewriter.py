@@ -1,0 +1,134 @@
+"""Between MPOs and the tensors of a checkpoint: cores under their names, and dense weights back from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from mpocompress.checkpoint import TensorInfo
+from mpocompress.errors import FormatError
+from mpocompress.mpo import MPO
+from mpocompress.report import MatrixReport, Report
+
+
+def core_name(matrix: str, site: int) -> str:
+    """Name of one core in a compressed checkpoint.
+
+    Args:
+        matrix: name of the matrix.
+        site: number of the site, from 0.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> core_name("lstm.weight_hh_l0", 1)
+        'lstm.weight_hh_l0.core.1'
+    """
+    return f"{matrix}.core.{site}"
+
+
+def core_tensors(matrix: str, mpo: MPO) -> dict[str, Tensor]:
+    """The cores of an MPO as named tensors.
+
+    Args:
+        matrix: name of the matrix.
+        mpo: its decomposition.
+
+    Returns:
+        Name -> contiguous core of shape (left_bond, row, col, right_bond).
+    """
+    return {core_name(matrix, site): core.contiguous() for site, core in enumerate(mpo.cores)}
+
+
+def compressed_tensors(
+    names: Mapping[str, TensorInfo],
+    matrices: Mapping[str, tuple[MatrixReport, MPO]],
+    read: Callable[[str], Tensor],
+) -> dict[str, Tensor]:
+    """The tensors of a compressed checkpoint: cores where the first member stood, everything else as it was.
+
+    Args:
+        names: the tensors of the original checkpoint, in file order.
+        matrices: compressed matrices with their decompositions, by matrix name.
+        read: gives an original tensor by name.
+
+    Returns:
+        Name -> tensor, in file order, tied tensors left out.
+    """
+    by_member = {member: entry for entry in matrices.values() for member in entry[0].members}
+    tensors: dict[str, Tensor] = {}
+    for name, info in names.items():
+        if info.alias_of is not None:
+            continue
+        if name not in by_member:
+            tensors[name] = read(name)
+            continue
+        report, mpo = by_member[name]
+        tensors.update(core_tensors(report.name, mpo))
+    return tensors
+
+
+def dense_tensors(
+    report: Report,
+    names: Mapping[str, TensorInfo],
+    read: Callable[[str], Tensor],
+    *,
+    where: str,
+) -> dict[str, Tensor]:
+    """The tensors of an ordinary dense checkpoint: every matrix multiplied out and cut into its members again.
+
+    Args:
+        report: the report inside the compressed file.
+        names: the tensors of the compressed file, in file order.
+        read: gives one of them by name.
+        where: the file, for messages.
+
+    Returns:
+        Name -> tensor under the original names, in the original dtypes; tied tensors left out.
+
+    Raises:
+        FormatError: cores that are missing, or whose shapes contradict the report.
+    """
+    by_core = {core_name(m.name, site): m for m in report.compressed for site in range(len(m.bonds) + 1)}
+    missing = [name for name in by_core if name not in names]
+    if missing:
+        raise FormatError(
+            where=where,
+            found=f"no tensor {missing[0]!r}" + (f", and {len(missing) - 1} more missing" if len(missing) > 1 else ""),
+            why="the report says the layer is stored as cores",
+            action="The file is damaged or was edited: compress the original checkpoint again.",
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, info in names.items():
+        matrix = by_core.get(name)
+        if matrix is None:
+            if info.alias_of is None:
+                tensors[name] = read(name)
+        elif matrix.members[0] not in tensors:
+            tensors.update(_members(matrix, names, read, where))
+    return tensors
+
+
+def _members(
+    matrix: MatrixReport, names: Mapping[str, TensorInfo], read: Callable[[str], Tensor], where: str
+) -> dict[str, Tensor]:
+    """The members of one compressed matrix, dense."""
+    cores = [core_name(matrix.name, site) for site in range(len(matrix.bonds) + 1)]
+    chain = (1, *matrix.bonds, 1)
+    wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
+    found = [names[core].shape for core in cores]
+    if wanted != found or not all(names[core].dtype.is_floating_point for core in cores):
+        raise FormatError(
+            where=f"{where}, {matrix.name}",
+            found=f"cores of shapes {found}",
+            why=f"the report says {wanted}, floating point",
+            action="The file is damaged or was edited: compress the original checkpoint again.",
+        )
+    mpo = MPO(cores=tuple(read(core) for core in cores), sites=matrix.sites)
+    precise = torch.promote_types(mpo.cores[0].dtype, torch.float32)
+    dense = mpo.to(precise).to_matrix().to(getattr(torch, matrix.source_dtype))
+    parts = torch.split(dense, list(matrix.member_columns), dim=1)
+    return {name: part.contiguous() for name, part in zip(matrix.members, parts, strict=True)}

@@ -1,0 +1,278 @@
+"""Site shapes: how the rows and columns of a matrix are shared out over the sites of an MPO. Integers only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from mpocompress.errors import SitesError
+
+SitesChoice = Literal["auto", "lowrank"] | int
+"""What a caller may ask for: the best of the candidates, the low-rank shape, or a number of balanced sites."""
+
+MIN_SITES, MAX_SITES = 2, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sites:
+    """The site dims of a matrix product operator, and the order of its row index.
+
+    Site `k` carries a row digit of `row_dims[k]` values and a column digit of `col_dims[k]` values. The column index
+    counts with the first site's digit slowest. The row index does too (*aligned*, tensorly's convention), or with the
+    last site's digit slowest (*anti-aligned*), which lets a product with a batch end in the right order.
+
+    Args:
+        row_dims: row dim of each site; their product is the number of rows (outputs).
+        col_dims: column dim of each site; their product is the number of columns (inputs).
+        anti_aligned: whether the last site's row digit is the slowest.
+
+    Raises:
+        SitesError: dims that are not positive, or not as many for rows as for columns, or fewer than two sites.
+
+    Example:
+        >>> sites = Sites(row_dims=(32, 32), col_dims=(16, 16))
+        >>> sites.shape, sites.max_bonds, sites.parameters((16,))
+        ((1024, 256), (512,), 16384)
+    """
+
+    row_dims: tuple[int, ...]
+    col_dims: tuple[int, ...]
+    anti_aligned: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the dims."""
+        where = f"sites rows {self.row_dims} x columns {self.col_dims}"
+        if len(self.row_dims) != len(self.col_dims) or len(self.row_dims) < MIN_SITES:
+            raise SitesError(
+                where=where,
+                found=f"{len(self.row_dims)} row dims and {len(self.col_dims)} column dims",
+                why="every site has one of each, and an MPO has at least two sites",
+                action="Give as many row dims as column dims, 1 where a site has none.",
+            )
+        if any(dim < 1 for dim in (*self.row_dims, *self.col_dims)):
+            raise SitesError(
+                where=where,
+                found="a dim below 1",
+                why="a digit has at least one value",
+                action="Give dims of 1 or more.",
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix."""
+        return math.prod(self.row_dims), math.prod(self.col_dims)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Entries of each site: row dim times column dim."""
+        return tuple(row * col for row, col in zip(self.row_dims, self.col_dims, strict=True))
+
+    @property
+    def max_bonds(self) -> tuple[int, ...]:
+        """The largest useful bond of every cut: a larger one holds only zeros."""
+        dims = self.dims
+        return tuple(min(math.prod(dims[:cut]), math.prod(dims[cut:])) for cut in range(1, len(dims)))
+
+    @property
+    def label(self) -> str:
+        """Short name for tables: `low rank`, `split 4`, `fold 1x4`, or the number of sites."""
+        (first_row, *more_rows), (first_col, *more_cols) = self.row_dims, self.col_dims
+        if len(self.row_dims) == MIN_SITES:
+            if first_col == 1 and more_rows[0] == 1:
+                return "low rank"
+            if more_rows[0] == first_col and self.anti_aligned and first_row > first_col and more_cols[0] > first_col:
+                return f"split {first_col}"
+            if first_col == 1 or more_rows[0] == 1:
+                return f"fold {more_rows[0]}x{first_col}"
+        return f"{len(self.row_dims)} sites"
+
+    def capped(self, max_bond: int) -> tuple[int, ...]:
+        """Bonds under one cap, never above what is useful.
+
+        Args:
+            max_bond: the cap of every bond.
+
+        Returns:
+            One bond for every cut.
+        """
+        return tuple(min(max_bond, bond) for bond in self.max_bonds)
+
+    def parameters(self, bonds: Sequence[int]) -> int:
+        """Number of entries of all cores with these bonds.
+
+        Args:
+            bonds: one bond for every cut.
+
+        Returns:
+            The parameter count of the MPO.
+        """
+        chain = (1, *bonds, 1)
+        return sum(left * dim * right for left, dim, right in zip(chain, self.dims, chain[1:], strict=False))
+
+
+def low_rank(rows: int, cols: int) -> Sites:
+    """The two-site shape whose MPO is a plain low-rank product: rows on the first site, columns on the second.
+
+    Args:
+        rows: rows of the matrix.
+        cols: columns of the matrix.
+
+    Returns:
+        Sites (rows, 1) x (1, cols).
+
+    Example:
+        >>> low_rank(1024, 256).row_dims
+        (1024, 1)
+    """
+    return Sites(row_dims=(rows, 1), col_dims=(1, cols))
+
+
+def folded(rows: int, cols: int, row_fold: int, col_fold: int) -> Sites:
+    """A two-site shape between low rank and balanced: a small row digit and a small column digit change sites.
+
+    Args:
+        rows: rows of the matrix.
+        cols: columns of the matrix.
+        row_fold: row digit on the second site (the slow one); a divisor of `rows`.
+        col_fold: column digit on the first site (the slow one); a divisor of `cols`.
+
+    Returns:
+        Anti-aligned sites (rows / row_fold, row_fold) x (col_fold, cols / col_fold).
+
+    Raises:
+        SitesError: a fold that does not divide its side.
+
+    Example:
+        >>> folded(1024, 28, 4, 1).dims
+        (256, 112)
+    """
+    for side, fold, name in ((rows, row_fold, "rows"), (cols, col_fold, "columns")):
+        if fold < 1 or side % fold:
+            raise SitesError(
+                where=f"matrix {rows} x {cols}",
+                found=f"fold {fold} of its {side} {name}",
+                why="a fold divides its side",
+                action=f"Choose a divisor of {side}.",
+            )
+    row_dims = (rows // row_fold, row_fold)
+    return Sites(row_dims=row_dims, col_dims=(col_fold, cols // col_fold), anti_aligned=_has_order(row_dims))
+
+
+def balanced(rows: int, cols: int, sites: int) -> Sites:
+    """The shape of the paper: both sides factored as evenly as their divisors allow.
+
+    Args:
+        rows: rows of the matrix.
+        cols: columns of the matrix.
+        sites: number of sites, 2 to 5.
+
+    Returns:
+        Anti-aligned sites; row dims falling, column dims rising, so that the sites have similar sizes.
+
+    Raises:
+        SitesError: a number of sites outside 2 to 5, or sides too prime to fill them.
+
+    Source:
+        Gao, Sun, Gao, Li, Lu 2020, "Compressing LSTM Networks by Matrix Product Operators", arXiv 2012.11943.
+
+    Example:
+        >>> balanced(1024, 768, 2).dims
+        (768, 1024)
+    """
+    where = f"matrix {rows} x {cols}"
+    if not MIN_SITES <= sites <= MAX_SITES:
+        raise SitesError(
+            where=where,
+            found=f"{sites} sites asked for",
+            why=f"shapes of {MIN_SITES} to {MAX_SITES} sites are made",
+            action=f"Ask for {MIN_SITES} to {MAX_SITES} sites, or for the low-rank shape.",
+        )
+    row_dims, col_dims = _even_factors(rows, sites), _even_factors(cols, sites)[::-1]
+    if any(row * col == 1 for row, col in zip(row_dims, col_dims, strict=True)):
+        raise SitesError(
+            where=where,
+            found=f"{rows} = {_product(row_dims)} and {cols} = {_product(col_dims)}",
+            why=f"its sides have too few divisors to fill {sites} sites",
+            action="Ask for fewer sites, or for the low-rank shape.",
+        )
+    return Sites(row_dims=row_dims, col_dims=col_dims, anti_aligned=_has_order(row_dims))
+
+
+def candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
+    """The shapes to choose from, fastest to run first, so that a tie goes to the faster one.
+
+    Args:
+        rows: rows of the matrix.
+        cols: columns of the matrix.
+        choice: `auto`, `lowrank`, or a number of balanced sites.
+
+    Returns:
+        At least one shape, each once.
+
+    Raises:
+        SitesError: a number of sites that the matrix cannot fill.
+
+    Example:
+        >>> [sites.label for sites in candidates(384, 384, "auto")]
+        ['low rank', 'split 2', 'split 4', 'split 8', 'split 16', '3 sites']
+    """
+    if choice == "lowrank":
+        return (low_rank(rows, cols),)
+    if choice != "auto":
+        return (balanced(rows, cols, choice),)
+    shapes = [low_rank(rows, cols)]
+    shapes += [folded(rows, cols, fold, fold) for fold in (2, 4, 8) if rows % fold == 0 and cols % fold == 0]
+    shapes += _square_folds(rows, cols)
+    for count in (2, 3):
+        try:
+            shapes.append(balanced(rows, cols, count))
+        except SitesError:
+            continue
+    return tuple(dict.fromkeys(shapes))
+
+
+def _square_folds(rows: int, cols: int) -> Iterator[Sites]:
+    """Folds that bring a tall or wide matrix towards a square one: fewer parameters for the same bond."""
+    long, short = max(rows, cols), min(rows, cols)
+    fold = 2
+    while long // fold >= short * fold:
+        if long % fold == 0:
+            yield folded(rows, cols, fold, 1) if rows > cols else folded(rows, cols, 1, fold)
+        fold *= 2
+
+
+def _has_order(dims: Sequence[int]) -> bool:
+    """Whether the order of the digits matters: more than one of them can change."""
+    return sum(dim > 1 for dim in dims) > 1
+
+
+@lru_cache(maxsize=4096)
+def _even_factors(number: int, count: int) -> tuple[int, ...]:
+    """`number` as a product of `count` factors, falling, as even as its divisors allow."""
+    return min(_factorisations(number, count, number), key=lambda dims: sum(math.log(dim) ** 2 for dim in dims))
+
+
+def _factorisations(number: int, count: int, largest: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write `number` as `count` factors, falling, none above `largest`."""
+    if count == 1:
+        if number <= largest:
+            yield (number,)
+        return
+    for first in _divisors(number):
+        if first <= largest and first**count >= number:
+            for rest in _factorisations(number // first, count - 1, first):
+                yield (first, *rest)
+
+
+@lru_cache(maxsize=4096)
+def _divisors(number: int) -> tuple[int, ...]:
+    """All divisors, rising."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return tuple(sorted({*small, *(number // d for d in small)}))
+
+
+def _product(dims: Sequence[int]) -> str:
+    return " x ".join(map(str, dims))

@@ -1,0 +1,1 @@
+"""What the repository needs to check itself; not part of the package that users install."""

@@ -1,0 +1,70 @@
+"""Write `docs/reference/cli.md` from the help text of every command, or check that it is up to date.
+
+Run as `python -m tools.cli_reference` (or `make reference`); `--check` writes nothing and exits with 1 when the page
+differs from what the commands say of themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+PROGRAM = "mpocompress"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
+WIDTH = 80  # columns of the help text, whatever terminal it is written from
+
+INTRODUCTION = """\
+<!-- Written by `make reference` from the commands' own help: change the help, not this page. -->
+
+# Command line
+
+What every command says of itself with `--help`. What the exit codes mean is on
+[a page of its own](exit-codes.md).
+"""
+
+
+def walk(command: click.Command, name: str = PROGRAM, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the full name and the help text of a command, then those of the commands below it that are not hidden."""
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for child_name in command.list_commands(context):
+            child = command.get_command(context, child_name)
+            if child is not None and not child.hidden:
+                yield from walk(child, child_name, context)
+
+
+def render(command: click.Command) -> str:
+    """Return the page for a command and all those below it."""
+    sections = [f"## `{name}`\n\n```text\n{help_text.rstrip()}\n```\n" for name, help_text in walk(command)]
+    return "\n".join([INTRODUCTION, *sections])
+
+
+def is_current(page: Path, wanted: str) -> bool:
+    """Return whether the page exists and holds exactly the wanted text."""
+    return page.is_file() and page.read_text(encoding="utf-8") == wanted
+
+
+def main(command: click.Command, page: Path, arguments: list[str]) -> int:
+    """Write or check the page; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.cli_reference", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page is out of date")
+    check = parser.parse_args(arguments).check
+    wanted = render(command)
+    if not check:
+        page.write_text(wanted, encoding="utf-8")
+        return 0
+    if is_current(page, wanted):
+        return 0
+    print(f"{page}: not what the commands say of themselves now; run `make reference`.", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    from mpocompress.cli.main import cli
+
+    sys.exit(main(cli, PAGE, sys.argv[1:]))
