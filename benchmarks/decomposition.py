@@ -42,7 +42,7 @@ QUICK_SHAPES = (
     Sites(row_dims=(43, 16), col_dims=(16, 16)),
 )
 LARGE = 10
-HEADER = ("tool", "median", "fastest - slowest", "runs", "times faster", "relative error", "above exact")
+HEADER = ("tool", "median", "from - to", "runs", "times faster", "relative error", "above exact")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +75,11 @@ class Entry:
         return (
             self.tool,
             format_seconds(self.median_s),
-            f"{format_seconds(min(self.times_s))} - {format_seconds(max(self.times_s))}",
+            format_seconds(min(self.times_s), max(self.times_s)),
             str(len(self.times_s)),
             "" if faster is None else f"{faster:.2f}" if faster < LARGE else f"{faster:.0f}",
             f"{self.relative_error:.5f}",
-            "" if self.above_exact is None else f"{100 * self.above_exact + 0.0:.3f} %",
+            "" if self.above_exact is None else f"{round(100 * self.above_exact, 3) + 0.0:.3f} %",
         )
 
 

@@ -62,7 +62,7 @@ def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     """
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=WIDTH)
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

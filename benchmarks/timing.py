@@ -14,6 +14,8 @@ Clock = Literal["cpu", "wall"]
 
 CLOCKS: Mapping[Clock, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 
+MILLISECONDS_BELOW_S = 0.1
+
 T = TypeVar("T")
 
 
@@ -125,15 +127,16 @@ def times_faster(timing: Timing[T], baseline: Timing[T]) -> float:
     return baseline.median_s / timing.median_s
 
 
-def format_seconds(seconds: float) -> str:
-    """Seconds with three digits: `12.3 ms`, `0.147 s`, `21.0 s`.
+def format_seconds(*seconds: float) -> str:
+    """One duration, or several in the unit of the first: `12.3 ms`, `0.147 s`, `12.1 - 13.0 ms`.
 
     Args:
-        seconds: a duration.
+        seconds: durations in seconds.
 
     Returns:
         The text.
     """
-    if seconds < 0.1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3f} s" if seconds < 1 else f"{seconds:.3g} s"
+    if seconds[0] < MILLISECONDS_BELOW_S:
+        return f"{' - '.join(f'{value * 1e3:.1f}' for value in seconds)} ms"
+    digits = 3 if seconds[0] < 1 else 1
+    return f"{' - '.join(f'{value:.{digits}f}' for value in seconds)} s"

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from mpocompress.curve import Curve
 from mpocompress.layers import LayerSpec, MatrixSpec
 
+LEAST_ENERGY = 1e-6
+"""Share of the energy of a matrix below which keeping still less is no worse."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -75,10 +78,7 @@ def least_parameters(layers: Sequence[LayerSpec], curves: Mapping[str, Sequence[
         The sum over the layers, each in its smallest form.
     """
     return sum(
-        min(
-            sum(int(_frontier(matrix, curves[matrix.name], 1.0).parameters[0]) for matrix in form)
-            for form in layer.forms
-        )
+        min(sum(int(_frontier(matrix, curves[matrix.name]).parameters[0]) for matrix in form) for form in layer.forms)
         for layer in layers
     )
 
@@ -87,20 +87,19 @@ def spread(
     layers: Sequence[LayerSpec],
     curves: Mapping[str, Sequence[Curve]],
     budget: int,
-    weights: Mapping[str, float],
 ) -> tuple[Choice, ...]:
     """Share a parameter budget out over the layers, without data.
 
-    The loss of a layer is the sum over its matrices of weight times squared relative error. One price per parameter is
-    found at which all layers, each choosing its form, site shape and bonds for itself, just fit the budget (a
-    Lagrangian relaxation); what the price leaves over is then spent step by step where it lowers the loss most for its
-    parameters, until no bond of any matrix can be raised.
+    A signal passes one matrix after another, so what matters is the product of the energies that the matrices keep: the
+    loss is the sum over all matrices of -log(1 - squared relative error). One price per parameter is found at which
+    all layers, each choosing its form, site shape and bonds for itself, just fit the budget (a Lagrangian relaxation);
+    what the price leaves over is then spent step by step where it lowers the loss most for its parameters, until no
+    bond of any matrix can be raised. docs/explanation/truncation.md shows what this was measured against.
 
     Args:
         layers: the layers.
         curves: the candidate shapes of every matrix of every form, by matrix name.
         budget: parameters that all layers together may have; at least `least_parameters`.
-        weights: weight of every matrix in the loss.
 
     Returns:
         One choice for every matrix of the chosen forms, in the order of the layers.
@@ -110,8 +109,7 @@ def spread(
         Operations Research 11(3), doi:10.1287/opre.11.3.399.
     """
     frontiers = [
-        [[_frontier(matrix, curves[matrix.name], weights[matrix.name]) for matrix in form] for form in layer.forms]
-        for layer in layers
+        [[_frontier(matrix, curves[matrix.name]) for matrix in form] for form in layer.forms] for layer in layers
     ]
     forms = _cheapest_that_fits(frontiers, budget)
     _fill(forms, budget)
@@ -178,7 +176,7 @@ def _fill(forms: list[_Form], budget: int) -> None:
             offer(row, column)
 
 
-def _frontier(matrix: MatrixSpec, curves: Sequence[Curve], weight: float) -> _Frontier:
+def _frontier(matrix: MatrixSpec, curves: Sequence[Curve]) -> _Frontier:
     """All ways to store a matrix that no other way beats in both cost and loss."""
     choices = [np.array([[-1, 0]])]
     parameters = [np.array([matrix.dense_parameters])]
@@ -188,7 +186,7 @@ def _frontier(matrix: MatrixSpec, curves: Sequence[Curve], weight: float) -> _Fr
         caps = np.arange(1, len(cost_of) + 1)
         choices.append(np.stack([np.full_like(caps, position), caps], axis=1))
         parameters.append(cost_of)
-        losses.append(weight * squares)
+        losses.append(-np.log(np.maximum(1.0 - squares, LEAST_ENERGY)))
     every, cost, loss = np.concatenate(choices), np.concatenate(parameters), np.concatenate(losses)
     order = np.lexsort((loss, cost))
     lowest = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))

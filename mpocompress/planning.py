@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mpocompress.budget import Choice, least_parameters, spread
+from mpocompress.budget import least_parameters, spread
 from mpocompress.curve import Curve, best_under_cap, best_under_error, best_under_parameters
 from mpocompress.errors import TargetError
 from mpocompress.layers import LayerSpec, MatrixSpec
@@ -171,9 +171,7 @@ def _by_budget(
             + (f", {outside:,} of them in layers that are not compressed" if outside else ""),
             action="Ask for more, or let more layers be compressed.",
         )
-    weights = {name: survey.squared_norm for name, survey in surveys.items()}
-    choices = iter(spread(layers, curves, budget, weights))
-    by_name: dict[str, Choice] = {choice.matrix.name: choice for choice in choices}
+    by_name = {choice.matrix.name: choice for choice in spread(layers, curves, budget)}
     entries = []
     for layer in layers:
         form = next(form for form in layer.forms if all(matrix.name in by_name for matrix in form))

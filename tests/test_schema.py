@@ -1,0 +1,67 @@
+"""The JSON documents follow the schemas that the package ships."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+import mpocompress
+
+
+def schema(name: str) -> Any:
+    return json.loads(files("mpocompress").joinpath("schema", name).read_text())
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "model.pt"
+    state = {
+        **{f"lstm.{name}": value for name, value in torch.nn.LSTM(64, 64).state_dict().items()},
+        "fc.weight": torch.randn(96, 64),
+        "fc.bias": torch.zeros(96),
+        "head.weight": torch.randn(10, 96),
+    }
+    state["tied.weight"] = state["fc.weight"]
+    torch.save({"model": state, "epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "truncation",
+    [
+        mpocompress.Truncation(max_bond=4),
+        mpocompress.Truncation(bond_by_layer={"fc": 4}),
+        mpocompress.Truncation(max_error=1e-6),
+        mpocompress.Truncation(max_params=30_000),
+    ],
+    ids=["bond", "bond-by-layer", "max-error", "max-params"],
+)
+def test_a_report_follows_its_schema(model: Path, tmp_path: Path, truncation: mpocompress.Truncation) -> None:
+    small = tmp_path / "small.pt"
+    written = json.loads(mpocompress.compress(model, small, truncation=truncation).to_json())
+    inspected = json.loads(mpocompress.inspect(small).to_json(indent=2))
+
+    jsonschema.validate(written, schema("report-1.json"))
+    assert inspected == written
+
+
+def test_a_plan_follows_its_schema(model: Path) -> None:
+    targets = (mpocompress.Truncation(keep=0.5), mpocompress.Truncation(keep=1e-9), mpocompress.Truncation(max_bond=4))
+    document = json.loads(mpocompress.plan(model, truncations=targets).to_json())
+
+    jsonschema.validate(document, schema("plan-1.json"))
+    assert [bool(choice["problem"]) for choice in document["choices"]] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["report-1.json", "plan-1.json"])
+def test_the_schemas_are_valid_and_say_no_to_an_empty_document(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(schema(name))
+    with pytest.raises(jsonschema.ValidationError, match="is a required property"):
+        jsonschema.validate({}, schema(name))
