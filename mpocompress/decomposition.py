@@ -72,7 +72,7 @@ def decompose(
         >>> mpo.bonds, mpo.parameters, bool(torch.allclose(mpo.to_matrix(), weight))
         ((1,), 14, True)
     """
-    matrix = _computable(weight)
+    matrix, _ = _computable(weight)
     rows, cols = matrix.shape
     shapes = (sites,) if isinstance(sites, Sites) else candidates(rows, cols, sites)
     budget = truncation.error_budget
@@ -133,13 +133,12 @@ def factorise(
         >>> round(result.relative_error, 6), round(result.discarded_weights[0], 6)
         (0.5, 1.0)
     """
-    matrix = _computable(weight, sites)
-    total = squared_norm(matrix)
+    matrix, total = _computable(weight, sites)
     allowance = math.inf if relative_error is None else relative_error**2 * total
     dims = sites.dims
     cores: list[Tensor] = []
     discarded: list[float] = []
-    rest, left = to_site_tensor(matrix, sites), 1
+    rest, rest_weight, left = to_site_tensor(matrix, sites), total, 1
     with tl.backend_context("pytorch", local_threadsafe=True):
         for cut in range(len(dims) - 1):
             unfolding = rest.reshape(left * dims[cut], -1)
@@ -151,7 +150,9 @@ def factorise(
                 bond = choose_bond(tail_weights(values.values, values.residual), discarded_budget=share)
             u, s, v = svd_interface(unfolding, method=truncated_svd, n_eigenvecs=bond, flip_sign=False)
             rest = s[:, None] * v
-            discarded.append(_discarded_weight(unfolding, u, s, rest))
+            kept_weight = squared_norm(s)
+            discarded.append(_discarded_weight(unfolding, u, rest, rest_weight - kept_weight, rest_weight))
+            rest_weight = kept_weight
             cores.append(u.reshape(left, sites.row_dims[cut], sites.col_dims[cut], bond))
             left = bond
     cores.append(rest.reshape(left, sites.row_dims[-1], sites.col_dims[-1], 1))
@@ -186,11 +187,10 @@ def survey(
     """
     curves = []
     for shape in shapes:
-        matrix = _computable(weight, shape)
-        total = squared_norm(matrix) or 1.0
+        matrix, total = _computable(weight, shape)
         tensor, dims = to_site_tensor(matrix, shape), shape.dims
         spectra = [spectrum(tensor.reshape(math.prod(dims[:cut]), -1), max_bond) for cut in range(1, len(dims))]
-        tails = tuple(tail_weights(found.values, found.residual) / total for found in spectra)
+        tails = tuple(tail_weights(found.values, found.residual) / (total or 1.0) for found in spectra)
         curves.append(Curve(sites=shape, tails=tails))
     return tuple(curves)
 
@@ -220,17 +220,15 @@ def relative_error(
     return math.sqrt(missed / norm) if norm else math.sqrt(missed)
 
 
-def _discarded_weight(unfolding: Tensor, u: Tensor, s: Tensor, rest: Tensor) -> float:
+def _discarded_weight(unfolding: Tensor, u: Tensor, rest: Tensor, difference: float, total: float) -> float:
     """The squared Frobenius norm of what a truncation left out of an unfolding."""
-    if len(s) == min(unfolding.shape):
+    if len(rest) == min(unfolding.shape):
         return 0.0
-    total = squared_norm(unfolding)
-    missed = total - squared_norm(s)
-    return squared_norm(unfolding - u @ rest) if missed < SMALL_SHARE * total else missed
+    return squared_norm(unfolding - u @ rest) if difference < SMALL_SHARE * total else difference
 
 
-def _computable(weight: Tensor, sites: Sites | None = None) -> Tensor:
-    """The matrix in the dtype of the computation, checked."""
+def _computable(weight: Tensor, sites: Sites | None = None) -> tuple[Tensor, float]:
+    """The matrix in the dtype of the computation, checked, and its squared norm."""
     where = f"matrix {' x '.join(map(str, weight.shape))}"
     if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
         raise DecompositionError(
@@ -247,11 +245,12 @@ def _computable(weight: Tensor, sites: Sites | None = None) -> Tensor:
             action="Choose dims whose products are its sides.",
         )
     matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if not math.isfinite(squared_norm(matrix)):
+    norm = squared_norm(matrix)
+    if not math.isfinite(norm):
         raise DecompositionError(
             where=where,
             found=f"{int((~torch.isfinite(matrix)).sum()):,} entries that are NaN or Inf",
             why="singular values of such a matrix do not exist",
             action="Repair the weight, or leave this layer out.",
         )
-    return matrix
+    return matrix, norm

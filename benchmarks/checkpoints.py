@@ -1,0 +1,149 @@
+"""Compress real checkpoints at several targets and check every promise of the report from outside.
+
+For each checkpoint and target: compress twice with different numbers of jobs (the bytes must be equal), inspect, expand,
+and compare the expanded tensors with the original ones, using torch and safetensors alone. Exits with 1 when a promise
+is broken.
+
+    python benchmarks/checkpoints.py model.safetensors other.pt --markdown table.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
+
+import mpocompress
+from mpocompress import Report, Truncation
+
+TARGETS: Mapping[str, Truncation] = {
+    "--bond 16": Truncation(max_bond=16),
+    "--keep 0.25": Truncation(keep=0.25),
+    "--max-error 0.1": Truncation(max_error=0.1),
+    "--energy 0.9": Truncation(energy=0.9),
+}
+
+
+def main() -> int:
+    """Run every target on every checkpoint; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    arguments = parser.parse_args()
+    rows, broken = [], 0
+    for checkpoint in arguments.checkpoints:
+        for name, truncation in TARGETS.items():
+            row, problems = _try(checkpoint, name, truncation)
+            rows.append(row)
+            broken += len(problems)
+            for problem in problems:
+                print(f"BROKEN {checkpoint.name} {name}: {problem}", file=sys.stderr)
+    _show(rows, arguments.markdown)
+    return 1 if broken else 0
+
+
+HEADINGS = ("checkpoint", "target", "achieved", "eligible", "after", "file", "error", "largest deviation", "s")
+
+
+def _try(source: Path, name: str, truncation: Truncation) -> tuple[tuple[str, ...], list[str]]:
+    """One checkpoint at one target: the row of the table, and the promises that do not hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        small, again = Path(folder, "small" + source.suffix), Path(folder, "again" + source.suffix)
+        dense = Path(folder, "dense" + source.suffix)
+        start = time.perf_counter()
+        report = mpocompress.compress(source, small, truncation=truncation, jobs=2)
+        seconds = time.perf_counter() - start
+        mpocompress.compress(source, again, truncation=truncation, jobs=1)
+        problems = [] if small.read_bytes() == again.read_bytes() else ["other bytes with another number of jobs"]
+        if mpocompress.inspect(small) != report:
+            problems.append("inspect shows another report")
+        mpocompress.expand(small, dense)
+        deviation, found = _compare(_load(source), _load(dense), report)
+        problems += found
+    totals, target = report.totals, report.target
+    if target is None or not _kept(truncation, report):
+        problems.append(f"asked {truncation.asked}, achieved {target.achieved if target else None}")
+    row = (
+        source.name,
+        name,
+        "nothing" if target is None or target.achieved is None else f"{target.achieved:.4g}",
+        f"{totals.eligible_parameters:,}",
+        f"{totals.eligible_parameters_after:,}",
+        f"{totals.file_size_bytes_before:,} -> {totals.file_size_bytes_after:,}",
+        f"{report.relative_error:.4f}",
+        f"{deviation:.1e}",
+        f"{seconds:.1f}",
+    )
+    return row, problems
+
+
+def _compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], report: Report) -> tuple[float, list[str]]:
+    """The largest relative deviation of a reported error from the measured one, and what differs that must not."""
+    problems = [] if set(before) == set(after) else ["other tensor names"]
+    members = {name for matrix in report.compressed for name in matrix.members}
+    problems += [
+        f"{name} changed" for name in before if name not in members and not torch.equal(before[name], after[name])
+    ]
+    deviation = 0.0
+    for matrix in report.compressed:
+        dense = torch.cat([before[name].double() for name in matrix.members], dim=1)
+        rebuilt = torch.cat([after[name].double() for name in matrix.members], dim=1)
+        measured = float((dense - rebuilt).norm() / dense.norm())
+        deviation = max(deviation, abs(matrix.relative_error / measured - 1))
+        summed = (sum(matrix.discarded_weights) / matrix.squared_norm) ** 0.5
+        if abs(summed**2 - measured**2) > 1e-5:
+            problems.append(f"{matrix.name}: discarded weights say {summed:.6f}, measured {measured:.6f}")
+    return deviation, [*problems, *([f"an error is off by {deviation:.1e}"] if deviation > 1e-3 else [])]
+
+
+def _kept(truncation: Truncation, report: Report) -> bool:
+    """Whether the target holds, from the entries of the report alone."""
+    promises: Mapping[str, Callable[[], bool]] = {
+        "bond": lambda: all(max(m.bonds) <= (truncation.max_bond or 0) for m in report.compressed),
+        "keep": lambda: _within_one_step(report, truncation.keep or 0.0),
+        "max_error": lambda: all(m.relative_error <= (truncation.max_error or 0.0) for m in report.compressed),
+        "energy": lambda: all(1 - m.relative_error**2 >= (truncation.energy or 1.0) for m in report.compressed),
+    }
+    return promises[truncation.kind]()
+
+
+def _within_one_step(report: Report, keep: float) -> bool:
+    """At or under the budget, and no single bond could be raised by one within it."""
+    left = keep * report.totals.eligible_parameters - report.totals.eligible_parameters_after
+    steps = [
+        matrix.sites.parameters([bond + (place == cut) for place, bond in enumerate(matrix.bonds)]) - matrix.parameters
+        for matrix in report.compressed
+        for cut in range(len(matrix.bonds))
+    ]
+    return 0 <= left < min(steps, default=float("inf"))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
+    held = torch.load(path, weights_only=True)
+    return next((held[key] for key in ("state_dict", "model_state_dict", "model_state") if key in held), held)
+
+
+def _show(rows: list[tuple[str, ...]], markdown: Path | None) -> None:
+    table = Table(*HEADINGS, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=160).print(table)
+    if markdown is not None:
+        lines = [HEADINGS, ("---",) * len(HEADINGS), *rows]
+        markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
