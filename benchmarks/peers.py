@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mpocompress import Sites, Truncation, __version__, decompose
 
-OURS, BASELINE, EXACT = "mpocompress", "tensorly, default SVD", "torch.linalg.svd"
+OURS, BASELINE, EXACT = "mpocompress", "tensorly", "torch.linalg.svd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,9 @@ def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     Returns:
         The table, to be printed by rich.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=WIDTH)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False
+    )
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
     for row in rows:

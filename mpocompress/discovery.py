@@ -209,7 +209,7 @@ def _large_enough(members: Collection[Member], min_side: int) -> tuple[tuple[Mat
     """Matrices of one tensor each, and the reasons for the tensors that are too small."""
     matrices = tuple(MatrixSpec(name=m.name, members=(m,)) for m in members if min(m.shape) >= min_side)
     small = {
-        m.name: f"its side of {min(m.shape)} is under the smallest side compressed, {min_side}"
+        m.name: f"a side of {min(m.shape)}, under the smallest that is compressed ({min_side})"
         for m in members
         if min(m.shape) < min_side
     }

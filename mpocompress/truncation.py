@@ -66,7 +66,7 @@ class Truncation:
                 action="Give bonds for single layers only with a bond cap, or alone.",
             )
         for name, value in (("bond", self.max_bond), ("max_params", self.max_params), *self.bond_by_layer.items()):
-            _check(name, value, "an integer of 1 or more", value is None or (value >= 1 and value == int(value)))
+            _check(name, value, "an integer of 1 or more", value is None or (isinstance(value, int) and value >= 1))
         for name, fraction in (("energy", self.energy), ("keep", self.keep)):
             _check(name, fraction, "a number above 0 and at most 1", fraction is None or 0 < fraction <= 1)
         _check(

@@ -59,8 +59,6 @@ def check_structure(root: object, where: str) -> None:
             levels[id(child)] = 1
             on_path.add(id(child))
             stack.append((child, _children(child)))
-        if len(stack) > MAX_DEPTH:
-            raise _malformed(where, f"values nested more than {MAX_DEPTH} deep")
     if levels[id(root)] > MAX_DEPTH:
         raise _malformed(where, f"values nested more than {MAX_DEPTH} deep")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file
 
 from mpocompress.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_checkpoint
 from mpocompress.checkpoint.safetensors_types import DTYPES
@@ -97,7 +98,15 @@ def test_safetensors_are_written_as_the_library_writes_them(tensors: dict[str, t
     assert sorted(data) == sorted(expected[start:])
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def _known_to_the_library(dtype: torch.dtype) -> bool:
+    """Complex numbers and the rarer 8-bit types came to safetensors over time."""
+    try:
+        return load(save({"x": _tensor(dtype, [2], 0)}))["x"].dtype == dtype
+    except (KeyError, SafetensorError):
+        return False
+
+
+@pytest.mark.parametrize("dtype", [one for one in DTYPES.values() if _known_to_the_library(one)], ids=str)
 @pytest.mark.parametrize("shape", [[], [0, 3], [3, 2]], ids=str)
 def test_every_type_of_safetensors_goes_both_ways(dtype: torch.dtype, shape: list[int], tmp_path: Path) -> None:
     tensors = {"layer.weight": torch.ones(2, 3), "x": _tensor(dtype, shape, 1)}

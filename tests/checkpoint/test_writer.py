@@ -56,7 +56,7 @@ def test_the_container_follows_the_extension() -> None:
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("document", [None, '{"version": 1}'])
 def test_equal_values_give_equal_bytes(container: str, document: str | None, tmp_path: Path) -> None:
-    def job() -> _Job:  # every string and tensor made anew
+    def job(headers: str) -> _Job:  # every string and tensor made anew
         text = json.loads('["fc.weight", "note", "state_dict", "cpu"]')
         return _Job(
             tensors={text[0]: torch.arange(6.0).reshape(2, 3), "fc.bias": torch.ones(2)},
@@ -64,12 +64,12 @@ def test_equal_values_give_equal_bytes(container: str, document: str | None, tmp
             container=container,
             key="model",
             extras={text[1]: [text[0], "fc.bias", text[2], text[3]], "kept": torch.ones(3)},
-            metadata=dict.fromkeys("gfedcba", "x"),
+            metadata=dict.fromkeys(headers, "x"),
             document=document,
         )
 
-    size_bytes = job().write(tmp_path / "a.bin")
-    job().write(tmp_path / "some-other-name.bin")
+    size_bytes = job("gfedcba").write(tmp_path / "a.bin")
+    job("abcdefg").write(tmp_path / "some-other-name.bin")
     assert (tmp_path / "a.bin").stat().st_size == size_bytes
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "some-other-name.bin").read_bytes()
 
@@ -86,6 +86,7 @@ def test_strings_are_shared_by_value_not_by_origin() -> None:
 def test_views_do_not_drag_their_storage_along(container: str, tmp_path: Path) -> None:
     large = torch.arange(10**6, dtype=torch.float32).reshape(1000, 1000)
     views = {"row": large[3], "column": large[:, 5], "corner": large[:2, :2], "turned": large[:3, :2].T}
+    views["turned whole"] = torch.arange(6.0).reshape(2, 3).T
     size_bytes = _Job(tensors=views, container=container, extras={"kept": large[7, :2]}).write(tmp_path / "out")
     assert size_bytes < 12_000
     with open_checkpoint(tmp_path / "out") as checkpoint:

@@ -1,0 +1,6 @@
+"""`python -m mpocompress`."""
+
+from mpocompress.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""Names and shapes to layers: every kind that is met, every reason to leave a tensor alone, every pattern refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from mpocompress.checkpoint import TensorInfo
+from mpocompress.discovery import Discovery, Selection, discover
+from mpocompress.errors import SelectionError
+
+
+def info(name: str, *shape: int, dtype: torch.dtype = torch.float32, alias_of: str | None = None) -> TensorInfo:
+    size = torch.Size(shape).numel() * dtype.itemsize
+    return TensorInfo(name=name, shape=shape, dtype=dtype, size_bytes=size, alias_of=alias_of)
+
+
+def find(*infos: TensorInfo, **selection: object) -> Discovery:
+    return discover({one.name: one for one in infos}, Selection(**selection))  # type: ignore[arg-type]
+
+
+def infos_of(module: nn.Module) -> tuple[TensorInfo, ...]:
+    return tuple(info(name, *tensor.shape, dtype=tensor.dtype) for name, tensor in module.state_dict().items())
+
+
+def forms(found: Discovery) -> dict[str, list[list[str]]]:
+    """Layer name with its level -> names of the matrices of every form."""
+    return {
+        f"{layer.name}:{layer.forms[-1][0].name}": [[matrix.name for matrix in form] for form in layer.forms]
+        for layer in found.layers
+    }
+
+
+def reasons(found: Discovery) -> dict[str, str]:
+    return {one.name: one.reason for one in found.skipped}
+
+
+def test_a_stacked_bidirectional_projected_lstm_is_a_layer_a_level_and_direction() -> None:
+    found = find(*infos_of(nn.LSTM(96, 128, num_layers=2, bidirectional=True, proj_size=64)))
+
+    assert [layer.kind for layer in found.layers] == ["lstm"] * 4
+    assert forms(found) == {
+        f":weight_ih{level}": [
+            [f"weight_joint{level}", f"weight_hr{level}"],
+            [f"weight_ih{level}", f"weight_hh{level}", f"weight_hr{level}"],
+        ]
+        for level in ("_l0", "_l0_reverse", "_l1", "_l1_reverse")
+    }
+    assert set(reasons(found).values()) == {"1-D: a bias, a norm or a statistic"}
+
+
+def test_a_joint_matrix_is_both_weights_side_by_side() -> None:
+    (layer,) = find(*infos_of(nn.LSTM(96, 128, bias=False))).layers
+    joint, apart = layer.forms
+
+    assert joint[0].shape == (512, 224)
+    assert [member.name for member in joint[0].members] == ["weight_ih_l0", "weight_hh_l0"]
+    assert layer.dense_parameters == sum(matrix.dense_parameters for matrix in apart)
+
+
+def test_a_cell_has_no_level() -> None:
+    (layer,) = find(info("cell.weight_ih", 256, 64), info("cell.weight_hh", 256, 64)).layers
+
+    assert (layer.name, layer.kind, layer.forms[0][0].name) == ("cell", "lstm_cell", "cell.weight_joint")
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        ("auto", [["weight_joint_l0"], ["weight_ih_l0", "weight_hh_l0"]]),
+        ("joint", [["weight_joint_l0"]]),
+        ("separate", [["weight_ih_l0", "weight_hh_l0"]]),
+    ],
+)
+def test_the_form_is_chosen(choice: str, wanted: list[list[str]]) -> None:
+    assert list(forms(find(*infos_of(nn.LSTM(64, 64)), lstm=choice)).values()) == [wanted]
+
+
+def test_weights_of_two_dtypes_are_not_joined() -> None:
+    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=torch.float16))
+
+    assert list(forms(found).values()) == [[["l.weight_ih_l0", "l.weight_hh_l0"]]]
+
+
+def test_a_small_input_is_compressed_only_joined() -> None:
+    weights = infos_of(nn.LSTM(28, 256, bias=False))
+
+    assert list(forms(find(*weights)).values()) == [[["weight_joint_l0"]]]
+    apart = find(*weights, lstm="separate")
+    assert list(forms(apart).values()) == [[["weight_hh_l0"]]]
+    assert reasons(apart) == {"weight_ih_l0": "a side of 28, under the smallest that is compressed (64)"}
+
+
+def test_a_small_projection_is_left_and_the_rest_is_joined() -> None:
+    found = find(*infos_of(nn.LSTM(96, 128, proj_size=48, bias=False)))
+
+    assert list(forms(found).values()) == [[["weight_joint_l0"]]]
+    assert reasons(found) == {"weight_hr_l0": "a side of 48, under the smallest that is compressed (64)"}
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.GRU(64, 64), "a GRU, by 192 rows to a hidden size of 64: only LSTM is compressed"),
+        (nn.RNN(64, 64), "a plain RNN, by 64 rows to a hidden size of 64: only LSTM is compressed"),
+    ],
+)
+def test_other_recurrent_layers_beside_an_lstm_are_told_apart(module: nn.Module, reason: str) -> None:
+    model = nn.ModuleDict({"other": module, "lstm": nn.LSTM(64, 64)})
+
+    found = find(*infos_of(model))
+
+    assert [layer.name for layer in found.layers] == ["lstm"]
+    assert reasons(found)["other.weight_hh_l0"] == reasons(found)["other.weight_ih_l0"] == reason
+
+
+def test_rows_that_are_no_multiple_are_of_no_known_kind() -> None:
+    found = find(info("x.weight_ih_l0", 200, 64), info("x.weight_hh_l0", 200, 64))
+
+    assert reasons(found)["x.weight_hh_l0"].startswith("a layer of unknown kind, by 200 rows to a hidden size of 64")
+
+
+def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
+    found = find(info("x.weight_ih_l0", 512, 64), info("x.weight_hh_l0", 256, 64))
+
+    assert set(reasons(found).values()) == {"weight_ih and weight_hh have different numbers of rows"}
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (info("scale"), "a scalar"),
+        (info("fc.bias", 64), "1-D: a bias, a norm or a statistic"),
+        (info("conv.weight", 64, 64, 3), "3-D: not an LSTM or Linear weight"),
+        (
+            info("fc.weight", 64, 64, dtype=torch.int8),
+            "int8: only float16, bfloat16, float32 and float64 weights are compressed",
+        ),
+        (
+            info("fc.weight", 64, 64, dtype=torch.complex64),
+            "complex64: only float16, bfloat16, float32 and float64 weights are compressed",
+        ),
+        (info("fc.weight", 0, 64), "empty"),
+        (info("fc.weight", 10, 64), "a side of 10, under the smallest that is compressed (64)"),
+        (info("attn.in_proj_weight", 192, 64), "not an LSTM or Linear weight by its name"),
+        (info("fc.weight_v", 64, 64), "not an LSTM or Linear weight by its name"),
+        (info("fc.parametrizations.weight.original0", 64, 64), "not an LSTM or Linear weight by its name"),
+        (info("tok_embeddings.weight", 1000, 64), "an embedding"),
+        (info("wte.weight", 1000, 64), "an embedding"),
+        (info("l.weight_ih_l0", 256, 64), "an LSTM weight without its weight_hh"),
+    ],
+    ids=lambda value: f"{value.name} {value.shape} {value.dtype}" if isinstance(value, TensorInfo) else "",
+)
+def test_the_reason_for_a_tensor_that_stays(one: TensorInfo, reason: str) -> None:
+    found = find(one)
+
+    assert found.layers == ()
+    assert reasons(found) == {one.name: reason}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_linear_weight_of_any_float_dtype(dtype: torch.dtype) -> None:
+    (layer,) = find(info("fc.weight", 64, 64, dtype=dtype), info("fc.bias", 64)).layers
+
+    assert (layer.name, layer.kind) == ("fc", "linear")
+    assert layer.forms[0][0].members[0].dtype == str(dtype).removeprefix("torch.")
+
+
+def test_a_bare_linear_has_no_prefix() -> None:
+    (layer,) = find(info("weight", 64, 128), info("bias", 64)).layers
+
+    assert (layer.name, layer.forms[0][0].name) == ("", "weight")
+
+
+def test_a_transposed_weight_shows_by_its_bias() -> None:
+    found = find(info("h.0.c_fc.weight", 64, 256), info("h.0.c_fc.bias", 256))
+
+    assert "transposed (Conv1D)" in reasons(found)["h.0.c_fc.weight"]
+
+
+def test_a_bias_of_another_size_is_said() -> None:
+    found = find(info("fc.weight", 64, 128), info("fc.bias", 3))
+
+    assert reasons(found)["fc.weight"] == "its bias of shape (3,) does not fit a Linear layer"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("embed.weight", "head.weight"), ("head.weight", "embed.weight")], ids=["before", "after"]
+)
+def test_a_linear_tied_to_an_embedding_stays_with_it(first: str, second: str) -> None:
+    found = find(info(first, 1000, 64), info(second, 1000, 64, alias_of=first))
+
+    assert found.layers == ()
+    assert reasons(found) == {first: f"an embedding, tied to {second}"}
+
+
+def test_tied_linears_are_one_layer() -> None:
+    found = find(info("a.weight", 64, 64), info("b.weight", 64, 64, alias_of="a.weight"))
+
+    assert [layer.name for layer in found.layers] == ["a"]
+    assert found.skipped == ()
+
+
+def test_a_weight_tied_to_another_layer_is_not_missed() -> None:
+    """The second cell has its weight_hh: it is tied to that of the first."""
+    found = find(
+        info("a.weight_ih", 256, 64),
+        info("a.weight_hh", 256, 64),
+        info("b.weight_ih", 256, 64),
+        info("b.weight_hh", 256, 64, alias_of="a.weight_hh"),
+    )
+
+    assert found.layers[0].name == "a"
+    assert reasons(found).get("b.weight_ih") != "an LSTM weight without its weight_hh"
+
+
+def test_a_joint_matrix_finds_its_parts_in_any_file_order() -> None:
+    """safetensors files are sorted by name: hh, hr, ih."""
+    weights = infos_of(nn.LSTM(96, 128, proj_size=64, bias=False))
+
+    (layer,) = find(*sorted(weights, key=lambda one: one.name)).layers
+
+    joint, apart = layer.forms
+    assert [member.name for member in joint[0].members] == ["weight_ih_l0", "weight_hh_l0"]
+    assert [matrix.name for matrix in apart][-1] == joint[1].name == "weight_hr_l0"
+
+
+def test_names_that_only_look_alike_are_other_layers() -> None:
+    found = find(
+        info("a.weight_ih_l0", 256, 64),
+        info("a.weight_hh_l0", 256, 64),
+        info("aweight_ih_l0", 256, 64),
+        info("aweight_hh_l0", 256, 64),
+    )
+
+    assert accounted(found) == ["a.weight_hh_l0", "a.weight_ih_l0", "aweight_hh_l0", "aweight_ih_l0"]
+
+
+def accounted(found: Discovery) -> list[str]:
+    """Every name in a layer or skipped, once for every time."""
+    used = [member.name for layer in found.layers for matrix in layer.forms[0] for member in matrix.members]
+    return sorted([*used, *reasons(found)])
+
+
+MODULES = st.sampled_from(
+    [
+        nn.LSTM(64, 64, device="meta"),
+        nn.LSTM(28, 80, num_layers=2, bidirectional=True, device="meta"),
+        nn.LSTM(64, 96, proj_size=64, bias=False, device="meta"),
+        nn.GRU(64, 64, device="meta"),
+        nn.LSTMCell(64, 64, device="meta"),
+        nn.Linear(64, 65, device="meta"),
+        nn.Linear(7, 65, bias=False, device="meta"),
+        nn.Embedding(70, 70, device="meta"),
+        nn.MultiheadAttention(64, 2, device="meta"),
+        nn.BatchNorm1d(64, device="meta"),
+        nn.Conv1d(64, 64, 1, device="meta"),
+    ]
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "b.c", "embed", "x[0]", "weight", "l0"]), MODULES, max_size=4),
+    st.sampled_from(["auto", "joint", "separate"]),
+    st.sampled_from([1, 64, 65, 100]),
+    st.sampled_from([{}, {"include": ("*",)}, {"exclude": ("*",)}]),
+    st.booleans(),
+)
+def test_every_tensor_is_in_a_layer_or_skipped_once(
+    modules: dict[str, nn.Module], lstm: str, min_side: int, patterns: dict[str, object], by_name: bool
+) -> None:
+    infos = [one for prefix, module in modules.items() for one in infos_of_prefixed(prefix, module)]
+    if by_name:
+        infos.sort(key=lambda one: one.name)
+    if not infos:
+        patterns = {}
+
+    found = find(*infos, lstm=lstm, min_side=min_side, **patterns)
+
+    assert accounted(found) == sorted(one.name for one in infos)
+    assert [one.name for one in found.skipped] == [one.name for one in infos if one.name in reasons(found)]
+    for layer in found.layers:
+        held = [sorted(member.name for matrix in form for member in matrix.members) for form in layer.forms]
+        assert all(one == held[0] for one in held)
+        assert all(min(matrix.shape) >= min_side for form in layer.forms for matrix in form)
+
+
+def infos_of_prefixed(prefix: str, module: nn.Module) -> list[TensorInfo]:
+    return [info(f"{prefix}.{one.name}", *one.shape, dtype=one.dtype) for one in infos_of(module)]
+
+
+LINEARS = (info("a.weight", 64, 64), info("b.weight", 64, 64), info("layers[0].weight", 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("selection", "layers"),
+    [
+        ({"include": ("a",)}, ["a"]),
+        ({"include": ("a.weight", "b*")}, ["a", "b"]),
+        ({"exclude": ("b",)}, ["a", "layers[0]"]),
+        ({"include": ("[ab]",), "exclude": ("a",)}, ["b"]),
+        ({"include": ("layers[[]0]",)}, ["layers[0]"]),
+        ({"include": ("layers[0].weight",)}, ["layers[0]"]),
+        ({"exclude": ("layers[0]",)}, ["a", "b"]),
+        ({"kinds": {"a*": "embedding"}}, ["b", "layers[0]"]),
+    ],
+)
+def test_patterns_select_layers_or_tensors(selection: dict[str, object], layers: list[str]) -> None:
+    assert [layer.name for layer in find(*LINEARS, **selection).layers] == layers
+
+
+def test_what_was_not_asked_for_says_so() -> None:
+    found = find(*LINEARS, include=("a", "b"), exclude=("b",))
+
+    assert reasons(found) == {"b.weight": "left out as asked", "layers[0].weight": "not among the layers asked for"}
+
+
+def test_a_kind_overrides_the_name() -> None:
+    forced = find(info("attn.in_proj_weight", 192, 64), info("embed.weight", 99, 64), kinds={"*": "linear"})
+
+    assert [(layer.name, layer.kind) for layer in forced.layers] == [("attn", "linear"), ("embed", "linear")]
+
+
+def test_a_recurrent_weight_can_be_asked_for_as_linear() -> None:
+    """The matrices of a GRU are as good as any, when the user says so."""
+    found = find(*infos_of(nn.GRU(64, 64, bias=False)), kinds={"weight_*": "linear"})
+
+    assert [(layer.kind, [matrix.name for matrix in layer.forms[0]]) for layer in found.layers] == [
+        ("linear", ["weight_ih_l0"]),
+        ("linear", ["weight_hh_l0"]),
+    ]
+
+
+@pytest.mark.parametrize("selection", [{"include": ("*weight_ih*",)}, {"exclude": ("*weight_hh*",)}])
+def test_one_weight_of_an_lstm_can_be_asked_for(selection: dict[str, object]) -> None:
+    """What the layer is does not depend on which of its weights are wanted."""
+    found = find(*infos_of(nn.LSTM(64, 64, bias=False)), **selection)
+
+    assert list(forms(found).values()) == [[["weight_ih_l0"]]]
+
+
+def test_leaving_the_projection_out_leaves_the_lstm_in() -> None:
+    found = find(*infos_of(nn.LSTM(96, 128, proj_size=64, bias=False)), exclude=("*weight_hr*",))
+
+    assert reasons(found) == {"weight_hr_l0": "left out as asked"}
+    assert len(found.layers) == 1
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (
+            {"include": ("lstm*",)},
+            r"include pattern 'lstm\*': matches no layer and no tensor; .* Names look like a.weight, b.weight",
+        ),
+        (
+            {"exclude": ("a", "zz")},
+            "exclude pattern 'zz': matches no layer and no tensor; a pattern that selects nothing",
+        ),
+        ({"kinds": {"zz": "linear"}}, "kind pattern 'zz': matches no tensor"),
+        ({"kinds": {"a": "linear"}}, "kind pattern 'a': matches no tensor"),
+        (
+            {"kinds": {"a.*": "lstm"}},
+            r"a.weight: shape \(64, 64\) under a name without weight_ih, .*; that cannot be the weight of a lstm layer",
+        ),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused(selection: dict[str, object], message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        find(*LINEARS, **selection)
+
+
+def test_a_kind_that_a_shape_rules_out_is_refused() -> None:
+    with pytest.raises(
+        SelectionError, match=r"fc.bias: a 1-D tensor; that cannot be the weight of an embedding layer\. Narrow"
+    ):
+        find(info("fc.weight", 64, 64), info("fc.bias", 64), kinds={"fc*": "embedding"})
+
+
+class Counted(Mapping[str, TensorInfo]):
+    """A mapping that counts how often it is gone through from end to end."""
+
+    def __init__(self, *infos: TensorInfo) -> None:
+        self.infos = {one.name: one for one in infos}
+        self.walks = 0
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        return self.infos[name]
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __iter__(self) -> Iterator[str]:
+        self.walks += 1
+        return iter(self.infos)
+
+
+def test_the_work_grows_with_the_number_of_tensors_and_no_faster() -> None:
+    """Ten thousand layers must not be compared with one another."""
+    tensors = Counted(*(info(f"{number}.weight", 64, 64) for number in range(100)))
+
+    assert len(discover(tensors).layers) == 100
+    assert tensors.walks < 10
