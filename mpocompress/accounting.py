@@ -124,10 +124,11 @@ def checkpoint_report(
     after = sum(matrix.parameters for matrix in matrices)
     size = sum(info.size_bytes for info in infos)
     parameters = found.parameters - before + after
+    target = None if truncation is None else _target(truncation, matrices, parameters)
     report = Report(
         tool_version=__version__,
         source=found.source,
-        target=None if truncation is None else _target(truncation, matrices, parameters),
+        target=target,
         matrices=matrices,
         skipped=tuple(SkippedReport(name=one.name, shape=one.shape, reason=one.reason) for one in found.skipped),
         aliases={name: info.alias_of for name, info in found.tensors.items() if info.alias_of is not None},
@@ -141,7 +142,7 @@ def checkpoint_report(
             file_size_bytes_before=found.source.file_size_bytes,
             file_size_bytes_after=None,
         ),
-        unmet=found.unmet if truncation is None else (*found.unmet, *_unmet(matrices)),
+        unmet=found.unmet if target is None else (*found.unmet, *_unmet(target, matrices)),
         notes=(*found.notes, *notes),
     )
     report.check()
@@ -181,7 +182,7 @@ def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
         parameters=parameters,
         eligible_parameters_after=made.parameters,
         relative_error=math.sqrt(missed / sum(norms)) if sum(norms) else 0.0,
-        worst_relative_error=max(entry.relative_error for entry in matrices),
+        worst_relative_error=max((entry.relative_error for entry in matrices), default=0.0),
         matrices=matrices,
     )
 
@@ -208,21 +209,26 @@ def _target(
     """What was asked, and what came out; `parameters` are those of the whole model, None when it cannot be done."""
     errors = [matrix.relative_error for matrix in matrices if matrix.bonds]
     bonds = [bond for matrix in matrices for bond in matrix.bonds]
-    achieved: float | None = parameters
+    achieved: float | None = None
     if truncation.kind == "bond":
         achieved = max(bonds, default=None)
     elif truncation.kind == "energy":
         achieved = 1 - max(errors) ** 2 if errors else None
     elif truncation.kind == "max_error":
         achieved = max(errors, default=None)
-    elif truncation.kind == "keep" and matrices:
+    elif truncation.kind == "max_params":
+        achieved = parameters
+    elif matrices:
         achieved = sum(m.parameters for m in matrices) / sum(m.dense_parameters for m in matrices)
     return Target(
         kind=truncation.kind, asked=truncation.asked, achieved=achieved, by_layer=dict(truncation.bond_by_layer)
     )
 
 
-def _unmet(matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
-    if any(matrix.is_compressed for matrix in matrices):
-        return ()
-    return ("No matrix could be made smaller under this target; all were kept dense.",)
+def _unmet(target: Target, matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
+    """What was asked for and does not hold."""
+    if not any(matrix.is_compressed for matrix in matrices):
+        return ("No matrix could be made smaller under this target; all were kept dense.",)
+    if target.kind in ("keep", "max_params") and (target.achieved or 0.0) > (target.asked or 0.0):
+        return ("The budget is exceeded, because matrices that were to be compressed had to be kept dense.",)
+    return ()

@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpocompress.curve import Curve
-from mpocompress.layers import LayerSpec, MatrixSpec
+from mpocompress.layers import LayerSpec, MatrixSpec, first_in_stacks
 
+PROTECTED_SHARE = 0.5
+"""Share of a budget that the first layers of stacks may take whole."""
+PROTECTED = "the first of a stack of layers: what it loses, all later ones get"
+WHOLE = "the budget is best spent on keeping it whole"
 LEAST_ENERGY = 1e-6
 """Share of the energy of a matrix below which keeping still less is no worse."""
 
@@ -25,12 +29,14 @@ class Choice:
         curve: its site shape; None where it stays dense.
         bonds: a bond for every cut; empty where it stays dense.
         parameters: what it costs.
+        reason: why it stays dense; empty where it does not.
     """
 
     matrix: MatrixSpec
     curve: Curve | None
     bonds: tuple[int, ...]
     parameters: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,7 @@ class _Frontier:
             curve=curve,
             bonds=curve.sites.capped(cap) if curve is not None else (),
             parameters=int(self.parameters[index]),
+            reason="" if curve is not None else PROTECTED if len(self.parameters) == 1 else WHOLE,
         )
 
 
@@ -91,7 +98,9 @@ def spread(
     """Share a parameter budget out over the layers, without data.
 
     A signal passes one matrix after another, so what matters is the product of the energies that the matrices keep: the
-    loss is the sum over all matrices of -log(1 - squared relative error). One price per parameter is found at which
+    loss is the sum over all tensors of -log(1 - squared relative error). What the first layer loses, every later one
+    gets, which no weight error shows: the first of a stack of layers stays dense where that takes at most half of the
+    budget. One price per parameter is found at which
     all layers, each choosing its form, site shape and bonds for itself, just fit the budget (a Lagrangian relaxation);
     what the price leaves over is then spent step by step where it lowers the loss most for its parameters, until no
     bond of any matrix can be raised. docs/explanation/truncation.md shows what this was measured against.
@@ -108,12 +117,29 @@ def spread(
         Everett 1963, "Generalized Lagrange multiplier method for solving problems of optimum allocation of resources",
         Operations Research 11(3), doi:10.1287/opre.11.3.399.
     """
+    dense = _protected(layers, budget, least_parameters(layers, curves))
     frontiers = [
-        [[_frontier(matrix, curves[matrix.name]) for matrix in form] for form in layer.forms] for layer in layers
+        [
+            [_frontier(matrix, () if position in dense else curves[matrix.name]) for matrix in form]
+            for form in layer.forms
+        ]
+        for position, layer in enumerate(layers)
     ]
     forms = _cheapest_that_fits(frontiers, budget)
     _fill(forms, budget)
     return tuple(frontier.choice(index) for form in forms for frontier, index in form)
+
+
+def _protected(layers: Sequence[LayerSpec], budget: int, least: int) -> frozenset[int]:
+    """Positions of the layers that stay dense because they come first in a stack."""
+    room = min(budget * PROTECTED_SHARE, budget - least)
+    found: set[int] = set()
+    for positions in first_in_stacks(layers):
+        cost = sum(layers[position].dense_parameters for position in positions)
+        if cost <= room:
+            room -= cost
+            found.update(positions)
+    return frozenset(found)
 
 
 _Form = list[tuple[_Frontier, int]]
@@ -182,11 +208,11 @@ def _frontier(matrix: MatrixSpec, curves: Sequence[Curve]) -> _Frontier:
     parameters = [np.array([matrix.dense_parameters])]
     losses = [np.array([0.0])]
     for position, curve in enumerate(curves):
-        cost_of, squares = curve.table()
+        cost_of, squares = curve.table(len(matrix.members))
         caps = np.arange(1, len(cost_of) + 1)
         choices.append(np.stack([np.full_like(caps, position), caps], axis=1))
         parameters.append(cost_of)
-        losses.append(-np.log(np.maximum(1.0 - squares, LEAST_ENERGY)))
+        losses.append(-np.log(np.maximum(1.0 - squares, LEAST_ENERGY)).sum(axis=0))
     every, cost, loss = np.concatenate(choices), np.concatenate(parameters), np.concatenate(losses)
     order = np.lexsort((loss, cost))
     lowest = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))

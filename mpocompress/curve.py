@@ -24,6 +24,8 @@ class Curve:
         sites: the site shape.
         tails: for every cut, the weight discarded by each bond as a share of the squared norm; shape (bonds + 1,),
             entry `b` belongs to bond `b`. They may stop at a cap; larger bonds are then not known.
+        member_tails: for a joint matrix in two sites, the same for each member alone, as a share of its own squared
+            norm; empty where that is not known.
 
     Example:
         >>> from mpocompress.sites import low_rank
@@ -34,6 +36,7 @@ class Curve:
 
     sites: Sites
     tails: tuple[NDArray[np.float64], ...]
+    member_tails: tuple[NDArray[np.float64], ...] = ()
 
     @property
     def dense_parameters(self) -> int:
@@ -41,10 +44,14 @@ class Curve:
         return self.sites.shape[0] * self.sites.shape[1]
 
     @property
+    def known_cap(self) -> int:
+        """The largest cap that this curve knows about."""
+        return max(len(tail) - 1 for tail in self.tails)
+
+    @property
     def max_cap(self) -> int:
-        """The largest cap that this curve knows about and that still makes the matrix smaller; 0 when none does."""
-        known = max(len(tail) - 1 for tail in self.tails)
-        return self.cap_for_parameters(self.dense_parameters - 1, known)
+        """The largest known cap that still makes the matrix smaller; 0 when none does."""
+        return self.cap_for_parameters(self.dense_parameters - 1)
 
     def error(self, bonds: Sequence[int]) -> float:
         """Relative error with these bonds: exact for one cut, an upper bound for several.
@@ -61,11 +68,15 @@ class Curve:
         weight = sum(float(tail[min(bond, len(tail) - 1)]) for tail, bond in zip(self.tails, bonds, strict=True))
         return math.sqrt(min(1.0, weight))
 
-    def table(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Parameters and squared relative error under every cap from 1 to `max_cap`.
+    def table(self, members: int = 1) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Parameters and squared relative errors under every cap from 1 to `max_cap`.
+
+        Args:
+            members: tensors in the matrix.
 
         Returns:
-            Two arrays of shape (max_cap,); see `error` for how exact the second one is.
+            Parameters, shape (max_cap,), and the squared relative error of each member, shape (members, max_cap); that
+            of the whole matrix stands for members that are not known alone. See `error` for how exact it is.
         """
         caps = np.arange(1, self.max_cap + 1)
         ones = np.ones_like(caps)
@@ -76,19 +87,20 @@ class Curve:
         squares = np.zeros(len(caps))
         for tail, bond in zip(self.tails, bonds[1:], strict=False):
             squares += tail[np.minimum(bond, len(tail) - 1)]
-        return parameters, np.minimum(squares, 1.0)
+        if self.member_tails:
+            return parameters, np.stack([np.minimum(tail[caps], 1.0) for tail in self.member_tails])
+        return parameters, np.tile(np.minimum(squares, 1.0), (members, 1))
 
-    def cap_for_parameters(self, parameters: int, highest: int | None = None) -> int:
-        """The largest cap whose MPO has at most so many parameters.
+    def cap_for_parameters(self, parameters: int) -> int:
+        """The largest known cap whose MPO has at most so many parameters.
 
         Args:
             parameters: the limit.
-            highest: do not look above this cap.
 
         Returns:
             The cap; 0 when even bond 1 needs more.
         """
-        low, high = 0, max(self.sites.max_bonds) if highest is None else highest
+        low, high = 0, self.known_cap
         while low < high:
             middle = (low + high + 1) // 2
             if self.sites.parameters(self.sites.capped(middle)) <= parameters:
@@ -161,7 +173,7 @@ def best_under_parameters(curves: Iterable[Curve], parameters: int) -> tuple[Cur
     Returns:
         The curve and its cap, or None when no shape fits.
     """
-    fits = [(curve, min(curve.cap_for_parameters(parameters), curve.max_cap)) for curve in curves]
+    fits = [(curve, curve.cap_for_parameters(parameters)) for curve in curves]
     fits = [(curve, cap) for curve, cap in fits if cap > 0]
     best = _least([curve for curve, _ in fits], [curve.error(curve.sites.capped(cap)) for curve, cap in fits])
     return next((fit for fit in fits if fit[0] is best), None)

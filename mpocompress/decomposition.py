@@ -6,19 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tensorly as tl
 import torch
+from numpy.typing import NDArray
 from tensorly.tenalg import svd_interface
 from torch import Tensor
 
 from mpocompress.contraction import to_site_tensor
 from mpocompress.curve import Curve, best_under_cap, best_under_error, best_under_parameters
-from mpocompress.errors import DecompositionError, TargetError
+from mpocompress.errors import DecompositionError, SitesError, TargetError
 from mpocompress.mpo import MPO
-from mpocompress.sites import Sites, SitesChoice, candidates
-from mpocompress.svd import spectrum, squared_norm, truncated_svd
+from mpocompress.sites import Sites, SitesChoice, candidates, low_rank
+from mpocompress.svd import LARGE_NORM, SMALL_NORM, spectrum, squared_norm, truncated_svd
 from mpocompress.truncation import Truncation, choose_bond, tail_weights
 
+ROUNDING_TRIES = 5
+"""How often bonds are raised when rounding the cores breaks an error target."""
 SMALL_SHARE = 1e-4
 """A discarded weight below this share of the norm is measured, not taken as a difference of two large numbers."""
 
@@ -64,7 +68,7 @@ def decompose(
     Raises:
         DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
         SitesError: sites that do not fit the matrix.
-        TargetError: a target that no site shape can meet.
+        TargetError: a target that no site shape can meet, or an error that its dtype is too coarse for.
 
     Example:
         >>> weight = torch.outer(torch.arange(1.0, 9.0), torch.arange(1.0, 7.0))
@@ -72,7 +76,7 @@ def decompose(
         >>> mpo.bonds, mpo.parameters, bool(torch.allclose(mpo.to_matrix(), weight))
         ((1,), 14, True)
     """
-    matrix, _ = _computable(weight)
+    matrix, _ = computable(weight)
     rows, cols = matrix.shape
     shapes = (sites,) if isinstance(sites, Sites) else candidates(rows, cols, sites)
     budget = truncation.error_budget
@@ -89,7 +93,15 @@ def decompose(
     curves = survey(matrix, shapes)
     if budget is not None:
         shape = (best_under_error(curves, budget) or curves[0]).sites
-        return factorise(matrix, shape, relative_error=budget).mpo.to(weight.dtype)
+        _, mpo, error = factorise_within(weight, shape, relative_error=budget, stored=weight.dtype)
+        if error > budget:
+            raise TargetError(
+                where=f"matrix {rows} x {cols}",
+                found=f"a relative error of {error:.2g} at the largest bonds, at most {budget:.2g} asked for",
+                why=f"cores in {str(weight.dtype).removeprefix('torch.')} hold no more digits",
+                action="Allow a larger error, or give the weight in a wider dtype.",
+            )
+        return mpo
     best = best_under_parameters(curves, limit or 0)
     if best is None:
         raise TargetError(
@@ -133,7 +145,7 @@ def factorise(
         >>> round(result.relative_error, 6), round(result.discarded_weights[0], 6)
         (0.5, 1.0)
     """
-    matrix, total = _computable(weight, sites)
+    matrix, total = computable(weight, sites)
     allowance = math.inf if relative_error is None else relative_error**2 * total
     dims = sites.dims
     cores: list[Tensor] = []
@@ -160,11 +172,55 @@ def factorise(
     return Decomposition(mpo=mpo, discarded_weights=tuple(discarded), squared_norm=total)
 
 
+def factorise_within(
+    weight: Tensor,  # shape: (rows, cols)
+    sites: Sites,
+    *,
+    relative_error: float,
+    stored: torch.dtype,
+) -> tuple[Decomposition, MPO, float]:
+    """The smallest bonds whose error stays within a limit once the cores are rounded to the dtype they are stored in.
+
+    Args:
+        weight: a finite matrix of a floating dtype.
+        sites: the site shape.
+        relative_error: what is allowed.
+        stored: dtype of the cores.
+
+    Returns:
+        The decomposition, its MPO in the stored dtype, and the relative error measured on that; more than was allowed
+        only where no bond is enough.
+
+    Raises:
+        DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
+        SitesError: sites that do not fit the matrix.
+
+    Example:
+        >>> _, mpo, error = factorise_within(
+        ...     torch.eye(4), Sites(row_dims=(4, 1), col_dims=(1, 4)), relative_error=0.5, stored=torch.float16
+        ... )
+        >>> mpo.bonds, round(error, 3)
+        ((3,), 0.5)
+    """
+    allowed = relative_error
+    for _ in range(ROUNDING_TRIES):
+        result = factorise(weight, sites, relative_error=allowed)
+        mpo = result.mpo.to(stored)
+        error = measured_error(weight, mpo)
+        if error <= relative_error or not math.isfinite(error):
+            break
+        # What rounding added is no matter of bonds: leave room for it, and truncate less.
+        rounding = error**2 - result.relative_error**2
+        allowed = min(math.sqrt(max(relative_error**2 - 1.02 * rounding, 0.0)), 0.999 * allowed)
+    return result, mpo, error
+
+
 def survey(
     weight: Tensor,  # shape: (rows, cols)
     shapes: Sequence[Sites],
     *,
     max_bond: int | None = None,
+    member_columns: Sequence[int] = (),
 ) -> tuple[Curve, ...]:
     """What each site shape would cost and lose, for every bond up to a cap, without making any core.
 
@@ -172,6 +228,8 @@ def survey(
         weight: a finite matrix of a floating dtype.
         shapes: the site shapes.
         max_bond: the largest bond of interest; None for all.
+        member_columns: columns of each member of a joint matrix; in the low-rank shape, whose bonds reach all of them
+            alike, each is then followed by itself as well.
 
     Returns:
         One curve for every shape, in the same order.
@@ -187,7 +245,10 @@ def survey(
     """
     curves = []
     for shape in shapes:
-        matrix, total = _computable(weight, shape)
+        matrix, total = computable(weight, shape)
+        if len(member_columns) > 1 and shape == low_rank(*shape.shape):
+            curves.append(_joint_curve(matrix, shape, max_bond, member_columns))
+            continue
         tensor, dims = to_site_tensor(matrix, shape), shape.dims
         spectra = [spectrum(tensor.reshape(math.prod(dims[:cut]), -1), max_bond) for cut in range(1, len(dims))]
         tails = tuple(tail_weights(found.values, found.residual) / (total or 1.0) for found in spectra)
@@ -195,7 +256,24 @@ def survey(
     return tuple(curves)
 
 
-def relative_error(
+def _joint_curve(matrix: Tensor, shape: Sites, max_bond: int | None, member_columns: Sequence[int]) -> Curve:
+    """The curve of a joint matrix as a low-rank product, its members followed one by one."""
+    _, s, v = truncated_svd(matrix, max_bond)
+    rest, parts = s[:, None] * v, list(member_columns)
+    members = tuple(
+        _shares(torch.linalg.vector_norm(kept, dim=1), squared_norm(member))
+        for member, kept in zip(torch.split(matrix, parts, dim=1), torch.split(rest, parts, dim=1), strict=True)
+    )
+    return Curve(sites=shape, tails=(_shares(s, squared_norm(matrix)),), member_tails=members)
+
+
+def _shares(values: Tensor, total: float) -> NDArray[np.float64]:
+    """The share of a squared norm that each bond discards, from what each singular direction holds of it."""
+    held = values.double().numpy()
+    return tail_weights(held, total - float(np.sum(held[::-1] ** 2))) / (total or 1.0)
+
+
+def measured_error(
     weight: Tensor,  # shape: (rows, cols)
     mpo: MPO,
 ) -> float:
@@ -210,13 +288,11 @@ def relative_error(
 
     Example:
         >>> mpo = decompose(torch.eye(4), truncation=Truncation(max_bond=3), sites="lowrank")
-        >>> round(relative_error(torch.eye(4), mpo), 6)
+        >>> round(measured_error(torch.eye(4), mpo), 6)
         0.5
     """
-    precise = torch.promote_types(weight.dtype, torch.float32)
-    matrix = weight.to(precise)
-    norm = squared_norm(matrix)
-    missed = squared_norm(mpo.to(precise).to_matrix().sub_(matrix))
+    matrix, norm = computable(weight)
+    missed = squared_norm(mpo.to(matrix.dtype).to_matrix().sub_(matrix))
     return math.sqrt(missed / norm) if norm else math.sqrt(missed)
 
 
@@ -227,8 +303,29 @@ def _discarded_weight(unfolding: Tensor, u: Tensor, rest: Tensor, difference: fl
     return squared_norm(unfolding - u @ rest) if difference < SMALL_SHARE * total else difference
 
 
-def _computable(weight: Tensor, sites: Sites | None = None) -> tuple[Tensor, float]:
-    """The matrix in the dtype of the computation, checked, and its squared norm."""
+def computable(
+    weight: Tensor,  # shape: (rows, cols)
+    sites: Sites | None = None,
+) -> tuple[Tensor, float]:
+    """A matrix in the dtype it is decomposed in, checked.
+
+    Args:
+        weight: a matrix.
+        sites: site dims that it must fit; None to check the matrix alone.
+
+    Returns:
+        The matrix in float32, or in float64 where its entries are that or too large or small to be squared in float32;
+        and its squared Frobenius norm.
+
+    Raises:
+        DecompositionError: not a matrix, not floating, empty, with NaN or Inf or entries too large.
+        SitesError: sites for another shape.
+
+    Example:
+        >>> matrix, norm = computable(torch.ones(2, 2, dtype=torch.bfloat16))
+        >>> matrix.dtype, norm
+        (torch.float32, 4.0)
+    """
     where = f"matrix {' x '.join(map(str, weight.shape))}"
     if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
         raise DecompositionError(
@@ -238,7 +335,7 @@ def _computable(weight: Tensor, sites: Sites | None = None) -> tuple[Tensor, flo
             action="Give a 2-D weight in float16, bfloat16, float32 or float64.",
         )
     if sites is not None and sites.shape != tuple(weight.shape):
-        raise DecompositionError(
+        raise SitesError(
             where=where,
             found=f"sites for {sites.shape[0]} x {sites.shape[1]}",
             why="the products of the row and column dims are the sides of the matrix",
@@ -247,10 +344,12 @@ def _computable(weight: Tensor, sites: Sites | None = None) -> tuple[Tensor, flo
     matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     norm = squared_norm(matrix)
     if not math.isfinite(norm):
+        broken = int((~torch.isfinite(matrix)).sum())
         raise DecompositionError(
             where=where,
-            found=f"{int((~torch.isfinite(matrix)).sum()):,} entries that are NaN or Inf",
-            why="singular values of such a matrix do not exist",
+            found=f"{broken:,} entries that are NaN or Inf" if broken else "entries above 1e150",
+            why="singular values of such a matrix do not exist" if broken else "their squares do not fit into float64",
             action="Repair the weight, or leave this layer out.",
         )
-    return matrix, norm
+    safe = norm == 0.0 or SMALL_NORM < norm < LARGE_NORM
+    return (matrix if safe else matrix.double()), norm

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from mpocompress.checkpoint import TensorInfo
 from mpocompress.errors import SelectionError
 from mpocompress.layers import LayerKind, LayerSpec, MatrixSpec, Member, joint_name
+from mpocompress.truncation import matches
 
 LSTMChoice = Literal["auto", "joint", "separate"]
 ForcedKind = Literal["lstm", "linear", "embedding"]
@@ -21,9 +21,10 @@ MIN_SIDE = 64
 """Matrices with a side below this stay dense by default: truncating a small output layer like the rest ruins models."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-GATES: Mapping[int, str] = {4: "lstm", 3: "GRU", 1: "plain RNN"}
+LSTM_GATES = 4
+OTHER_GATES: Mapping[float, str] = {3: "GRU", 1: "plain RNN"}
 
-_RECURRENT = re.compile(r"^(?P<layer>.*?)\.?weight_(?P<part>ih|hh|hr)(?P<level>_l\d+)?(?P<reverse>_reverse)?$")
+_RECURRENT = re.compile(r"^(?:(?P<layer>.*)\.)?weight_(?P<part>ih|hh|hr)(?P<level>_l\d+)?(?P<reverse>_reverse)?$")
 _EMBEDDING = re.compile(r"(^|[._])(\w*emb(ed(ding)?s?)?|wte|wpe|lookup|codebook|vocab\w*)([._]|$)", re.IGNORECASE)
 
 
@@ -99,103 +100,152 @@ def discover(
         >>> discover({"fc.weight": info}).layers[0].kind
         'linear'
     """
-    _check_patterns(tensors, selection)
+    forced = _forced_kinds(tensors, selection)
+    aliases: dict[str, list[str]] = {}
+    for name, info in tensors.items():
+        if info.alias_of is not None:
+            aliases.setdefault(info.alias_of, []).append(name)
     reasons: dict[str, str] = {}
-    units: dict[tuple[str, str], dict[str, Member]] = {}
+    units: dict[_Place, dict[str, Member]] = {}
     for name, info in tensors.items():
         if info.alias_of is not None:
             continue
-        reason = _why_not(name, tensors, selection)
-        if reason is None:
-            layer, part, suffix = _place(name)
-            units.setdefault((layer, suffix), {})[part] = _member(info)
-        else:
+        place, part = _place(name, forced.get(name))
+        reason = (
+            _not_a_matrix(info)
+            or _embedding(name, tensors, forced, aliases.get(name, []))
+            or _unwanted(name, place.layer, selection)
+            or _not_a_layer(name, place, part, tensors, forced)
+        )
+        if reason:
             reasons[name] = reason
+        else:
+            units.setdefault(place, {})[part] = _member(info)
     layers = []
-    for (layer, suffix), members in units.items():
-        found, left_out = _assemble(layer, suffix, members, selection)
+    for place, members in units.items():
+        found, left_out = _assemble(place, members, selection)
         reasons.update(left_out)
         if found is not None:
             layers.append(found)
-    skipped = []
-    for name, info in tensors.items():
-        if info.alias_of is None and name in reasons:
-            skipped.append(Skipped(name=name, shape=info.shape, reason=reasons[name]))
+    skipped = (
+        Skipped(name=name, shape=info.shape, reason=reasons[name]) for name, info in tensors.items() if name in reasons
+    )
     return Discovery(layers=tuple(layers), skipped=tuple(skipped))
 
 
-def _why_not(name: str, tensors: Mapping[str, TensorInfo], selection: Selection) -> str | None:
-    """The reason why a tensor is passed through, as far as it can be told from the tensor alone."""
-    info = tensors[name]
-    aliases = [other for other, one in tensors.items() if one.alias_of == name]
-    layer, part, _ = _place(name)
-    forced = next((kind for glob, kind in selection.kinds.items() if fnmatchcase(name, glob)), None)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where the tensors of one layer stand: path of the module, and what distinguishes layers within a module.
+
+    Args:
+        layer: path of the module.
+        suffix: level and direction of a recurrent layer; otherwise the last part of the tensor name.
+        recurrent: whether the names are those of a recurrent layer.
+    """
+
+    layer: str
+    suffix: str
+    recurrent: bool
+
+    def name(self, part: str) -> str:
+        """Full name of a tensor of this layer, or of its module."""
+        leaf = f"weight_{part}{self.suffix}" if self.recurrent else part
+        return f"{self.layer}.{leaf}" if self.layer else leaf
+
+
+def _place(name: str, forced: ForcedKind | None) -> tuple[_Place, str]:
+    """Where a tensor belongs, and which part it is there: `ih`, `hh`, `hr` or `weight`."""
+    match = _RECURRENT.match(name)
+    if match is None or forced == "linear":
+        layer, _, leaf = name.rpartition(".")
+        return _Place(layer=layer, suffix=leaf, recurrent=False), "weight"
+    suffix = (match["level"] or "") + (match["reverse"] or "")
+    return _Place(layer=match["layer"] or "", suffix=suffix, recurrent=True), match["part"]
+
+
+def _not_a_matrix(info: TensorInfo) -> str:
+    """Why a tensor cannot be decomposed at all; empty when it can."""
     if len(info.shape) != 2:
-        return {0: "a scalar", 1: "1-D: a bias, a norm or a statistic"}.get(
-            len(info.shape), f"{len(info.shape)}-D: not an LSTM or Linear weight"
-        )
+        known = {0: "a scalar", 1: "1-D: a bias, a norm or a statistic"}
+        return known.get(len(info.shape), f"{len(info.shape)}-D: not an LSTM or Linear weight")
     if info.dtype not in DTYPES:
         return f"{_dtype(info)}: only float16, bfloat16, float32 and float64 weights are compressed"
-    if 0 in info.shape:
-        return "empty"
-    if forced == "embedding" or (forced is None and any(_is_embedding(one, tensors) for one in (name, *aliases))):
-        return "an embedding" + (f", tied to {aliases[0]}" if aliases else "")
+    return "empty" if 0 in info.shape else ""
+
+
+def _embedding(
+    name: str, tensors: Mapping[str, TensorInfo], forced: Mapping[str, ForcedKind], aliases: Collection[str]
+) -> str:
+    """Why a tensor is taken for an embedding, or is tied to one; empty when it is not."""
+    for one in (name, *aliases):
+        layer, _, leaf = one.rpartition(".")
+        has_bias = (f"{layer}.bias" if layer else "bias") in tensors
+        looks = leaf == "weight" and not has_bias and _EMBEDDING.search(layer) is not None
+        if forced.get(one) == "embedding" or (looks and one not in forced):
+            return "an embedding" + (f", tied to {next(iter(aliases))}" if aliases else "")
+    return ""
+
+
+def _unwanted(name: str, layer: str, selection: Selection) -> str:
+    """Why a tensor was not asked for; empty when it was."""
     if selection.include and not _matches(selection.include, name, layer):
         return "not among the layers asked for"
-    if _matches(selection.exclude, name, layer):
-        return "left out as asked"
-    if forced == "linear" or part != "weight":
-        return None
-    if name.rpartition(".")[2] != "weight":
+    return "left out as asked" if _matches(selection.exclude, name, layer) else ""
+
+
+def _not_a_layer(
+    name: str, place: _Place, part: str, tensors: Mapping[str, TensorInfo], forced: Mapping[str, ForcedKind]
+) -> str:
+    """Why a matrix is not the weight of an LSTM or Linear layer; empty when it is."""
+    if name in forced:
+        return ""
+    if place.recurrent:
+        return _not_an_lstm(place, tensors)
+    if place.suffix != "weight":
         return "not an LSTM or Linear weight by its name"
-    bias = tensors.get(f"{layer}.bias" if layer else "bias")
-    if bias is not None and bias.shape == (info.shape[1],) and info.shape[0] != info.shape[1]:
+    bias, shape = tensors.get(place.name("bias")), tensors[name].shape
+    if bias is not None and bias.shape == (shape[1],) and shape[0] != shape[1]:
         return "its bias has one entry a column: a transposed (Conv1D) weight, which is not compressed"
-    if bias is not None and bias.shape != (info.shape[0],):
+    if bias is not None and bias.shape != (shape[0],):
         return f"its bias of shape {bias.shape} does not fit a Linear layer"
-    return None
+    return ""
+
+
+def _not_an_lstm(place: _Place, tensors: Mapping[str, TensorInfo]) -> str:
+    """Why recurrent weights are not those of an LSTM, whichever of them are wanted; empty when they are."""
+    hidden, projection, inputs = (tensors.get(place.name(part)) for part in ("hh", "hr", "ih"))
+    if hidden is None or len(hidden.shape) != 2:
+        return "an LSTM weight without its weight_hh"
+    size = projection.shape[-1] if projection is not None else hidden.shape[1]
+    gates = hidden.shape[0] / size if size else 0.0
+    if gates != LSTM_GATES:
+        found = OTHER_GATES.get(gates, "layer of unknown kind")
+        return f"a {found}, by {hidden.shape[0]} rows to a hidden size of {size}: only LSTM is compressed"
+    if inputs is not None and inputs.shape[:1] != hidden.shape[:1]:
+        return "weight_ih and weight_hh have different numbers of rows"
+    return ""
 
 
 def _assemble(
-    layer: str, suffix: str, members: Mapping[str, Member], selection: Selection
+    place: _Place, members: Mapping[str, Member], selection: Selection
 ) -> tuple[LayerSpec | None, dict[str, str]]:
     """One layer from its tensors, and the reasons for those that stay out of it."""
-    if "weight" in members:
-        kind: LayerKind = "linear"
-        (matrices, left_out) = _large_enough(members.values(), selection.min_side)
-        return (LayerSpec(name=layer, kind=kind, forms=(matrices,)) if matrices else None), left_out
-    reason = _why_no_lstm(members, selection)
-    if reason is not None:
-        return None, {member.name: reason for member in members.values()}
-    kind = "lstm" if suffix else "lstm_cell"
-    apart, left_out = _large_enough(members.values(), selection.min_side)
+    kind: LayerKind = "linear" if not place.recurrent else "lstm" if place.suffix else "lstm_cell"
+    in_order = [members[part] for part in ("weight", "ih", "hh", "hr") if part in members]
+    small = [member for member in in_order if min(member.shape) < selection.min_side]
+    apart = tuple(MatrixSpec(name=member.name, members=(member,)) for member in in_order if member not in small)
+    forms = [apart] if apart else []
     joint = _joint(members) if selection.lstm != "separate" else None
-    if joint is None or min(joint.shape) < selection.min_side:
-        return (LayerSpec(name=layer, kind=kind, forms=(apart,)) if apart else None), left_out
-    others = tuple(matrix for matrix in apart if matrix.name not in {member.name for member in joint.members})
-    forms = [(joint, *others)]
-    if selection.lstm == "auto" and not left_out:
-        forms.append(apart)
-    return LayerSpec(name=layer, kind=kind, forms=tuple(forms)), {
-        name: why for name, why in left_out.items() if name not in {member.name for member in joint.members}
+    if joint is not None and min(joint.shape) >= selection.min_side:
+        joined = (joint, *(matrix for matrix in apart if matrix.members[0] not in joint.members))
+        keep_apart = selection.lstm == "auto" and not any(member in small for member in joint.members)
+        forms = [joined, apart] if keep_apart else [joined]
+        small = [member for member in small if member not in joint.members]
+    reasons = {
+        member.name: f"a side of {min(member.shape)}, under the smallest that is compressed ({selection.min_side})"
+        for member in small
     }
-
-
-def _why_no_lstm(members: Mapping[str, Member], selection: Selection) -> str | None:
-    """The reason why recurrent weights are not those of an LSTM; None when they are, or were said to be."""
-    hidden = members.get("hh")
-    if hidden is None:
-        if any(fnmatchcase(member.name, glob) for member in members.values() for glob in selection.kinds):
-            return None
-        return "an LSTM weight without its weight_hh"
-    size = members["hr"].shape[1] if "hr" in members else hidden.shape[1]
-    gates, rest = divmod(hidden.shape[0], size)
-    found = "LSTM" if gates == 4 and not rest else GATES.get(gates if not rest else 0, "layer of unknown kind")
-    if found == "LSTM":
-        if "ih" in members and members["ih"].shape[0] != hidden.shape[0]:
-            return "weight_ih and weight_hh have different numbers of rows"
-        return None
-    return f"a {found}, by {hidden.shape[0]} rows to a hidden size of {size}: only LSTM is compressed"
+    return (LayerSpec(name=place.layer, kind=kind, forms=tuple(forms)) if forms else None), reasons
 
 
 def _joint(members: Mapping[str, Member]) -> MatrixSpec | None:
@@ -205,31 +255,31 @@ def _joint(members: Mapping[str, Member]) -> MatrixSpec | None:
     return MatrixSpec(name=joint_name(members["ih"].name), members=(members["ih"], members["hh"]))
 
 
-def _large_enough(members: Collection[Member], min_side: int) -> tuple[tuple[MatrixSpec, ...], dict[str, str]]:
-    """Matrices of one tensor each, and the reasons for the tensors that are too small."""
-    matrices = tuple(MatrixSpec(name=m.name, members=(m,)) for m in members if min(m.shape) >= min_side)
-    small = {
-        m.name: f"a side of {min(m.shape)}, under the smallest that is compressed ({min_side})"
-        for m in members
-        if min(m.shape) < min_side
-    }
-    return matrices, small
-
-
-def _check_patterns(tensors: Mapping[str, TensorInfo], selection: Selection) -> None:
-    """Refuse globs that match nothing, and forced kinds that cannot be."""
-    for what, globs in (("include", selection.include), ("exclude", selection.exclude), ("kind", selection.kinds)):
+def _forced_kinds(tensors: Mapping[str, TensorInfo], selection: Selection) -> dict[str, ForcedKind]:
+    """The kind that was asked for, by tensor name; refuses globs that match nothing, and kinds that cannot be."""
+    names = list(tensors)
+    for what, globs in (("include", selection.include), ("exclude", selection.exclude)):
         for glob in globs:
-            hits = [name for name in tensors if _matches((glob,), name, "" if what == "kind" else _place(name)[0])]
-            if not hits:
-                raise SelectionError(
-                    where=f"{what} pattern {glob!r}",
-                    found="matches no tensor" if what == "kind" else "matches no layer and no tensor",
-                    why="a pattern that selects nothing is a mistake",
-                    action=f"Names look like {', '.join(list(tensors)[:3])}.",
-                )
-            for name in hits if what == "kind" else ():
-                _check_kind(name, tensors[name], selection.kinds[glob])
+            if not any(_matches((glob,), name, _place(name, None)[0].layer) for name in names):
+                raise _nothing_matches(f"{what} pattern {glob!r}", "no layer and no tensor", names)
+    forced: dict[str, ForcedKind] = {}
+    for glob, kind in selection.kinds.items():
+        hits = [name for name in names if matches(glob, name)]
+        if not hits:
+            raise _nothing_matches(f"kind pattern {glob!r}", "no tensor", names)
+        for name in hits:
+            _check_kind(name, tensors[name], kind)
+            forced[name] = kind
+    return forced
+
+
+def _nothing_matches(where: str, what: str, names: list[str]) -> SelectionError:
+    return SelectionError(
+        where=where,
+        found=f"matches {what}",
+        why="a pattern that selects nothing is a mistake",
+        action=f"Names look like {', '.join(names[:3])}.",
+    )
 
 
 def _check_kind(name: str, info: TensorInfo, kind: ForcedKind) -> None:
@@ -237,7 +287,7 @@ def _check_kind(name: str, info: TensorInfo, kind: ForcedKind) -> None:
     problem = None
     if kind in ("linear", "embedding") and len(info.shape) != 2:
         problem = f"a {len(info.shape)}-D tensor"
-    elif kind == "lstm" and (_place(name)[1] == "weight" or len(info.shape) != 2 or info.shape[0] % 4):
+    elif kind == "lstm" and (not _place(name, None)[0].recurrent or len(info.shape) != 2 or info.shape[0] % 4):
         problem = f"shape {info.shape} under a name without weight_ih, weight_hh or weight_hr"
     if problem is not None:
         raise SelectionError(
@@ -248,23 +298,8 @@ def _check_kind(name: str, info: TensorInfo, kind: ForcedKind) -> None:
         )
 
 
-def _place(name: str) -> tuple[str, str, str]:
-    """Path of the module, part (`ih`, `hh`, `hr` or `weight`) and suffix (level and direction) of a tensor name."""
-    match = _RECURRENT.match(name)
-    if match is None:
-        return name.rpartition(".")[0], "weight", name.rpartition(".")[2]
-    return match["layer"], match["part"], (match["level"] or "") + (match["reverse"] or "")
-
-
-def _is_embedding(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether a weight without bias has the name of an embedding."""
-    layer, part, leaf = _place(name)
-    has_bias = (f"{layer}.bias" if layer else "bias") in tensors
-    return part == "weight" and leaf == "weight" and not has_bias and _EMBEDDING.search(layer) is not None
-
-
 def _matches(globs: Collection[str], name: str, layer: str) -> bool:
-    return any(fnmatchcase(name, glob) or (bool(layer) and fnmatchcase(layer, glob)) for glob in globs)
+    return any(matches(glob, name) or (bool(layer) and matches(glob, layer)) for glob in globs)
 
 
 def _member(info: TensorInfo) -> Member:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +11,8 @@ LayerKind = Literal["lstm", "lstm_cell", "linear"]
 
 JOINT = "weight_joint"
 """Stands for `weight_ih` and `weight_hh` in the name of a joint matrix."""
+
+_LEVEL = re.compile(r"_l(\d+)(?:_reverse)?$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +94,44 @@ def joint_name(weight_ih: str) -> str:
     """
     head, _, tail = weight_ih.rpartition("weight_ih")
     return f"{head}{JOINT}{tail}"
+
+
+def first_in_stacks(layers: Sequence[LayerSpec]) -> tuple[tuple[int, ...], ...]:
+    """The layers that come first in a stack of numbered ones, told from their names.
+
+    A stack is what differs in one number: the levels of an LSTM (`weight_hh_l0`, `weight_hh_l1`), or modules such as
+    `encoder.layer.0` and `encoder.layer.1`. Of nested stacks the outermost counts.
+
+    Args:
+        layers: the layers, in file order.
+
+    Returns:
+        For every stack of two or more, the positions in `layers` of those with the lowest number.
+
+    Example:
+        >>> weight = Member(name="net.0.weight", shape=(8, 8), dtype="float32")
+        >>> first, second = (
+        ...     LayerSpec(name=name, kind="linear", forms=((MatrixSpec(name=f"{name}.weight", members=(weight,)),),))
+        ...     for name in ("net.0", "net.2")
+        ... )
+        >>> first_in_stacks([first, second])
+        ((0,),)
+    """
+    depths: dict[str, set[int]] = {}
+    for layer in layers:
+        for stack, depth in _numbers(layer):
+            depths.setdefault(stack, set()).add(depth)
+    first: dict[str, list[int]] = {}
+    for position, layer in enumerate(layers):
+        outermost = next(((stack, depth) for stack, depth in _numbers(layer) if len(depths[stack]) > 1), None)
+        if outermost is not None and outermost[1] == min(depths[outermost[0]]):
+            first.setdefault(outermost[0], []).append(position)
+    return tuple(tuple(positions) for positions in first.values())
+
+
+def _numbers(layer: LayerSpec) -> list[tuple[str, int]]:
+    """The stacks a layer may belong to and its number in each, outermost first."""
+    parts = layer.name.split(".")
+    found = [(".".join(parts[:place]), int(part)) for place, part in enumerate(parts) if part.isdecimal()]
+    level = _LEVEL.search(layer.forms[0][0].name)
+    return found if level is None else [*found, (f"{layer.name} levels", int(level[1]))]

@@ -41,7 +41,7 @@ class MPO:
         chain = (1, *(core.shape[-1] for core in self.cores))
         wanted = tuple(zip(chain, self.sites.row_dims, self.sites.col_dims, chain[1:], strict=False))
         found = tuple(tuple(core.shape) for core in self.cores)
-        if found != wanted or chain[-1] != 1:
+        if found != wanted or chain[-1] != 1 or len(found) != len(self.sites.dims):
             raise SitesError(
                 where=f"MPO of rows {self.sites.row_dims} x columns {self.sites.col_dims}",
                 found=f"cores of shapes {', '.join(map(str, found))}",

@@ -14,7 +14,7 @@ import torch
 
 from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
 from mpocompress.checkpoint import Checkpoint, check_output, container_for, left_out, open_checkpoint, write_checkpoint
-from mpocompress.decomposition import factorise, relative_error
+from mpocompress.decomposition import factorise, factorise_within, measured_error
 from mpocompress.discovery import Selection
 from mpocompress.errors import FormatError, OutputError, TargetError
 from mpocompress.jobs import Progress, available_cores, run_jobs
@@ -23,7 +23,7 @@ from mpocompress.plan_report import PlanReport
 from mpocompress.planning import MatrixPlan, Survey, make_plan
 from mpocompress.report import MatrixReport, Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors
-from mpocompress.sites import SitesChoice
+from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
 
@@ -37,8 +37,6 @@ PLAN_TARGETS = (
     *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
     *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
 )
-ERROR_TRIES = 4
-"""How often bonds are raised when rounding the cores breaks an error target."""
 
 StrPath = str | PathLike[str]
 
@@ -77,10 +75,12 @@ def compress(
         CheckpointError: the source cannot be read, or holds nothing to compress.
         OutputError: the target cannot be written.
         SelectionError: a pattern that matches nothing.
+        SitesError: a site shape choice that means nothing.
         TargetError: a target that no choice of bonds meets.
     """
     source, target = Path(source), Path(target)
     _check_dtype(dtype)
+    check_choice(sites)
     check_output(target, overwrite=overwrite, inputs=[source])
     with open_checkpoint(source, key=key) as checkpoint:
         found = survey_checkpoint(
@@ -153,7 +153,9 @@ def plan(
     Raises:
         CheckpointError: the source cannot be read, or holds nothing to compress.
         SelectionError: a pattern that matches nothing.
+        SitesError: a site shape choice that means nothing.
     """
+    check_choice(sites)
     with open_checkpoint(source, key=key) as checkpoint:
         found = survey_checkpoint(
             checkpoint,
@@ -249,18 +251,14 @@ def _decompose(
         return kept_dense(entry.reason), None
     stored = dtype or entry.matrix.members[0].dtype
     weight = read_matrix(entry.matrix, checkpoint)
-    allowed = error_budget
-    for _ in range(ERROR_TRIES):
-        bonds = entry.bonds if allowed is None else None
-        result = factorise(weight, entry.sites, bonds=bonds, relative_error=allowed)
+    if error_budget is None:
+        result = factorise(weight, entry.sites, bonds=entry.bonds)
         mpo = result.mpo.to(DTYPES[stored])
-        error = relative_error(weight, mpo)
-        if not math.isfinite(error):
-            return kept_dense(f"its cores do not fit into {stored}"), None
-        if error_budget is None or error <= error_budget:
-            break
-        # Storing the cores in few bits added to the error: leave room for it and truncate less.
-        allowed = math.sqrt(max((allowed or 0.0) ** 2 - 2 * (error**2 - error_budget**2), 0.0))
+        error = measured_error(weight, mpo)
+    else:
+        result, mpo, error = factorise_within(weight, entry.sites, relative_error=error_budget, stored=DTYPES[stored])
+    if not math.isfinite(error):
+        return kept_dense(f"its cores do not fit into {stored}"), None
     if error_budget is not None and (error > error_budget or mpo.parameters >= entry.matrix.dense_parameters):
         return kept_dense(f"no smaller MPO in {stored} keeps a relative error of {error_budget:.4g}"), None
     return compressed_report(entry, result, mpo, error), mpo

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from mpocompress.budget import least_parameters, spread
 from mpocompress.curve import Curve, best_under_cap, best_under_error, best_under_parameters
-from mpocompress.errors import TargetError
+from mpocompress.errors import SelectionError, TargetError
 from mpocompress.layers import LayerSpec, MatrixSpec
 from mpocompress.sites import Sites
-from mpocompress.truncation import Truncation
+from mpocompress.truncation import Truncation, matches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,9 @@ def make_plan(
 
     Raises:
         TargetError: a budget below what any choice of bonds needs.
+        SelectionError: a bond for layers that do not exist.
     """
+    _check_patterns(layers, truncation)
     if truncation.keep is not None or truncation.max_params is not None:
         entries = _by_budget(layers, surveys, truncation, other_parameters)
     elif truncation.error_budget is not None:
@@ -104,6 +106,23 @@ def make_plan(
     else:
         entries = [entry for layer in layers for entry in _by_bond(layer, surveys, truncation)]
     return Plan(truncation=truncation, matrices=tuple(entries))
+
+
+def _check_patterns(layers: Sequence[LayerSpec], truncation: Truncation) -> None:
+    """Refuse a bond whose glob means no layer."""
+    names = [name for layer in layers for form in layer.forms for matrix in form for name in _names(layer, matrix)]
+    for glob in truncation.bond_by_layer:
+        if not any(matches(glob, name) for name in names):
+            raise SelectionError(
+                where=f"bond pattern {glob!r}",
+                found="matches no layer that can be compressed",
+                why="a pattern that selects nothing is a mistake",
+                action=f"Names look like {', '.join(dict.fromkeys(names[:6]))}.",
+            )
+
+
+def _names(layer: LayerSpec, matrix: MatrixSpec) -> tuple[str, ...]:
+    return (layer.name, matrix.name, *(member.name for member in matrix.members))
 
 
 def _by_bond(layer: LayerSpec, surveys: Mapping[str, Survey], truncation: Truncation) -> list[MatrixPlan]:
@@ -117,13 +136,16 @@ def _by_bond(layer: LayerSpec, surveys: Mapping[str, Survey], truncation: Trunca
     for form in layer.forms:
         entries = []
         for matrix in form:
-            cap = truncation.bond_cap(layer.name, matrix.name, *(member.name for member in matrix.members))
+            caps = _bond_caps(layer, matrix, truncation)
+            cap = min((one for one in caps if one is not None), default=None)
             curve = None if cap is None else best_under_cap(surveys[matrix.name].curves, cap)
             reason = "no bond was asked for it" if cap is None else _no_smaller(matrix, f"at bond {cap}")
             bonds = curve.sites.capped(cap) if curve is not None and cap is not None else ()
             entries.append(_entry(layer, matrix, curve, bonds, reason, surveys))
         plans.append(entries)
     joint, apart = plans[0], plans[-1]
+    if len(plans) > 1 and len(_bond_caps(layer, joint[0].matrix, truncation)) > 1:
+        return apart
     if len(plans) == 1 or any(entry.sites is None for entry in apart):
         return joint
     limit = sum(entry.parameters for entry in apart) - sum(entry.parameters for entry in joint[1:])
@@ -136,6 +158,11 @@ def _by_bond(layer: LayerSpec, surveys: Mapping[str, Survey], truncation: Trunca
         _missed(entry.matrix, entry.relative_error, surveys) for entry in apart[: len(apart) - len(joint) + 1]
     )
     return joint if missed_joint <= missed_apart else apart
+
+
+def _bond_caps(layer: LayerSpec, matrix: MatrixSpec, truncation: Truncation) -> set[int | None]:
+    """The different caps asked for the members of a matrix; None stands for no cap at all."""
+    return {truncation.bond_cap(layer.name, matrix.name, member.name) for member in matrix.members}
 
 
 def _by_error(layer: LayerSpec, surveys: Mapping[str, Survey], relative_error: float) -> list[MatrixPlan]:
@@ -177,8 +204,7 @@ def _by_budget(
         form = next(form for form in layer.forms if all(matrix.name in by_name for matrix in form))
         for matrix in form:
             choice = by_name[matrix.name]
-            reason = "the budget is best spent on keeping it whole"
-            entries.append(_entry(layer, matrix, choice.curve, choice.bonds, reason, surveys))
+            entries.append(_entry(layer, matrix, choice.curve, choice.bonds, choice.reason, surveys))
     return entries
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mpocompress.errors import FormatError, ReportError
@@ -15,6 +17,11 @@ from mpocompress.sites import Sites
 FORMAT, VERSION = "mpocompress", 1
 SUM_TOLERANCE = 1e-5
 """How far the discarded weights may be from the squared relative error, as a share of the squared norm."""
+ROUNDING_TOLERANCE = {"float16": SUM_TOLERANCE, "bfloat16": 1e-4, "float32": SUM_TOLERANCE, "float64": SUM_TOLERANCE}
+"""The most that storing the cores in a dtype may add to the squared error, as a share of the squared norm."""
+LARGEST = 1e150
+"""Numbers in a report are smaller; larger ones could not be squared."""
+FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 FRAGILE_ERROR = 0.3
 """Relative error above which real models are known to stop working without data or fine-tuning."""
 
@@ -123,6 +130,9 @@ class MatrixReport:
         Raises:
             ReportError: when they contradict each other.
         """
+        for dtype in (self.source_dtype, self.dtype):
+            if dtype not in FLOAT_DTYPES:
+                _fail(self.name, f"dtype {dtype!r}", f"a matrix has one of {', '.join(FLOAT_DTYPES)}")
         rows, cols = self.shape
         wanted = self.sites.parameters(self.bonds) if self.is_compressed else rows * cols
         if self.is_compressed and self.sites.shape != self.shape:
@@ -133,6 +143,12 @@ class MatrixReport:
             _fail(self.name, f"{self.parameters} parameters, counted {wanted}", "a count has one value")
         if self.is_compressed and len(self.discarded_weights) != len(self.bonds):
             _fail(self.name, f"{len(self.discarded_weights)} discarded weights", "there is one for every cut")
+        if not abs(self.rounding_weight) <= ROUNDING_TOLERANCE[self.dtype] * self.squared_norm:
+            _fail(
+                self.name,
+                f"{sum(self.discarded_weights):.6g} discarded, {self.rounding_weight:.6g} lost in rounding",
+                f"rounding cores to {self.dtype} loses less",
+            )
         added = sum(self.discarded_weights) + self.rounding_weight
         if not abs(added - self.relative_error**2 * self.squared_norm) <= SUM_TOLERANCE * self.squared_norm:
             _fail(
@@ -246,6 +262,13 @@ class Report:
         """
         for matrix in self.matrices:
             matrix.check()
+        for what, names in (
+            ("matrices", [matrix.name for matrix in self.matrices]),
+            ("tensors", [member for matrix in self.matrices for member in matrix.members]),
+        ):
+            twice = next((name for name, count in Counter(names).items() if count > 1), None)
+            if twice is not None:
+                _fail(twice, f"two {what} of this name", "a name means one thing")
         before = sum(matrix.dense_parameters for matrix in self.matrices)
         after = sum(matrix.parameters for matrix in self.matrices)
         totals = self.totals
@@ -304,7 +327,7 @@ class Report:
                 notes=tuple(document.get("notes", ())),
             )
             report.check()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(
                 where=where,
                 found=f"a report without a usable {error}",
@@ -345,8 +368,50 @@ def _document(text: str, where: str) -> dict[str, Any]:
 
 def _build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
     """A dataclass from a JSON object: lists become tuples, unknown fields are left out."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items() if key in fields})
+    values = {}
+    for field in dataclasses.fields(kind):
+        value = entry[field.name]
+        value = tuple(value) if isinstance(value, list) else value
+        if not _TYPES[str(field.type)](value):
+            raise ValueError(f"{field.name}: {value!r:.60} is not {field.type}")
+        values[field.name] = value
+    return kind(**values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and abs(value) < LARGEST  # type: ignore[arg-type]
+
+
+def _all(check: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, tuple) and all(map(check, value))
+
+
+def _mapping(check: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "str": _is_str,
+    "bool": lambda value: isinstance(value, bool),
+    "int": _is_int,
+    "int | None": lambda value: value is None or _is_int(value),
+    "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
+    "tuple[int, int]": lambda value: _all(_is_int, value) and len(value) == 2,
+    "tuple[int, ...]": partial(_all, _is_int),
+    "tuple[float, ...]": partial(_all, _is_number),
+    "tuple[str, ...]": partial(_all, _is_str),
+    "Mapping[str, int]": partial(_mapping, _is_int),
+}
+"""What a value read from JSON must be, by the annotation of its field."""
 
 
 def _fail(where: str, found: str, why: str) -> None:

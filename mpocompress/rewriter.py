@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mpocompress.checkpoint import TensorInfo
-from mpocompress.errors import FormatError
+from mpocompress.errors import CheckpointError, FormatError
 from mpocompress.mpo import MPO
 from mpocompress.report import MatrixReport, Report
 
@@ -57,8 +57,20 @@ def compressed_tensors(
 
     Returns:
         Name -> tensor, in file order, tied tensors left out.
+
+    Raises:
+        CheckpointError: a tensor that has the name a core would get.
     """
     by_member = {member: entry for entry in matrices.values() for member in entry[0].members}
+    for report, mpo in matrices.values():
+        taken = next((core for core in core_tensors(report.name, mpo) if core in names), None)
+        if taken is not None:
+            raise CheckpointError(
+                where=taken,
+                found="a tensor of this name in the checkpoint",
+                why=f"a core of {report.name} would be filed under it",
+                action=f"Rename it, or leave {report.name} out.",
+            )
     tensors: dict[str, Tensor] = {}
     for name, info in names.items():
         if info.alias_of is not None:
@@ -99,6 +111,15 @@ def dense_tensors(
             where=where,
             found=f"no tensor {missing[0]!r}" + (f", and {len(missing) - 1} more missing" if len(missing) > 1 else ""),
             why="the report says the layer is stored as cores",
+            action="The file is damaged or was edited: compress the original checkpoint again.",
+        )
+    rebuilt = [member for matrix in report.compressed for member in matrix.members]
+    taken = next((member for member in rebuilt if member in names), None)
+    if taken is not None:
+        raise FormatError(
+            where=where,
+            found=f"both {taken!r} and the cores it is rebuilt from",
+            why="a weight is stored once",
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
     tensors: dict[str, Tensor] = {}

@@ -201,6 +201,24 @@ def balanced(rows: int, cols: int, sites: int) -> Sites:
     return Sites(row_dims=row_dims, col_dims=col_dims, anti_aligned=_has_order(row_dims))
 
 
+def check_choice(choice: object) -> None:
+    """Refuse a site shape choice that means nothing for any matrix.
+
+    Args:
+        choice: what was asked for.
+
+    Raises:
+        SitesError: neither `auto` nor `lowrank` nor a number from 2 to 5.
+    """
+    if choice not in ("auto", "lowrank") and not (isinstance(choice, int) and MIN_SITES <= choice <= MAX_SITES):
+        raise SitesError(
+            where="sites",
+            found=f"got {choice!r}",
+            why=f"shapes are auto, lowrank, or balanced over {MIN_SITES} to {MAX_SITES} sites",
+            action="Give one of these.",
+        )
+
+
 def candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
     """The shapes to choose from, fastest to run first, so that a tie goes to the faster one.
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,15 +12,17 @@ import torch
 from torch import Tensor
 
 from mpocompress.checkpoint import Checkpoint, TensorInfo
-from mpocompress.decomposition import survey
+from mpocompress.decomposition import computable, survey
 from mpocompress.discovery import Discovery, Selection, Skipped, discover
-from mpocompress.errors import CheckpointError, SitesError
+from mpocompress.errors import CheckpointError, DecompositionError, SitesError
 from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers import LayerSpec, MatrixSpec
 from mpocompress.planning import Survey
 from mpocompress.report import Source
 from mpocompress.sites import SitesChoice, candidates
-from mpocompress.svd import squared_norm
+
+NOT_FINITE = "holds NaN or Inf, or entries too large to square"
+LEFT_BEHIND = "small, and the weight it would be joined with holds NaN or Inf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +103,14 @@ def survey_checkpoint(
     look = partial(_survey, checkpoint=checkpoint, sites=sites, max_bond=max_bond)
     surveyed = run_jobs(look, matrices, jobs=jobs, step="surveying", progress=progress)
     surveys = {matrix.name: one for matrix, one in zip(matrices, surveyed, strict=True) if one is not None}
-    layers, broken = [], []
+    layers: list[LayerSpec] = []
+    broken: list[Skipped] = []
     for layer in found.layers:
-        sound, lost = _sound(layer, surveys)
+        sound, lost = _sound(layer, surveys, look, checkpoint, selection.min_side)
         layers += [sound] if sound is not None else []
         broken += lost
-    unmet: tuple[str, ...] = ()
-    if broken:
-        unmet = (f"{len(broken)} weights hold NaN or Inf, or belong to a layer that does, and were left alone.",)
+    names = ", ".join(one.name for one in broken[:3]) + (", ..." if len(broken) > 3 else "")
+    unmet = (f"Left alone because of NaN or Inf: {names} ({len(broken)} in all).",) if broken else ()
     return Surveyed(
         source=Source(
             file=checkpoint.path.name,
@@ -128,32 +129,52 @@ def survey_checkpoint(
 
 
 def _survey(matrix: MatrixSpec, *, checkpoint: Checkpoint, sites: SitesChoice, max_bond: int | None) -> Survey | None:
-    """What is known of one matrix; None when it has NaN or Inf."""
-    weight = read_matrix(matrix, checkpoint)
-    norm = squared_norm(weight.to(torch.promote_types(weight.dtype, torch.float32)))
-    if not math.isfinite(norm):
-        return None
+    """What is known of one matrix; None when it cannot be decomposed."""
     try:
+        weight, norm = computable(read_matrix(matrix, checkpoint))
         shapes = candidates(*matrix.shape, sites)
+    except DecompositionError:
+        return None
     except SitesError as error:
         return Survey(curves=(), squared_norm=norm, problem=f"{error.found}: {error.why}")
-    return Survey(curves=survey(weight, shapes, max_bond=max_bond), squared_norm=norm)
+    columns = [member.shape[1] for member in matrix.members]
+    return Survey(curves=survey(weight, shapes, max_bond=max_bond, member_columns=columns), squared_norm=norm)
 
 
-def _sound(layer: LayerSpec, surveys: Mapping[str, Survey]) -> tuple[LayerSpec | None, list[Skipped]]:
-    """A layer without the matrices that hold NaN or Inf."""
-    forms = [form for form in layer.forms if all(matrix.name in surveys for matrix in form)]
+def _sound(
+    layer: LayerSpec,
+    surveys: dict[str, Survey],
+    look: Callable[[MatrixSpec], Survey | None],
+    checkpoint: Checkpoint,
+    min_side: int,
+) -> tuple[LayerSpec | None, list[Skipped]]:
+    """A layer without the tensors that hold NaN or Inf; what of it was only known joined is surveyed by itself."""
+    forms = tuple(form for form in layer.forms if all(matrix.name in surveys for matrix in form))
     if forms:
-        return dataclasses.replace(layer, forms=tuple(forms)), []
-    form = layer.forms[-1]
-    sound = tuple(matrix for matrix in form if matrix.name in surveys)
-    lost = [
-        Skipped(name=member.name, shape=member.shape, reason="holds NaN or Inf, or belongs to a matrix that does")
-        for matrix in form
-        if matrix.name not in surveys
-        for member in matrix.members
+        return dataclasses.replace(layer, forms=forms), []
+    members = [member for matrix in layer.forms[0] for member in matrix.members]
+    broken = {member.name for member in members if not _is_finite(checkpoint.tensor(member.name))}
+    alone = [
+        MatrixSpec(name=member.name, members=(member,))
+        for member in members
+        if member.name not in broken and min(member.shape) >= min_side
     ]
-    return (dataclasses.replace(layer, forms=(sound,)) if sound else None), lost
+    surveys.update((matrix.name, one) for matrix in alone if (one := look(matrix)) is not None)
+    kept = {matrix.name for matrix in alone}
+    lost = [
+        Skipped(name=member.name, shape=member.shape, reason=NOT_FINITE if member.name in broken else LEFT_BEHIND)
+        for member in members
+        if member.name not in kept
+    ]
+    return (dataclasses.replace(layer, forms=(tuple(alone),)) if alone else None), lost
+
+
+def _is_finite(weight: Tensor) -> bool:
+    try:
+        computable(weight)
+    except DecompositionError:
+        return False
+    return True
 
 
 def read_matrix(matrix: MatrixSpec, checkpoint: Checkpoint) -> Tensor:

@@ -23,12 +23,18 @@ MAX_BLOCKS = 8
 """Blocks of a Krylov space; each costs two passes over the matrix."""
 EXCESS = 2e-3
 """What more blocks may still be expected to gain, as a share of the discarded weight: 0.1 % of the error."""
+SLOWEST_FALL = 0.3
+"""Gains of further blocks are expected to shrink by this factor at best, however fast they shrank so far."""
 FLOAT32_FLOOR = 3e-3
 """Relative error below which a float32 Gram matrix is not trusted."""
 WELL_CONDITIONED = 1e-6
 """Ratio of squared singular values down to which a float32 Gram matrix of few long rows gives good singular vectors."""
+LOST_SHARE = 0.02
+"""Share of singular values that may be below that ratio before a float32 spectrum is formed again in float64."""
 NORM_RUN = 4096
 """Entries that `squared_norm` adds up in the tensor's own dtype."""
+SMALL_NORM, LARGE_NORM = 1e-30, 1e30
+"""Squared norms outside of these are not safe to form in float32."""
 SEED = 20121194
 
 
@@ -100,12 +106,17 @@ def spectrum(
     bond = short if max_bond is None else min(max_bond, short)
     total = squared_norm(matrix)
     if _by_krylov(short, bond):
-        values = _krylov_svd(matrix, bond)[1].double().numpy()
-    else:
-        precise = matrix.double() if short <= GRAM_SIDE or matrix.dtype == torch.float64 else matrix
-        eigenvalues = torch.linalg.eigvalsh(_gram(precise)).double().flip(0).clamp_min(0)
-        values = eigenvalues[:bond].sqrt().numpy()
-    return Spectrum(values=values, residual=max(total - float(np.sum(values[::-1] ** 2)), 0.0) if bond < short else 0.0)
+        u, s, v = _krylov_svd(matrix, bond)
+        residual = total - squared_norm(s)
+        if residual < FLOAT32_FLOOR**2 * total:
+            residual = squared_norm(matrix - (u * s) @ v)
+        return Spectrum(values=s.double().numpy(), residual=residual)
+    precise = matrix.double() if short <= GRAM_SIDE else matrix
+    eigenvalues = torch.linalg.eigvalsh(_gram(precise))
+    if precise.dtype == torch.float32 and _lost_in_rounding(eigenvalues):
+        eigenvalues = torch.linalg.eigvalsh(_gram(matrix.double()))
+    values = eigenvalues.double().flip(0).clamp_min(0).sqrt().numpy()
+    return Spectrum(values=values[:bond], residual=float(np.sum(values[bond:][::-1] ** 2)))
 
 
 def squared_norm(
@@ -127,11 +138,20 @@ def squared_norm(
     whole = flat.numel() // NORM_RUN * NORM_RUN
     runs = torch.linalg.vector_norm(flat[:whole].view(-1, NORM_RUN), dim=1).double()
     rest = torch.linalg.vector_norm(flat[whole:]).double()
-    return float(torch.dot(runs, runs) + rest * rest)
+    norm = float(torch.dot(runs, runs) + rest * rest)
+    if tensor.dtype == torch.float32 and not SMALL_NORM < norm < LARGE_NORM:
+        return float(torch.linalg.vector_norm(flat, dtype=torch.float64) ** 2)
+    return norm
 
 
 def _by_krylov(short: int, bond: int) -> bool:
     return short > GRAM_SIDE and bond * KRYLOV_SHARE <= short
+
+
+def _lost_in_rounding(eigenvalues: Tensor) -> bool:
+    """Whether many eigenvalues of a float32 Gram matrix are as small as its rounding errors."""
+    lost = eigenvalues < WELL_CONDITIONED * eigenvalues[-1]
+    return int(lost.sum()) > LOST_SHARE * len(eigenvalues)
 
 
 def _gram(matrix: Tensor) -> Tensor:
@@ -163,12 +183,12 @@ def _gram_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
 def _krylov_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
     """Singular triplets inside a block Krylov space, started at random."""
     generator = torch.Generator().manual_seed(SEED)
-    width = bond + max(bond // 2, 8)
+    width = min(bond + max(bond // 2, 8), *matrix.shape)
     total = squared_norm(matrix)
     block = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype)
     basis, coefficients = matrix.new_empty(matrix.shape[0], 0), matrix.new_empty(0, matrix.shape[1])
     captured = [0.0]
-    for _ in range(MAX_BLOCKS):
+    for _ in range(min(MAX_BLOCKS, min(matrix.shape) // width)):
         fresh = _orthonormal(matrix @ block)
         for _ in range(2 if len(coefficients) else 0):  # once leaves rounding errors of the first block
             fresh = _orthonormal(fresh - basis @ (basis.T @ fresh))
@@ -186,7 +206,7 @@ def _converged(captured: list[float], total: float) -> bool:
     if len(captured) < 3:
         return False
     before, gain = captured[-2] - captured[-3], captured[-1] - captured[-2]
-    falling = min(max(gain / before, 0.0), 0.9) if before > 0 else 0.0
+    falling = min(max(gain / before, SLOWEST_FALL), 0.9) if before > 0 else SLOWEST_FALL
     left = max(total - captured[-1], 1e-12 * total)
     return gain * falling / (1 - falling) <= EXCESS * left
 

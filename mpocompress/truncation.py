@@ -66,7 +66,7 @@ class Truncation:
                 action="Give bonds for single layers only with a bond cap, or alone.",
             )
         for name, value in (("bond", self.max_bond), ("max_params", self.max_params), *self.bond_by_layer.items()):
-            _check(name, value, "an integer of 1 or more", value is None or (isinstance(value, int) and value >= 1))
+            _check(name, value, "an integer of 1 or more", value is None or (type(value) is int and value >= 1))
         for name, fraction in (("energy", self.energy), ("keep", self.keep)):
             _check(name, fraction, "a number above 0 and at most 1", fraction is None or 0 < fraction <= 1)
         _check(
@@ -101,7 +101,7 @@ class Truncation:
             The cap, or None when no bond was asked for it.
         """
         for pattern, bond in reversed(tuple(self.bond_by_layer.items())):
-            if any(fnmatchcase(name, pattern) for name in names):
+            if any(matches(pattern, name) for name in names):
                 return bond
         return self.max_bond
 
@@ -160,6 +160,23 @@ def choose_bond(
     if discarded_budget is not None and tails[bond] > discarded_budget:
         bond = largest
     return max(1, min(bond, largest if max_bond is None else max_bond))
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a glob means a name; a pattern that is the name to the letter does, whatever characters it has.
+
+    Args:
+        pattern: a shell glob, case sensitive.
+        name: name of a layer or tensor.
+
+    Returns:
+        Whether it matches.
+
+    Example:
+        >>> matches("lstm*", "lstm.weight_hh_l0"), matches("layers[0]", "layers[0]")
+        (True, True)
+    """
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def _check(name: str, value: object, wanted: str, holds: bool) -> None:

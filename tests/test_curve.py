@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mpocompress.curve import TIE, Curve, best_under_cap, best_under_error, best_under_parameters
 from mpocompress.decomposition import factorise, survey
-from mpocompress.sites import Sites, candidates, low_rank
+from mpocompress.sites import Sites, balanced, candidates, low_rank
 from tests.draw import COMPUTED, random_matrix, shaped_matrices
 
 FLOAT32_ERROR = 2e-3
@@ -39,7 +39,7 @@ def test_the_table_says_the_same_as_the_curve(drawn: tuple[Tensor, Sites]) -> No
     parameters, squares = curve.table()
 
     assert len(parameters) == curve.max_cap
-    for cap, (count, square) in enumerate(zip(parameters, squares, strict=True), start=1):
+    for cap, (count, square) in enumerate(zip(parameters, squares[0], strict=True), start=1):
         assert count == sites.parameters(sites.capped(cap)) < curve.dense_parameters
         assert square == pytest.approx(curve.error(sites.capped(cap)) ** 2)
     if curve.max_cap < max(sites.max_bonds):
@@ -111,7 +111,7 @@ def test_the_shape_under_a_parameter_limit_loses_least(curves: tuple[Curve, ...]
     every = [
         (curve.error(curve.sites.capped(cap)), curve, cap)
         for curve in curves
-        for cap in range(1, curve.max_cap + 1)
+        for cap in range(1, curve.known_cap + 1)
         if curve.sites.parameters(curve.sites.capped(cap)) <= limit
     ]
 
@@ -119,7 +119,7 @@ def test_the_shape_under_a_parameter_limit_loses_least(curves: tuple[Curve, ...]
         assert not every
     else:
         curve, cap = best
-        assert curve.sites.parameters(curve.sites.capped(cap)) <= min(limit, curve.dense_parameters - 1)
+        assert curve.sites.parameters(curve.sites.capped(cap)) <= limit
         assert curve.error(curve.sites.capped(cap)) <= min(error for error, _, _ in every) * (1 + TIE) + 1e-9
 
 
@@ -132,6 +132,15 @@ def test_a_tie_goes_to_the_first_shape() -> None:
     assert best_under_cap([first, tied], 2) is first
     assert best_under_cap([first, tied, last], 2) is last
     assert best_under_parameters([first, tied], 64) == (first, 2)
+
+
+def test_more_sites_do_not_compete_under_a_cap() -> None:
+    """At the same cap they cost several times the parameters, so that a smaller error would say nothing."""
+    few = Curve(sites=low_rank(16, 16), tails=(np.array([1.0, 0.5, 0.25]),))
+    more = Curve(sites=balanced(16, 16, 3), tails=(np.array([1.0, 0.1, 0.0]), np.array([1.0, 0.1, 0.0])))
+
+    assert best_under_cap([few, more], 2) is few
+    assert best_under_cap([more], 2) is more
 
 
 def test_nothing_to_choose_from_is_nothing_chosen() -> None:
@@ -156,7 +165,7 @@ def test_a_matrix_that_cannot_get_smaller_has_no_cap() -> None:
     (curve,) = survey(torch.eye(1), [low_rank(1, 1)])
 
     assert curve.max_cap == 0
-    assert [len(column) for column in curve.table()] == [0, 0]
+    assert [column.shape for column in curve.table()] == [(0,), (1, 0)]
 
 
 def test_zeros_lose_nothing() -> None:

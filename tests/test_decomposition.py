@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tensorly.decomposition import tensor_train_matrix
 from torch import Tensor
 
-from mpocompress.decomposition import decompose, factorise, relative_error
+from mpocompress.decomposition import decompose, factorise, measured_error
 from mpocompress.errors import DecompositionError, SitesError, TargetError
 from mpocompress.sites import Sites, SitesChoice, balanced, candidates, folded, low_rank
 from mpocompress.truncation import Truncation
@@ -32,7 +32,7 @@ def test_full_bonds_are_exact(drawn: tuple[Tensor, Sites]) -> None:
     assert result.discarded_weights == (0.0,) * len(sites.max_bonds)
     assert result.mpo.cores[0].dtype == computed
     # Up to 4 sweeps over sides of at most 625: a rounding each, some dozens in all.
-    assert relative_error(weight.to(computed), result.mpo) <= 100 * EPS[computed]
+    assert measured_error(weight.to(computed), result.mpo) <= 100 * EPS[computed]
 
 
 @given(shaped_matrices(), st.integers(1, 25))
@@ -47,7 +47,7 @@ def test_the_discarded_weights_add_up_to_the_squared_error(drawn: tuple[Tensor, 
     assert result.mpo.bonds == sites.capped(cap)
     assert abs(sum(result.discarded_weights) - missed) <= SUM_SHARE * norm
     assert result.squared_norm == pytest.approx(norm, rel=1e-6)
-    assert relative_error(weight, result.mpo) == pytest.approx(result.relative_error, abs=3e-3, rel=1e-3)
+    assert measured_error(weight, result.mpo) == pytest.approx(result.relative_error, abs=3e-3, rel=1e-3)
 
 
 @given(shaped_matrices(), st.integers(1, 25))
@@ -89,7 +89,7 @@ def test_an_error_target_holds_for_the_whole_matrix(drawn: tuple[Tensor, Sites],
     weight, sites = drawn
     result = factorise(weight, sites, relative_error=allowed)
 
-    assert relative_error(weight, result.mpo) <= allowed * (1 + 1e-5)  # float32 sums of the error itself
+    assert measured_error(weight, result.mpo) <= allowed * (1 + 1e-5)  # float32 sums of the error itself
     if len(sites.max_bonds) == 1 and result.mpo.bonds[0] > 1:
         exact = torch.linalg.svdvals(
             weight.double().reshape(sites.shape) if sites == low_rank(*sites.shape) else unfolded(weight, sites)
@@ -102,6 +102,26 @@ def unfolded(weight: Tensor, sites: Sites) -> Tensor:
     first_row, second_row = sites.row_dims
     rows = weight.double().reshape(second_row, first_row, -1).transpose(0, 1) if sites.anti_aligned else weight.double()
     return rows.reshape(first_row, second_row, *sites.col_dims).transpose(1, 2).reshape(sites.dims)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_no_cut_takes_more_than_an_even_share_of_what_is_left(count: int) -> None:
+    result = factorise(random_matrix(64, 64, 0), balanced(64, 64, count), relative_error=0.5)
+
+    left = 0.25 * result.squared_norm
+    for cut, weight in enumerate(result.discarded_weights):
+        assert weight <= left / (count - 1 - cut) * (1 + 1e-9)
+        left -= weight
+    assert left >= 0
+
+
+@pytest.mark.parametrize("bond", [6, 8, 10, 12])
+def test_a_small_discarded_weight_is_no_difference_of_large_numbers(bond: int) -> None:
+    """In float32 such a difference is lost below 3e-4 of the norm; what is dropped here is down to there."""
+    weight = decaying(64, 64, seed=0).float()
+    result = factorise(weight, low_rank(64, 64), bonds=(bond,))
+
+    assert result.relative_error == pytest.approx(0.5**bond, rel=1e-2)
 
 
 def test_a_large_matrix_of_low_rank_keeps_its_rank_and_no_more_under_an_error() -> None:
@@ -128,7 +148,6 @@ def test_a_large_matrix_of_low_rank_keeps_its_rank_and_no_more_under_an_error() 
         (torch.full((8, 6), 3e38, dtype=torch.bfloat16), low_rank(8, 6)),
         (torch.full((8, 6), 1e25), low_rank(8, 6)),
         (torch.full((8, 6), 1e-25), low_rank(8, 6)),
-        (torch.full((8, 6), 1e200, dtype=torch.float64), low_rank(8, 6)),
     ],
     ids=lambda value: (
         "" if isinstance(value, Sites) else f"{tuple(value.shape)} of {float(value[0, 0]):.3g} {value.dtype}"
@@ -146,7 +165,7 @@ def test_edges_are_exact_at_full_bond(matrix: Tensor, shape: Sites) -> None:
 def test_a_matrix_that_is_not_contiguous_is_read_right() -> None:
     weight = random_matrix(12, 8, 0)
 
-    assert relative_error(weight.T, factorise(weight.T, balanced(8, 12, 2)).mpo) <= 1e-14
+    assert measured_error(weight.T, factorise(weight.T, balanced(8, 12, 2)).mpo) <= 1e-14
 
 
 def test_a_weight_with_a_gradient_is_left_as_it_is() -> None:
@@ -201,7 +220,7 @@ def test_an_error_or_energy_target_holds_for_the_cores_as_they_come(
 
     for truncation in (Truncation(max_error=allowed), Truncation(energy=1 - allowed**2)):
         mpo = decompose(weight, truncation=truncation, sites=sites)
-        assert relative_error(weight, mpo) <= allowed
+        assert measured_error(weight, mpo) <= allowed
 
 
 def test_an_error_below_the_rounding_of_the_dtype_is_refused_or_held() -> None:
@@ -212,7 +231,7 @@ def test_an_error_below_the_rounding_of_the_dtype_is_refused_or_held() -> None:
     except TargetError:
         return
 
-    assert relative_error(weight, mpo) <= 1e-3
+    assert measured_error(weight, mpo) <= 1e-3
 
 
 @pytest.mark.parametrize("limit", [4, 100])
@@ -226,7 +245,7 @@ def test_a_limit_above_what_a_small_matrix_needs_is_no_error(limit: int) -> None
 def test_a_limit_that_leaves_room_for_every_bond_is_exact() -> None:
     weight = random_matrix(8, 8, 0)
 
-    assert relative_error(weight, decompose(weight, truncation=Truncation(max_params=1000))) <= 1e-14
+    assert measured_error(weight, decompose(weight, truncation=Truncation(max_params=1000))) <= 1e-14
 
 
 def test_a_parameter_limit_below_bond_one_is_refused() -> None:
@@ -245,6 +264,7 @@ def test_a_parameter_limit_below_bond_one_is_refused() -> None:
         (torch.zeros(0, 4), "matrix 0 x 4: a 2-D tensor of float32; an MPO is made of a non-empty matrix"),
         (torch.zeros(2, 2, dtype=torch.int64), "a 2-D tensor of int64"),
         (torch.zeros(2, 2, dtype=torch.complex64), "a 2-D tensor of complex64"),
+        (torch.full((2, 2), 1e200, dtype=torch.float64), "entries above 1e150; their squares do not fit into float64"),
     ],
 )
 def test_what_is_no_matrix_of_numbers_is_refused(weight: Tensor, message: str) -> None:
@@ -275,13 +295,13 @@ def test_the_relative_error_is_the_norm_of_the_difference() -> None:
     weight = random_matrix(9, 6, 0)
     mpo = factorise(weight, low_rank(9, 6), bonds=(2,)).mpo
 
-    assert relative_error(weight, mpo) == pytest.approx(float((weight - mpo.to_matrix()).norm() / weight.norm()))
+    assert measured_error(weight, mpo) == pytest.approx(float((weight - mpo.to_matrix()).norm() / weight.norm()))
 
 
 def test_zeros_that_come_out_as_zeros_have_no_error() -> None:
     zeros = torch.zeros(8, 8)
 
-    assert relative_error(zeros, decompose(zeros, truncation=Truncation(max_bond=1))) == 0.0
+    assert measured_error(zeros, decompose(zeros, truncation=Truncation(max_bond=1))) == 0.0
 
 
 def test_the_same_weight_gives_the_same_bits() -> None:

@@ -177,6 +177,12 @@ def test_a_bare_linear_has_no_prefix() -> None:
     assert (layer.name, layer.forms[0][0].name) == ("", "weight")
 
 
+def test_a_weight_with_a_bias_is_no_embedding_whatever_its_name() -> None:
+    assert [layer.name for layer in find(info("patch_embed.weight", 64, 128), info("patch_embed.bias", 64)).layers] == [
+        "patch_embed"
+    ]
+
+
 def test_a_transposed_weight_shows_by_its_bias() -> None:
     found = find(info("h.0.c_fc.weight", 64, 256), info("h.0.c_fc.bias", 256))
 

@@ -658,12 +658,12 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
     "sites": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, sites=7),
         SitesError,
-        "7 sites asked for; shapes of 2 to 5 sites are made",
+        "sites: got 7; shapes are auto, lowrank, or balanced over 2 to 5 sites",
     ),
     "sites of a plan": (
         lambda made, out: plan(made("model.pt"), sites=1),
         SitesError,
-        "1 sites asked for; shapes of 2 to 5 sites are made",
+        "sites: got 1; shapes are auto, lowrank, or balanced over 2 to 5 sites",
     ),
     "pattern": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, selection=Selection(include=("lstm*",))),
