@@ -1,8 +1,8 @@
 """Compress real checkpoints at several targets and check every promise of the report from outside.
 
-For each checkpoint and target: compress twice with different numbers of jobs (the bytes must be equal), inspect, expand,
-and compare the expanded tensors with the original ones, using torch and safetensors alone. Exits with 1 when a promise
-is broken.
+For each checkpoint and target: compress twice with different numbers of jobs (the bytes must be equal), inspect,
+expand, and compare the expanded tensors with the original ones, using torch and safetensors alone. Exits with 1 when a
+promise is broken.
 
     python benchmarks/checkpoints.py model.safetensors other.pt --markdown table.md
 """

@@ -23,7 +23,9 @@ LARGEST = 1e150
 """Numbers in a report are smaller; larger ones could not be squared."""
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 FRAGILE_ERROR = 0.3
-"""Relative error above which real models are known to stop working without data or fine-tuning."""
+"""Relative error above which some real models are known to stop working without data or fine-tuning."""
+RUINOUS_ERROR = 0.6
+"""Relative error above which nearly all do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,11 +248,15 @@ class Report:
             return ("Nothing was compressed: every eligible matrix was kept dense, for the reason beside it.",)
         worst = max(self.compressed, key=lambda matrix: matrix.relative_error)
         said = ["Weight errors are no quality figure: measure the expanded model on your own task before you use it."]
-        if worst.relative_error > FRAGILE_ERROR:
+        reached = f"Relative errors reach {worst.relative_error:.2f} ({worst.name})"
+        advice = "Keep more (a larger bond or fraction), leave that layer dense, or fine-tune before use."
+        if worst.relative_error > RUINOUS_ERROR:
             said.append(
-                f"Relative errors reach {worst.relative_error:.2f} ({worst.name}); above about {FRAGILE_ERROR} trained "
-                "models usually stop working as they are. Keep more (a larger bond or fraction), leave that layer "
-                "dense, or fine-tune before use."
+                f"{reached}; above about {RUINOUS_ERROR} hardly any trained model still works as it is. {advice}"
+            )
+        elif worst.relative_error > FRAGILE_ERROR:
+            said.append(
+                f"{reached}; above about {FRAGILE_ERROR} some trained models stop working as they are. {advice}"
             )
         return tuple(said)
 

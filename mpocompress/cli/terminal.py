@@ -13,10 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from mpocompress.jobs import Progress as ProgressCallback
 
+NARROWEST = 80
+
 
 def stdout() -> Console:
-    """The console that reports go to; its width is that of the terminal, 80 columns where there is none."""
-    return Console(file=sys.stdout, soft_wrap=False)
+    """The console that reports go to: as wide as the terminal, 80 columns where there is none and never less.
+
+    A narrower terminal wraps the lines; cutting numbers off would be worse.
+    """
+    console = Console(file=sys.stdout)
+    if console.width < NARROWEST:
+        console.width = NARROWEST
+    return console
 
 
 @contextmanager

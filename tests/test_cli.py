@@ -1,0 +1,215 @@
+"""The commands: exit codes, what goes to which stream, and messages that name flags."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpocompress.cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with checkpoints, which is also the current one."""
+    torch.manual_seed(0)
+    state = {
+        **{f"lstm.{name}": value for name, value in torch.nn.LSTM(64, 64).state_dict().items()},
+        "fc.weight": torch.randn(96, 64),
+        "fc.bias": torch.zeros(96),
+    }
+    torch.save({"model": state, "epoch": 3}, tmp_path / "model.pt")
+    torch.save({**state, "bad.weight": torch.full((64, 64), math.nan)}, tmp_path / "nan.pt")
+    torch.save({"fc.weight": torch.randn(8, 8)}, tmp_path / "tiny.pt")
+    (tmp_path / "broken.pt").write_bytes((tmp_path / "model.pt").read_bytes()[:5000])
+    (tmp_path / "text.pt").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line as the program would; returns its exit code, stdout and stderr."""
+
+    def call(*words: str, columns: int = 80) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mpocompress", *words])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
+
+
+@pytest.mark.parametrize("words", [["compress", "model.pt"], ["model.pt"]])
+def test_the_default_command_is_compress(run: Run, words: list[str]) -> None:
+    code, out, err = run(*words, "--bond", "4", "-o", "small.pt")
+
+    assert (code, err) == (0, "")
+    assert "lstm.weight_ih_l0" in out
+    assert "Wrote small.pt." in out
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_a_report_fits_the_terminal_and_its_numbers_add_up(run: Run, columns: int) -> None:
+    """A terminal of fewer than 80 columns wraps lines of 80; no number is cut off."""
+    code, out, _ = run("model.pt", "--keep", "0.25", "-o", "small.pt", "--force", columns=columns)
+    document = json.loads(run("inspect", "small.pt", "--json")[1])
+
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= max(80, columns)
+    rows = [line for line in out.splitlines() if re.match(r"(lstm|fc)\..* \d+x\d+ ", line)]
+    assert len(rows) == len(document["matrices"])
+    counted = sum(int(numbers[-1 if columns < 110 else 1].replace(",", "")) for numbers in map(big_numbers, rows))
+    assert counted == document["totals"]["eligible_parameters_after"]
+
+
+def big_numbers(line: str) -> list[str]:
+    """The numbers of a row that stand alone and have a thousands separator."""
+    return re.findall(r"(?<![\w.,x])\d{1,3}(?:,\d{3})+(?![\w.])", line)
+
+
+def test_inspect_shows_what_compress_showed(run: Run) -> None:
+    shown = run("model.pt", "--bond", "4", "-o", "small.pt")[1]
+
+    assert run("inspect", "small.pt") == (0, shown[: shown.index("\nWrote")], "")
+
+
+def test_expand_says_what_it_wrote_and_what_it_left_out(run: Run) -> None:
+    run("model.pt", "--bond", "4", "-o", "small.pt")
+
+    code, out, err = run("expand", "small.pt", "-o", "dense.safetensors")
+
+    assert code == 0
+    assert out == "Wrote dense.safetensors: 39,520 parameters, 3 weights rebuilt.\n"
+    assert err == "Note: left out, since a safetensors file cannot hold them: epoch\n"
+
+
+def test_plan_and_dry_run_write_nothing(run: Run, folder: Path) -> None:
+    before = sorted(folder.iterdir())
+
+    code, out, err = run("plan", "model.pt")
+    assert (code, err) == (0, "")
+    assert len(re.findall(r"^(bond|keep) ", out, re.MULTILINE)) == 11
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = run("model.pt", "--keep", "1/8", "--dry-run")
+    assert code == 0
+    assert re.search(r"^keep 1/8 ", out, re.MULTILINE)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_target_that_cannot_be_met_is_exit_3_in_a_dry_run_and_1_in_earnest(run: Run) -> None:
+    code, out, _ = run("model.pt", "--max-params", "300", "--dry-run")
+    assert code == 3
+    assert "not possible" in out
+    code, _, err = run("model.pt", "--max-params", "300", "-o", "small.pt")
+    assert code == 1
+    assert "the smallest bonds already need" in err
+
+
+def test_json_is_one_document_on_stdout_and_nothing_else(run: Run) -> None:
+    for words in (["plan", "model.pt"], ["model.pt", "--bond", "4", "-o", "small.pt"], ["inspect", "small.pt"]):
+        code, out, err = run(*words, "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["version"] == 1
+
+
+def test_a_broken_weight_is_left_alone_and_said(run: Run) -> None:
+    code, out, _ = run("nan.pt", "--bond", "4", "-o", "small.pt")
+
+    assert code == 3
+    assert "Not met: Left alone because of NaN or Inf: bad.weight (1 in all)." in out
+    assert "1 x holds NaN or Inf" in out
+
+
+def test_no_target_is_a_usage_error_that_names_the_targets_and_plan(run: Run) -> None:
+    code, out, err = run("model.pt", "-o", "small.pt")
+
+    assert (code, out) == (2, "")
+    for word in ("--bond N", "--energy E", "--max-error E", "--keep F", "--max-params N", "mpocompress plan model.pt"):
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["model.pt", "--bond", "4", "--keep", ".5", "-o", "x.pt"],
+            "--bond and --keep are two targets: give exactly one",
+        ),
+        (["model.pt", "--bond", "4", "--bond", "5", "-o", "x.pt"], "--bond is given 2 times for all layers"),
+        (["model.pt", "--bond", "0", "-o", "x.pt"], "'0' is not a bond"),
+        (["model.pt", "--bond", "=4", "-o", "x.pt"], "'=4' is not a bond"),
+        (["model.pt", "--keep", "1/0", "-o", "x.pt"], "'1/0' is not a number above 0 and at most 1"),
+        (["model.pt", "--keep", "nan", "-o", "x.pt"], "'nan' is not a number"),
+        (["model.pt", "--energy", "1.5", "-o", "x.pt"], "'1.5' is not a number above 0"),
+        (["model.pt", "--max-error", "1", "-o", "x.pt"], "1.0 is not in the range 0<=x<1"),
+        (["model.pt", "--sites", "6", "--bond", "4", "-o", "x.pt"], "'6' is not auto, lowrank or a number from 2 to 5"),
+        (["model.pt", "--as", "gru=*", "--bond", "4", "-o", "x.pt"], "'gru=*' is not KIND=GLOB with a KIND of lstm"),
+        (["model.pt", "--bond", "4"], "Where to? Give -o FILE, or --dry-run."),
+        (["model.pt", "--bogus"], "No such option"),
+        (["expand", "small.pt"], "Missing option '-o'"),
+    ],
+)
+def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: list[str], message: str) -> None:
+    code, out, err = run(*words)
+
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not Path("x.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.pt", "--bond", "4", "-o", "x.pt"], "Error: none.pt: no such file"),
+        (["broken.pt", "--bond", "4", "-o", "x.pt"], "Error: broken.pt: "),
+        (["text.pt", "--bond", "4", "-o", "x.pt"], "Error: text.pt: a file of unknown form"),
+        (["tiny.pt", "--bond", "4", "-o", "x.pt"], "none of them a weight to compress; 1 x a side of 8"),
+        (["model.pt", "--bond", "4", "-o", "model.pt", "--force"], "writing would destroy it"),
+        (["model.pt", "--bond", "4", "-o", "text.pt"], "--force replaces it."),
+        (["model.pt", "--bond", "4", "-o", "no/x.pt"], "no folder"),
+        (["model.pt", "--bond", "zz*=4", "-o", "x.pt"], "matches no layer that can be compressed"),
+        (["model.pt", "--bond", "4", "--include", "zz*", "-o", "x.pt"], "Patterns are given with --include"),
+        (["inspect", "model.pt"], "an ordinary checkpoint"),
+        (["expand", "model.pt", "-o", "x.pt"], "an ordinary checkpoint"),
+    ],
+)
+def test_what_is_refused_is_exit_1_in_words_and_leaves_nothing(run: Run, words: list[str], message: str) -> None:
+    code, out, err = run(*words)
+
+    assert (code, out) == (1, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("x.pt").exists()
+
+
+def test_bonds_for_single_layers(run: Run) -> None:
+    code, out, _ = run("model.pt", "--bond", "8", "--bond", "fc=3", "-o", "small.pt", "--json")
+    document = json.loads(out)
+
+    assert code == 0
+    assert {matrix["name"]: matrix["bonds"] for matrix in document["matrices"]} == {
+        "lstm.weight_joint_l0": [8],
+        "fc.weight": [3],
+    }
+    assert document["target"]["by_layer"] == {"fc": 3}
+
+
+def test_the_module_runs_as_a_program(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mpocompress", "plan", "model.pt"], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("39,520 parameters")
