@@ -29,7 +29,8 @@ What every command says of itself with `--help`. What the exit codes mean is on
 
 def walk(command: click.Command, name: str = PROGRAM, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
     """Yield the full name and the help text of a command, then those of the commands below it that are not hidden."""
-    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
+    settings = {**command.context_settings, "terminal_width": WIDTH, "max_content_width": WIDTH}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
     yield context.command_path, command.get_help(context)
     if isinstance(command, click.Group):
         for child_name in command.list_commands(context):

@@ -39,7 +39,7 @@ class DefaultGroup(click.Group):
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
-    r"""Compress a trained PyTorch checkpoint.
+    """Compress a trained PyTorch checkpoint.
 
     LSTM and Linear weights become matrix product operators (MPO). No model code is needed and none is run.
     `mpocompress MODEL ...` is short for `mpocompress compress MODEL ...`.
@@ -52,7 +52,7 @@ def cli() -> None:
 
     Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not
     met.
-    """
+    """  # noqa: D301 - click reads the backspace
 
 
 def main() -> None:
