@@ -13,7 +13,7 @@ from mpocompress.layers import MatrixSpec
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget
 from mpocompress.planning import MatrixPlan, make_plan
-from mpocompress.report import MatrixReport, Report, SkippedReport, Target, Totals
+from mpocompress.report import MatrixReport, Report, Target, Totals
 from mpocompress.survey import Surveyed
 from mpocompress.truncation import Truncation
 
@@ -130,7 +130,7 @@ def checkpoint_report(
         source=found.source,
         target=target,
         matrices=matrices,
-        skipped=tuple(SkippedReport(name=one.name, shape=one.shape, reason=one.reason) for one in found.skipped),
+        skipped=found.skipped,
         aliases={name: info.alias_of for name, info in found.tensors.items() if info.alias_of is not None},
         totals=Totals(
             dense_parameters=found.parameters,

@@ -12,6 +12,7 @@ import torch
 from mpocompress.checkpoint import TensorInfo
 from mpocompress.errors import SelectionError
 from mpocompress.layers import LayerKind, LayerSpec, MatrixSpec, Member, joint_name
+from mpocompress.report import Skipped
 from mpocompress.truncation import matches
 
 LSTMChoice = Literal["auto", "joint", "separate"]
@@ -49,21 +50,6 @@ class Selection:
     kinds: Mapping[str, ForcedKind] = field(default_factory=dict)
     min_side: int = MIN_SIDE
     lstm: LSTMChoice = "auto"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """A tensor that is passed through untouched.
-
-    Args:
-        name: its name.
-        shape: its shape.
-        reason: why, in words.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

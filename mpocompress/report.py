@@ -6,11 +6,10 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
+from mpocompress.documents import build, read_document
 from mpocompress.errors import FormatError, ReportError
 from mpocompress.sites import Sites
 
@@ -19,8 +18,6 @@ SUM_TOLERANCE = 1e-5
 """How far the discarded weights may be from the squared relative error, as a share of the squared norm."""
 ROUNDING_TOLERANCE = {"float16": SUM_TOLERANCE, "bfloat16": 1e-4, "float32": SUM_TOLERANCE, "float64": SUM_TOLERANCE}
 """The most that storing the cores in a dtype may add to the squared error, as a share of the squared norm."""
-LARGEST = 1e150
-"""Numbers in a report are smaller; larger ones could not be squared."""
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 FRAGILE_ERROR = 0.3
 """Relative error above which some real models are known to stop working without data or fine-tuning."""
@@ -161,7 +158,7 @@ class MatrixReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkippedReport:
+class Skipped:
     """A tensor that was passed through untouched.
 
     Args:
@@ -220,7 +217,7 @@ class Report:
     source: Source
     target: Target | None
     matrices: tuple[MatrixReport, ...]
-    skipped: tuple[SkippedReport, ...]
+    skipped: tuple[Skipped, ...]
     aliases: Mapping[str, str]
     totals: Totals
     unmet: tuple[str, ...] = ()
@@ -319,16 +316,16 @@ class Report:
             FormatError: not a report, or of a newer format version.
             ReportError: figures that contradict each other.
         """
-        document = _document(text, where)
+        document = read_document(text, name=FORMAT, version=VERSION, where=where)
         try:
             report = Report(
                 tool_version=str(document["tool_version"]),
-                source=_build(Source, document["source"]),
-                target=_build(Target, document["target"]) if document["target"] is not None else None,
-                matrices=tuple(_build(MatrixReport, entry) for entry in document["matrices"]),
-                skipped=tuple(_build(SkippedReport, entry) for entry in document["skipped"]),
+                source=build(Source, document["source"]),
+                target=build(Target, document["target"]) if document["target"] is not None else None,
+                matrices=tuple(build(MatrixReport, entry) for entry in document["matrices"]),
+                skipped=tuple(build(Skipped, entry) for entry in document["skipped"]),
                 aliases=dict(document["aliases"]),
-                totals=_build(Totals, document["totals"]),
+                totals=build(Totals, document["totals"]),
                 unmet=tuple(document.get("unmet", ())),
                 notes=tuple(document.get("notes", ())),
             )
@@ -341,83 +338,6 @@ class Report:
                 action="Compress the original checkpoint again.",
             ) from error
         return report
-
-
-def _document(text: str, where: str) -> dict[str, Any]:
-    """The JSON object, of a format and version that can be read."""
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(
-            where=where,
-            found="a report that is not JSON",
-            why=str(error),
-            action="Compress the original checkpoint again.",
-        ) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise FormatError(
-            where=where,
-            found="a document of another format",
-            why=f"a report says format {FORMAT!r}",
-            action="Give a file that mpocompress wrote.",
-        )
-    version = document.get("version")
-    if version != VERSION:
-        raise FormatError(
-            where=where,
-            found=f"format version {version}",
-            why=f"this release reads version {VERSION}",
-            action="Upgrade mpocompress: pip install -U mpocompress.",
-        )
-    return document
-
-
-def _build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
-    """A dataclass from a JSON object: lists become tuples, unknown fields are left out."""
-    values = {}
-    for field in dataclasses.fields(kind):
-        value = entry[field.name]
-        value = tuple(value) if isinstance(value, list) else value
-        if not _TYPES[str(field.type)](value):
-            raise ValueError(f"{field.name}: {value!r:.60} is not {field.type}")
-        values[field.name] = value
-    return kind(**values)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and abs(value) < LARGEST  # type: ignore[arg-type]
-
-
-def _all(check: Callable[[object], bool], value: object) -> bool:
-    return isinstance(value, tuple) and all(map(check, value))
-
-
-def _mapping(check: Callable[[object], bool], value: object) -> bool:
-    return isinstance(value, dict) and all(map(check, value.values()))
-
-
-def _is_str(value: object) -> bool:
-    return isinstance(value, str)
-
-
-_TYPES: Mapping[str, Callable[[Any], bool]] = {
-    "str": _is_str,
-    "bool": lambda value: isinstance(value, bool),
-    "int": _is_int,
-    "int | None": lambda value: value is None or _is_int(value),
-    "float": _is_number,
-    "float | None": lambda value: value is None or _is_number(value),
-    "tuple[int, int]": lambda value: _all(_is_int, value) and len(value) == 2,
-    "tuple[int, ...]": partial(_all, _is_int),
-    "tuple[float, ...]": partial(_all, _is_number),
-    "tuple[str, ...]": partial(_all, _is_str),
-    "Mapping[str, int]": partial(_mapping, _is_int),
-}
-"""What a value read from JSON must be, by the annotation of its field."""
 
 
 def _fail(where: str, found: str, why: str) -> None:

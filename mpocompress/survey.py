@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mpocompress.checkpoint import Checkpoint, TensorInfo
 from mpocompress.decomposition import computable, survey
-from mpocompress.discovery import Discovery, Selection, Skipped, discover
+from mpocompress.discovery import Discovery, Selection, discover
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
 from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers import LayerSpec, MatrixSpec
 from mpocompress.planning import Survey
-from mpocompress.report import Source
+from mpocompress.report import Skipped, Source
 from mpocompress.sites import SitesChoice, candidates
 
 NOT_FINITE = "holds NaN or Inf, or entries too large to square"

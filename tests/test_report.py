@@ -20,7 +20,7 @@ from mpocompress.report import (
     VERSION,
     MatrixReport,
     Report,
-    SkippedReport,
+    Skipped,
     Source,
     Target,
     Totals,
@@ -73,7 +73,7 @@ REPORT = Report(
     source=Source(file="model.pt", sha256="ab" * 32, container="torch-zip", key="model", file_size_bytes=120_000),
     target=Target(kind="keep", asked=0.3, achieved=0.2591, by_layer={}),
     matrices=(JOINT, DENSE),
-    skipped=(SkippedReport(name="fc.bias", shape=(70,), reason="1-D: a bias, a norm or a statistic"),),
+    skipped=(Skipped(name="fc.bias", shape=(70,), reason="1-D: a bias, a norm or a statistic"),),
     aliases={"twin.weight_ih_l0": "lstm.weight_ih_l0"},
     totals=Totals(
         dense_parameters=28102,
@@ -146,10 +146,10 @@ def test_a_version_that_is_none_is_refused(version: object) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "small.pt: a report that is not JSON; .*Compress the original checkpoint again"),
-        ("{", "a report that is not JSON"),
-        ("[" * 100_000, "a report that is not JSON"),
-        ("[]", "small.pt: a document of another format; a report says format 'mpocompress'"),
+        ("", "small.pt: a document that is not JSON; .*Compress the original checkpoint again"),
+        ("{", "a document that is not JSON"),
+        ("[" * 100_000, "a document that is not JSON"),
+        ("[]", "small.pt: a document of another format; this one should say format 'mpocompress'"),
         ('{"format": "mpocompress-plan", "version": 1}', "a document of another format"),
         ("3", "a document of another format"),
         ('{"format": "mpocompress", "version": 1}', "a report without a usable 'tool_version'"),

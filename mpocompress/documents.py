@@ -1,0 +1,121 @@
+"""JSON documents back into dataclasses: the right format and version, and every field of its type."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from mpocompress.errors import FormatError
+
+LARGEST = 1e150
+"""Numbers in a document are smaller; larger ones could not be squared."""
+
+
+def read_document(text: str, *, name: str, version: int, where: str) -> dict[str, Any]:
+    """The JSON object of a document, of a format and version that can be read.
+
+    Args:
+        text: the document.
+        name: what its `format` must be.
+        version: what its `version` must be.
+        where: the file it came from, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        FormatError: not JSON, of another format, or of another version.
+
+    Example:
+        >>> read_document('{"format": "x", "version": 1}', name="x", version=1, where="x.json")["version"]
+        1
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            where=where,
+            found="a document that is not JSON",
+            why=str(error),
+            action="Compress the original checkpoint again.",
+        ) from error
+    if not isinstance(document, dict) or document.get("format") != name:
+        raise FormatError(
+            where=where,
+            found="a document of another format",
+            why=f"this one should say format {name!r}",
+            action="Give a file that mpocompress wrote.",
+        )
+    found = document.get("version")
+    if found != version:
+        raise FormatError(
+            where=where,
+            found=f"format version {found}",
+            why=f"this release reads version {version}",
+            action="Upgrade mpocompress: pip install -U mpocompress.",
+        )
+    return document
+
+
+def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
+    """A dataclass from a JSON object: lists become tuples, unknown fields are left out.
+
+    Args:
+        kind: the dataclass; its annotations are among those that `_TYPES` knows.
+        entry: the object.
+
+    Returns:
+        An instance.
+
+    Raises:
+        KeyError: a field that is missing.
+        TypeError: not an object.
+        ValueError: a value of another type than its field, or a number out of range.
+    """
+    values = {}
+    for field in dataclasses.fields(kind):
+        value = entry[field.name]
+        value = tuple(value) if isinstance(value, list) else value
+        if not _TYPES[str(field.type)](value):
+            raise ValueError(f"{field.name}: {value!r:.60} is not {field.type}")
+        values[field.name] = value
+    return kind(**values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and abs(value) < LARGEST  # type: ignore[arg-type]
+
+
+def _all(check: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, tuple) and all(map(check, value))
+
+
+def _mapping(check: Callable[[object], bool], value: object) -> bool:
+    return isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _is_str(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_TYPES: Mapping[str, Callable[[Any], bool]] = {
+    "str": _is_str,
+    "bool": lambda value: isinstance(value, bool),
+    "int": _is_int,
+    "int | None": lambda value: value is None or _is_int(value),
+    "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
+    "tuple[int, int]": lambda value: _all(_is_int, value) and len(value) == 2,
+    "tuple[int, ...]": partial(_all, _is_int),
+    "tuple[float, ...]": partial(_all, _is_number),
+    "tuple[str, ...]": partial(_all, _is_str),
+    "Mapping[str, int]": partial(_mapping, _is_int),
+}
+"""What a value read from JSON must be, by the annotation of its field."""
