@@ -63,7 +63,7 @@ class Curve:
             The relative Frobenius error, at most 1.
 
         Source:
-            Oseledets 2011, theorem 2.2, doi:10.1137/090752286.
+            Oseledets 2011, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33(5), doi:10.1137/090752286.
         """
         weight = sum(float(tail[min(bond, len(tail) - 1)]) for tail, bond in zip(self.tails, bonds, strict=True))
         return math.sqrt(min(1.0, weight))

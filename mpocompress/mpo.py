@@ -90,7 +90,7 @@ class MPO:
 
         Source:
             Schollwoeck 2011, "The density-matrix renormalization group in the age of matrix product states",
-            section 4.4, doi:10.1016/j.aop.2010.09.012.
+            Annals of Physics 326, doi:10.1016/j.aop.2010.09.012.
 
         Example:
             >>> mpo = MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)]).canonical(0)
