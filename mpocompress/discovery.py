@@ -218,15 +218,16 @@ def _assemble(
     """One layer from its tensors, and the reasons for those that stay out of it."""
     kind: LayerKind = "linear" if not place.recurrent else "lstm" if place.suffix else "lstm_cell"
     in_order = [members[part] for part in ("weight", "ih", "hh", "hr") if part in members]
-    small = [member for member in in_order if min(member.shape) < selection.min_side]
+    joint = _joint(members) if selection.lstm != "separate" else None
+    if joint is not None and min(joint.shape) < selection.min_side:
+        joint = None
+    joined = joint.members if joint is not None else ()  # a thin weight may go with the other, or beside it
+    small = [member for member in in_order if min(member.shape) < selection.min_side and member not in joined]
     apart = tuple(MatrixSpec(name=member.name, members=(member,)) for member in in_order if member not in small)
     forms = [apart] if apart else []
-    joint = _joint(members) if selection.lstm != "separate" else None
-    if joint is not None and min(joint.shape) >= selection.min_side:
-        joined = (joint, *(matrix for matrix in apart if matrix.members[0] not in joint.members))
-        keep_apart = selection.lstm == "auto" and not any(member in small for member in joint.members)
-        forms = [joined, apart] if keep_apart else [joined]
-        small = [member for member in small if member not in joint.members]
+    if joint is not None:
+        together = (joint, *(matrix for matrix in apart if matrix.members[0] not in joined))
+        forms = [together, apart] if selection.lstm == "auto" else [together]
     reasons = {
         member.name: f"a side of {min(member.shape)}, under the smallest that is compressed ({selection.min_side})"
         for member in small

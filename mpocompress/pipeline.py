@@ -299,7 +299,8 @@ def _bond_of_interest(truncations: Sequence[Truncation]) -> int | None:
     """How far the spectra must be known: twice the largest cap, since forms are compared at equal parameters."""
     if any(one.kind != "bond" for one in truncations):
         return None
-    return 2 * max(bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond)
+    caps = [bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond is not None]
+    return 2 * max(caps, default=1)
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -87,10 +87,11 @@ def test_weights_of_two_dtypes_are_not_joined() -> None:
     assert list(forms(found).values()) == [[["l.weight_ih_l0", "l.weight_hh_l0"]]]
 
 
-def test_a_small_input_is_compressed_only_joined() -> None:
+def test_a_small_input_goes_with_the_other_weight_or_beside_it() -> None:
     weights = infos_of(nn.LSTM(28, 256, bias=False))
 
-    assert list(forms(find(*weights)).values()) == [[["weight_joint_l0"]]]
+    assert list(forms(find(*weights)).values()) == [[["weight_joint_l0"], ["weight_ih_l0", "weight_hh_l0"]]]
+    assert list(forms(find(*weights, lstm="joint")).values()) == [[["weight_joint_l0"]]]
     apart = find(*weights, lstm="separate")
     assert list(forms(apart).values()) == [[["weight_hh_l0"]]]
     assert reasons(apart) == {"weight_ih_l0": "a side of 28, under the smallest that is compressed (64)"}
@@ -99,7 +100,7 @@ def test_a_small_input_is_compressed_only_joined() -> None:
 def test_a_small_projection_is_left_and_the_rest_is_joined() -> None:
     found = find(*infos_of(nn.LSTM(96, 128, proj_size=48, bias=False)))
 
-    assert list(forms(found).values()) == [[["weight_joint_l0"]]]
+    assert list(forms(found).values()) == [[["weight_joint_l0"], ["weight_ih_l0", "weight_hh_l0"]]]
     assert reasons(found) == {"weight_hr_l0": "a side of 48, under the smallest that is compressed (64)"}
 
 
@@ -293,7 +294,8 @@ def test_every_tensor_is_in_a_layer_or_skipped_once(
     for layer in found.layers:
         held = [sorted(member.name for matrix in form for member in matrix.members) for form in layer.forms]
         assert all(one == held[0] for one in held)
-        assert all(min(matrix.shape) >= min_side for form in layer.forms for matrix in form)
+        # In the form apart, what a joint matrix would hold may be thinner than the smallest side.
+        assert all(min(matrix.shape) >= min_side for matrix in layer.forms[0])
 
 
 def infos_of_prefixed(prefix: str, module: nn.Module) -> list[TensorInfo]:
