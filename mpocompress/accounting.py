@@ -166,6 +166,7 @@ def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
         return PlannedTarget(
             target=_target(truncation, (), None),
             problem=f"{error.found}; {error.why}",
+            unmet=(),
             parameters=found.parameters,
             eligible_parameters_after=eligible,
             relative_error=0.0,
@@ -176,9 +177,11 @@ def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
     parameters = found.other_parameters + made.parameters
     norms = [found.surveys[entry.matrix.name].squared_norm for entry in made.matrices]
     missed = sum(entry.relative_error**2 * norm for entry, norm in zip(matrices, norms, strict=True))
+    target = _target(truncation, matrices, parameters)
     return PlannedTarget(
-        target=_target(truncation, matrices, parameters),
+        target=target,
         problem="",
+        unmet=(*found.unmet, *_unmet(target, matrices)),
         parameters=parameters,
         eligible_parameters_after=made.parameters,
         relative_error=math.sqrt(missed / sum(norms)) if sum(norms) else 0.0,
@@ -225,10 +228,12 @@ def _target(
     )
 
 
-def _unmet(target: Target, matrices: Sequence[MatrixReport]) -> tuple[str, ...]:
+def _unmet(target: Target, matrices: Sequence[MatrixReport] | Sequence[PlannedMatrix]) -> tuple[str, ...]:
     """What was asked for and does not hold."""
-    if not any(matrix.is_compressed for matrix in matrices):
+    if target.kind in ("keep", "max_params"):
+        if (target.achieved or 0.0) > (target.asked or 0.0):
+            return ("The budget is exceeded, because matrices that were to be compressed had to be kept dense.",)
+        return ()
+    if not any(matrix.bonds for matrix in matrices):
         return ("No matrix could be made smaller under this target; all were kept dense.",)
-    if target.kind in ("keep", "max_params") and (target.achieved or 0.0) > (target.asked or 0.0):
-        return ("The budget is exceeded, because matrices that were to be compressed had to be kept dense.",)
     return ()

@@ -85,9 +85,14 @@ def least_parameters(layers: Sequence[LayerSpec], curves: Mapping[str, Sequence[
         The sum over the layers, each in its smallest form.
     """
     return sum(
-        min(sum(int(_frontier(matrix, curves[matrix.name]).parameters[0]) for matrix in form) for form in layer.forms)
-        for layer in layers
+        min(sum(_least(matrix, curves[matrix.name]) for matrix in form) for form in layer.forms) for layer in layers
     )
+
+
+def _least(matrix: MatrixSpec, curves: Sequence[Curve]) -> int:
+    """The fewest parameters one matrix can be stored with."""
+    ones = (curve.sites.parameters(curve.sites.capped(1)) for curve in curves)
+    return min(matrix.dense_parameters, *ones) if curves else matrix.dense_parameters
 
 
 def spread(

@@ -21,6 +21,7 @@ from mpocompress.sites import Sites, SitesChoice, candidates, low_rank
 from mpocompress.svd import LARGE_NORM, SMALL_NORM, spectrum, squared_norm, truncated_svd
 from mpocompress.truncation import Truncation, choose_bond, tail_weights
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ROUNDING_TRIES = 5
 """How often bonds are raised when rounding the cores breaks an error target."""
 SMALL_SHARE = 1e-4
@@ -286,6 +287,9 @@ def measured_error(
     Returns:
         The Frobenius norm of the difference over that of `weight`; 0 for a zero matrix that came out as zero.
 
+    Raises:
+        DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
+
     Example:
         >>> mpo = decompose(torch.eye(4), truncation=Truncation(max_bond=3), sites="lowrank")
         >>> round(measured_error(torch.eye(4), mpo), 6)
@@ -327,7 +331,7 @@ def computable(
         (torch.float32, 4.0)
     """
     where = f"matrix {' x '.join(map(str, weight.shape))}"
-    if weight.dim() != 2 or weight.numel() == 0 or not weight.is_floating_point():
+    if weight.dim() != 2 or weight.numel() == 0 or weight.dtype not in DTYPES:
         raise DecompositionError(
             where=where,
             found=f"a {weight.dim()}-D tensor of {str(weight.dtype).removeprefix('torch.')}",

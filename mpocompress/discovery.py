@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from mpocompress.checkpoint import TensorInfo
 from mpocompress.errors import SelectionError
-from mpocompress.layers import LayerKind, LayerSpec, MatrixSpec, Member, joint_name
+from mpocompress.layers import MIN_SIDE, LayerKind, LayerSpec, MatrixSpec, Member, joint_name
 from mpocompress.report import Skipped
 from mpocompress.truncation import matches
 
 LSTMChoice = Literal["auto", "joint", "separate"]
 ForcedKind = Literal["lstm", "linear", "embedding"]
-
-MIN_SIDE = 64
-"""Matrices with a side below this stay dense by default: truncating a small output layer like the rest ruins models."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LSTM_GATES = 4
@@ -40,6 +37,10 @@ class Selection:
         min_side: matrices with a smaller side stay dense.
         lstm: input-to-hidden and hidden-to-hidden weights as one matrix, apart, or whichever is better.
 
+    Raises:
+        SelectionError: a choice or kind that does not exist, a smallest side below 1, or one glob in the place of
+            several.
+
     Example:
         >>> Selection(exclude=("head*",)).min_side
         64
@@ -50,6 +51,25 @@ class Selection:
     kinds: Mapping[str, ForcedKind] = field(default_factory=dict)
     min_side: int = MIN_SIDE
     lstm: LSTMChoice = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the choices."""
+        for where, found, holds, wanted in (
+            ("lstm", self.lstm, self.lstm in get_args(LSTMChoice), f"one of {', '.join(get_args(LSTMChoice))}"),
+            ("min_side", self.min_side, type(self.min_side) is int and self.min_side >= 1, "an integer of 1 or more"),
+            ("include", self.include, not isinstance(self.include, str), "a tuple of globs"),
+            ("exclude", self.exclude, not isinstance(self.exclude, str), "a tuple of globs"),
+            (
+                "kinds",
+                dict(self.kinds),
+                set(self.kinds.values()) <= set(get_args(ForcedKind)),
+                f"globs with a kind of {', '.join(get_args(ForcedKind))}",
+            ),
+        ):
+            if not holds:
+                raise SelectionError(
+                    where=where, found=f"got {found!r}", why=f"it must be {wanted}", action="Give such a value."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +120,7 @@ def discover(
         reason = (
             _not_a_matrix(info)
             or _embedding(name, tensors, forced, aliases.get(name, []))
-            or _unwanted(name, place.layer, selection)
+            or _unwanted((name, *aliases.get(name, [])), selection)
             or _not_a_layer(name, place, part, tensors, forced)
         )
         if reason:
@@ -172,11 +192,11 @@ def _embedding(
     return ""
 
 
-def _unwanted(name: str, layer: str, selection: Selection) -> str:
-    """Why a tensor was not asked for; empty when it was."""
-    if selection.include and not _matches(selection.include, name, layer):
+def _unwanted(names: Collection[str], selection: Selection) -> str:
+    """Why a tensor was not asked for under any of its names; empty when it was."""
+    if selection.include and not any(_matches(selection.include, name) for name in names):
         return "not among the layers asked for"
-    return "left out as asked" if _matches(selection.exclude, name, layer) else ""
+    return "left out as asked" if any(_matches(selection.exclude, name) for name in names) else ""
 
 
 def _not_a_layer(
@@ -247,7 +267,7 @@ def _forced_kinds(tensors: Mapping[str, TensorInfo], selection: Selection) -> di
     names = list(tensors)
     for what, globs in (("include", selection.include), ("exclude", selection.exclude)):
         for glob in globs:
-            if not any(_matches((glob,), name, _place(name, None)[0].layer) for name in names):
+            if not any(_matches((glob,), name) for name in names):
                 raise _nothing_matches(f"{what} pattern {glob!r}", "no layer and no tensor", names)
     forced: dict[str, ForcedKind] = {}
     for glob, kind in selection.kinds.items():
@@ -256,7 +276,7 @@ def _forced_kinds(tensors: Mapping[str, TensorInfo], selection: Selection) -> di
             raise _nothing_matches(f"kind pattern {glob!r}", "no tensor", names)
         for name in hits:
             _check_kind(name, tensors[name], kind)
-            forced[name] = kind
+            forced[tensors[name].alias_of or name] = kind
     return forced
 
 
@@ -285,7 +305,9 @@ def _check_kind(name: str, info: TensorInfo, kind: ForcedKind) -> None:
         )
 
 
-def _matches(globs: Collection[str], name: str, layer: str) -> bool:
+def _matches(globs: Collection[str], name: str) -> bool:
+    """Whether a glob means a tensor, or the layer that it belongs to."""
+    layer = _place(name, None)[0].layer
     return any(matches(glob, name) or (bool(layer) and matches(glob, layer)) for glob in globs)
 
 

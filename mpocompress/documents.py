@@ -75,14 +75,31 @@ def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
         TypeError: not an object.
         ValueError: a value of another type than its field, or a number out of range.
     """
-    values = {}
-    for field in dataclasses.fields(kind):
-        value = entry[field.name]
-        value = tuple(value) if isinstance(value, list) else value
-        if not _TYPES[str(field.type)](value):
-            raise ValueError(f"{field.name}: {value!r:.60} is not {field.type}")
-        values[field.name] = value
-    return kind(**values)
+    return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in dataclasses.fields(kind)})
+
+
+def typed(value: Any, annotation: str, name: str) -> Any:
+    """A value from a JSON object, checked: a list becomes a tuple.
+
+    Args:
+        value: the value.
+        annotation: what it must be, as written in an annotation.
+        name: its name, for the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: a value of another type, or a number out of range.
+
+    Example:
+        >>> typed([1, 2], "tuple[int, ...]", "bonds")
+        (1, 2)
+    """
+    value = tuple(value) if isinstance(value, list) else value
+    if not _TYPES[annotation](value):
+        raise ValueError(f"{name}: {value!r:.60} is not {annotation}")
+    return value
 
 
 def _is_int(value: object) -> bool:
@@ -117,5 +134,6 @@ _TYPES: Mapping[str, Callable[[Any], bool]] = {
     "tuple[float, ...]": partial(_all, _is_number),
     "tuple[str, ...]": partial(_all, _is_str),
     "Mapping[str, int]": partial(_mapping, _is_int),
+    "Mapping[str, str]": partial(_mapping, _is_str),
 }
 """What a value read from JSON must be, by the annotation of its field."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from mpocompress.text import printable
+
 
 class MPOCompressError(Exception):
     """Base of every error this library raises on purpose.
 
     The four parts are kept as attributes, so that a caller can show them its own way; `str` joins them into
-    `where: found; why. action`.
+    `where: found; why. action`, with escape codes from names in a file made visible.
 
     Args:
         where: the file, layer or argument concerned.
@@ -21,7 +23,7 @@ class MPOCompressError(Exception):
     """
 
     def __init__(self, *, where: str, found: str, why: str, action: str) -> None:
-        super().__init__(f"{where}: {found}; {why}. {action}")
+        super().__init__(printable(f"{where}: {found}; {why}. {action}"))
         self.where = where
         self.found = found
         self.why = why
@@ -57,7 +59,7 @@ class SitesError(MPOCompressError):
 
 
 class DecompositionError(MPOCompressError):
-    """A matrix cannot be decomposed: wrong rank of tensor, dtype, or non-finite entries."""
+    """A matrix cannot be decomposed: wrong number of dimensions, dtype, or non-finite entries."""
 
 
 class ReportError(MPOCompressError):

@@ -9,6 +9,8 @@ from typing import Literal
 
 LayerKind = Literal["lstm", "lstm_cell", "linear"]
 
+MIN_SIDE = 64
+"""Matrices with a side below this stay dense by default: truncating a small output layer like the rest ruins models."""
 JOINT = "weight_joint"
 """Stands for `weight_ih` and `weight_hh` in the name of a joint matrix."""
 

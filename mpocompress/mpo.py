@@ -38,6 +38,7 @@ class MPO:
 
     def __post_init__(self) -> None:
         """Check the chain."""
+        _check_dimensions(self.cores)
         chain = (1, *(core.shape[-1] for core in self.cores))
         wanted = tuple(zip(chain, self.sites.row_dims, self.sites.col_dims, chain[1:], strict=False))
         found = tuple(tuple(core.shape) for core in self.cores)
@@ -88,6 +89,9 @@ class MPO:
         Returns:
             A new MPO. Bonds may shrink to what is useful; the matrix is the same to rounding.
 
+        Raises:
+            SitesError: no such site.
+
         Source:
             Schollwoeck 2011, "The density-matrix renormalization group in the age of matrix product states",
             Annals of Physics 326, doi:10.1016/j.aop.2010.09.012.
@@ -97,7 +101,15 @@ class MPO:
             >>> mpo.bonds
             (2,)
         """
-        cores = list(self.cores)
+        if not -len(self.cores) <= centre < len(self.cores):
+            raise SitesError(
+                where="centre of a canonical form",
+                found=f"got {centre}",
+                why=f"the MPO has {len(self.cores)} sites",
+                action="Give the number of a site, from 0.",
+            )
+        dtype = self.cores[0].dtype
+        cores = [core.to(torch.promote_types(core.dtype, torch.float32)) for core in self.cores]
         centre %= len(cores)
         for site in range(centre):
             left, row, col, right = cores[site].shape
@@ -109,7 +121,7 @@ class MPO:
             isometry, rest = torch.linalg.qr(cores[site].reshape(left, row * col * right).T)
             cores[site] = isometry.T.reshape(-1, row, col, right)
             cores[site - 1] = torch.tensordot(cores[site - 1], rest.T, dims=1)
-        return MPO(cores=tuple(core.contiguous() for core in cores), sites=self.sites)
+        return MPO(cores=tuple(core.to(dtype).contiguous() for core in cores), sites=self.sites)
 
     def norm(self) -> float:
         """Frobenius norm of the matrix, from the cores alone, in float64."""
@@ -150,9 +162,17 @@ class MPO:
             The MPO, aligned.
 
         Raises:
-            SitesError: factors that do not form a chain.
+            SitesError: factors that are no torch tensors, or do not form a chain of two or more sites.
         """
-        return MPO.from_cores(list(tt_matrix.factors))
+        factors = list(tt_matrix.factors)
+        if not all(isinstance(factor, Tensor) for factor in factors):
+            raise SitesError(
+                where="TTMatrix",
+                found=f"factors of {type(factors[0]).__module__}",
+                why="an MPO is made of torch tensors",
+                action="Decompose on tensorly's pytorch backend, or convert the factors with torch.as_tensor.",
+            )
+        return MPO.from_cores(factors)
 
     @staticmethod
     def from_cores(cores: Sequence[Tensor], *, anti_aligned: bool = False) -> MPO:
@@ -168,12 +188,17 @@ class MPO:
         Raises:
             SitesError: cores that do not form a chain.
         """
-        if any(core.dim() != 4 for core in cores):
-            raise SitesError(
-                where="MPO cores",
-                found=f"tensors of {', '.join(str(core.dim()) for core in cores)} dimensions",
-                why="a core has four: (left_bond, row, col, right_bond)",
-                action="Reshape them.",
-            )
+        _check_dimensions(cores)
         rows, cols = (tuple(int(core.shape[axis]) for core in cores) for axis in (1, 2))
         return MPO(cores=tuple(cores), sites=Sites(row_dims=rows, col_dims=cols, anti_aligned=anti_aligned))
+
+
+def _check_dimensions(cores: Sequence[Tensor]) -> None:
+    """Refuse cores that are not 4-D."""
+    if any(core.dim() != 4 for core in cores):
+        raise SitesError(
+            where="MPO cores",
+            found=f"tensors of {', '.join(str(core.dim()) for core in cores)} dimensions",
+            why="a core has four: (left_bond, row, col, right_bond)",
+            action="Reshape them.",
+        )

@@ -14,14 +14,14 @@ import torch
 
 from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
 from mpocompress.checkpoint import Checkpoint, check_output, container_for, left_out, open_checkpoint, write_checkpoint
-from mpocompress.decomposition import factorise, factorise_within, measured_error
+from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
 from mpocompress.discovery import Selection
 from mpocompress.errors import FormatError, OutputError, TargetError
 from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlanReport
 from mpocompress.planning import MatrixPlan, Survey, make_plan
-from mpocompress.report import MatrixReport, Report
+from mpocompress.report import ROUNDING_TOLERANCE, MatrixReport, Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
@@ -81,8 +81,8 @@ def compress(
     source, target = Path(source), Path(target)
     _check_dtype(dtype)
     check_choice(sites)
-    check_output(target, overwrite=overwrite, inputs=[source])
     with open_checkpoint(source, key=key) as checkpoint:
+        check_output(target, overwrite=overwrite, inputs=[source])
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
@@ -214,9 +214,9 @@ def expand(
         OutputError: the target cannot be written, or the dense tensors would not fit beside it.
     """
     source, target = Path(source), Path(target)
-    check_output(target, overwrite=overwrite, inputs=[source])
     with open_checkpoint(source) as checkpoint:
         report = _document(checkpoint)
+        check_output(target, overwrite=overwrite, inputs=[source])
         _check_room(report, target)
         tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
         ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
@@ -257,11 +257,21 @@ def _decompose(
         error = measured_error(weight, mpo)
     else:
         result, mpo, error = factorise_within(weight, entry.sites, relative_error=error_budget, stored=DTYPES[stored])
-    if not math.isfinite(error):
-        return kept_dense(f"its cores do not fit into {stored}"), None
+    if not math.isfinite(error) or _lost_in_rounding(result, error, stored):
+        return kept_dense(f"its cores cannot be stored as {stored} without losing more than the truncation"), None
+    if mpo.parameters * DTYPES[stored].itemsize >= weight.numel() * weight.element_size():
+        return kept_dense(
+            f"in {stored} its cores take no fewer bytes than the dense weight in {entry.matrix.members[0].dtype}"
+        ), None
     if error_budget is not None and (error > error_budget or mpo.parameters >= entry.matrix.dense_parameters):
         return kept_dense(f"no smaller MPO in {stored} keeps a relative error of {error_budget:.4g}"), None
     return compressed_report(entry, result, mpo, error), mpo
+
+
+def _lost_in_rounding(result: Decomposition, error: float, stored: str) -> bool:
+    """Whether rounding the cores to their dtype lost what it may not: their numbers are too small or large for it."""
+    rounding = error**2 * result.squared_norm - sum(result.discarded_weights)
+    return abs(rounding) > ROUNDING_TOLERANCE[stored] * result.squared_norm
 
 
 def _document(checkpoint: Checkpoint) -> Report:

@@ -49,6 +49,7 @@ class PlannedTarget:
     Args:
         target: asked, and what would be achieved; achieved is None when the target cannot be met.
         problem: why it cannot be met; empty when it can.
+        unmet: what of it would not be met, a sentence each.
         parameters: of the whole model.
         eligible_parameters_after: of the eligible matrices.
         relative_error: over all eligible matrices together.
@@ -58,6 +59,7 @@ class PlannedTarget:
 
     target: Target
     problem: str
+    unmet: tuple[str, ...]
     parameters: int
     eligible_parameters_after: int
     relative_error: float

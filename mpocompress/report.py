@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mpocompress.documents import build, read_document
+from mpocompress.documents import build, read_document, typed
 from mpocompress.errors import FormatError, ReportError
 from mpocompress.sites import Sites
 
@@ -85,7 +85,7 @@ class MatrixReport:
         rounding_weight: squared error that storing the cores in `dtype` added.
         source_dtype: dtype of the members.
         dtype: dtype of the stored cores.
-        reason: why the matrix was kept dense, or why this shape; may be empty.
+        reason: why the matrix was kept dense; empty where it was not.
     """
 
     name: str
@@ -324,10 +324,10 @@ class Report:
                 target=build(Target, document["target"]) if document["target"] is not None else None,
                 matrices=tuple(build(MatrixReport, entry) for entry in document["matrices"]),
                 skipped=tuple(build(Skipped, entry) for entry in document["skipped"]),
-                aliases=dict(document["aliases"]),
+                aliases=typed(document["aliases"], "Mapping[str, str]", "aliases"),
                 totals=build(Totals, document["totals"]),
-                unmet=tuple(document.get("unmet", ())),
-                notes=tuple(document.get("notes", ())),
+                unmet=typed(document.get("unmet", []), "tuple[str, ...]", "unmet"),
+                notes=typed(document.get("notes", []), "tuple[str, ...]", "notes"),
             )
             report.check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -101,12 +101,13 @@ def survey_checkpoint(
         )
     matrices = [matrix for layer in found.layers for form in layer.forms for matrix in form]
     look = partial(_survey, checkpoint=checkpoint, sites=sites, max_bond=max_bond)
-    surveyed = run_jobs(look, matrices, jobs=jobs, step="surveying", progress=progress)
+    look_at = partial(run_jobs, look, jobs=jobs, step="surveying", progress=progress)
+    surveyed = look_at(matrices)
     surveys = {matrix.name: one for matrix, one in zip(matrices, surveyed, strict=True) if one is not None}
     layers: list[LayerSpec] = []
     broken: list[Skipped] = []
     for layer in found.layers:
-        sound, lost = _sound(layer, surveys, look, checkpoint, selection.min_side)
+        sound, lost = _sound(layer, surveys, look_at, checkpoint, selection.min_side)
         layers += [sound] if sound is not None else []
         broken += lost
     names = ", ".join(one.name for one in broken[:3]) + (", ..." if len(broken) > 3 else "")
@@ -144,7 +145,7 @@ def _survey(matrix: MatrixSpec, *, checkpoint: Checkpoint, sites: SitesChoice, m
 def _sound(
     layer: LayerSpec,
     surveys: dict[str, Survey],
-    look: Callable[[MatrixSpec], Survey | None],
+    look_at: Callable[[list[MatrixSpec]], list[Survey | None]],
     checkpoint: Checkpoint,
     min_side: int,
 ) -> tuple[LayerSpec | None, list[Skipped]]:
@@ -159,7 +160,7 @@ def _sound(
         for member in members
         if member.name not in broken and min(member.shape) >= min_side
     ]
-    surveys.update((matrix.name, one) for matrix in alone if (one := look(matrix)) is not None)
+    surveys.update((matrix.name, one) for matrix, one in zip(alone, look_at(alone), strict=True) if one is not None)
     kept = {matrix.name for matrix in alone}
     lost = [
         Skipped(name=member.name, shape=member.shape, reason=NOT_FINITE if member.name in broken else LEFT_BEHIND)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from mpocompress.errors import TargetError
 
+LARGEST = 10**15
+
 TargetKind = Literal["bond", "energy", "max_error", "keep", "max_params"]
 
 
@@ -66,7 +68,12 @@ class Truncation:
                 action="Give bonds for single layers only with a bond cap, or alone.",
             )
         for name, value in (("bond", self.max_bond), ("max_params", self.max_params), *self.bond_by_layer.items()):
-            _check(name, value, "an integer of 1 or more", value is None or (type(value) is int and value >= 1))
+            _check(
+                name,
+                value,
+                "an integer of 1 or more, below 1e15",
+                value is None or (type(value) is int and 1 <= value < LARGEST),
+            )
         for name, fraction in (("energy", self.energy), ("keep", self.keep)):
             _check(name, fraction, "a number above 0 and at most 1", fraction is None or 0 < fraction <= 1)
         _check(

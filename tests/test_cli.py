@@ -108,10 +108,10 @@ def test_plan_and_dry_run_write_nothing(run: Run, folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_target_that_cannot_be_met_is_exit_3_in_a_dry_run_and_1_in_earnest(run: Run) -> None:
+def test_a_target_that_cannot_be_met_is_exit_1_in_a_dry_run_and_in_earnest(run: Run) -> None:
     code, out, _ = run("model.pt", "--max-params", "300", "--dry-run")
-    assert code == 3
-    assert "not possible" in out
+    assert code == 1
+    assert "max parameters 300 is not possible: a budget of 300 parameters" in out
     code, _, err = run("model.pt", "--max-params", "300", "-o", "small.pt")
     assert code == 1
     assert "the smallest bonds already need" in err
@@ -130,6 +130,31 @@ def test_a_broken_weight_is_left_alone_and_said(run: Run) -> None:
     assert code == 3
     assert "Not met: Left alone because of NaN or Inf: bad.weight (1 in all)." in out
     assert "1 x holds NaN or Inf" in out
+
+
+def test_a_dry_run_leaves_with_the_code_of_the_real_run(run: Run) -> None:
+    for words in (["nan.pt", "--bond", "4"], ["model.pt", "--bond", "1000"], ["model.pt", "--keep", "1"]):
+        planned = run(*words, "--dry-run")[0]
+        assert planned == run(*words, "-o", "x.pt", "--force")[0]
+
+
+def test_a_mistyped_command_is_not_taken_for_a_file(run: Run) -> None:
+    code, out, err = run("plann", "model.pt")
+
+    assert (code, out) == (2, "")
+    assert "No command and no file 'plann'. Did you mean 'plan'?" in err
+
+
+def test_names_from_a_file_cannot_speak_to_the_terminal(run: Run) -> None:
+    name = "x\x1b]0;title\x07.weight"
+    torch.save({name: torch.randn(64, 64)}, "evil.pt")
+
+    for words in (["evil.pt", "--bond", "4", "-o", "small.pt"], ["plan", "evil.pt"], ["inspect", "small.pt"]):
+        code, out, err = run(*words)
+        assert code == 0
+        assert "\x1b" not in out + err
+        assert "\\x1b]0;title" in out
+    assert "\x1b" not in run("evil.pt", "--bond", "4", "--include", "x\x1b*z", "-o", "y.pt")[2]
 
 
 def test_no_target_is_a_usage_error_that_names_the_targets_and_plan(run: Run) -> None:

@@ -124,7 +124,8 @@ SHAPE = Sites(row_dims=(2, 3), col_dims=(3, 2))
 )
 def test_cores_that_are_no_chain_are_refused(shapes: list[tuple[int, ...]]) -> None:
     with pytest.raises(
-        SitesError, match=r"MPO of rows \(2, 3\) x columns \(3, 2\): cores of shapes .*outer bonds are 1"
+        SitesError,
+        match=r"MPO of rows \(2, 3\) x columns \(3, 2\): cores of .*outer bonds are 1|MPO cores: tensors of .* dim",
     ):
         MPO(cores=tuple(torch.ones(shape) for shape in shapes), sites=SHAPE)
 

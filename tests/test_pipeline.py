@@ -269,7 +269,8 @@ def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("allowed", [0.3, 0.03, 0.006, 0.003, 0.0005])
 def test_an_error_target_holds_for_the_cores_as_stored(tmp_path: Path, dtype: str, allowed: float) -> None:
-    before = {"a.weight": decaying(96, 80, 0, 0.8).float(), "b.weight": decaying(80, 96, 1, 0.6).float()}
+    wide = torch.float64 if dtype == "float64" else torch.float32  # cores wider than the weight would grow
+    before = {"a.weight": decaying(96, 80, 0, 0.8).to(wide), "b.weight": decaying(80, 96, 1, 0.6).to(wide)}
     small = tmp_path / "small.pt"
 
     report = compress(
@@ -465,10 +466,61 @@ def test_a_file_with_nothing_finite_is_written_as_it_was(tmp_path: Path, target:
     report = compress(source, tmp_path / "small.pt", truncation=Truncation(**target), jobs=1)
 
     assert report.matrices == ()
-    assert len(report.unmet) == 2
+    assert "NaN or Inf: a.weight" in report.unmet[0]
     assert report.target is not None
     if "max_params" not in target:
         assert report.target.achieved is None
+
+
+def test_cores_in_a_wider_dtype_never_take_more_bytes_than_the_weight(tmp_path: Path) -> None:
+    source = save(tmp_path / "m.pt", {"a.weight": decaying(96, 80, 0, 0.9).float()})
+
+    report = compress(source, tmp_path / "s.pt", truncation=Truncation(keep=0.9), dtype="float64", jobs=1)
+
+    assert report.totals.size_bytes_after <= report.totals.size_bytes_before
+    assert report.matrices[0].reason == "in float64 its cores take no fewer bytes than the dense weight in float32"
+    assert report.unmet == (
+        "The budget is exceeded, because matrices that were to be compressed had to be kept dense.",
+    )
+
+
+def test_a_weight_too_small_for_the_dtype_of_its_cores_is_left_and_the_rest_compressed(tmp_path: Path) -> None:
+    weight = random_matrix(128, 96, 0).float()
+    source = save(tmp_path / "m.pt", {"a.weight": (weight * 1e-6).half(), "b.weight": weight.half()})
+
+    report = compress(source, tmp_path / "s.pt", truncation=Truncation(max_bond=16), jobs=1)
+
+    assert [bool(matrix.bonds) for matrix in report.matrices] == [False, True]
+    assert "cannot be stored as float16 without losing more" in report.matrices[0].reason
+
+
+@pytest.mark.parametrize("selection", [{"exclude": ("head*",)}, {"kinds": {"head.weight": "embedding"}}], ids=str)
+def test_a_tied_weight_is_spared_under_each_of_its_names(tmp_path: Path, selection: dict[str, Any]) -> None:
+    weight = random_matrix(128, 96, 0).float()
+    source = save(tmp_path / "m.pt", {"a.weight": weight, "head.weight": weight, "c.weight": weight.clone()})
+
+    report = compress(
+        source, tmp_path / "s.pt", truncation=Truncation(max_bond=4), selection=Selection(**selection), jobs=1
+    )
+
+    assert [matrix.name for matrix in report.compressed] == ["c.weight"]
+
+
+def test_what_has_no_fixed_order_is_left_out_with_a_note(tmp_path: Path) -> None:
+    """The elements of a set come in another order in every process, and the file would have other bytes."""
+    path = tmp_path / "m.pt"
+    torch.save({"model": {"a.weight": random_matrix(64, 64, 0).float()}, "tags": {"x", "y"}, "epoch": 3}, path)
+
+    report = compress(path, tmp_path / "s.pt", truncation=Truncation(max_bond=4), jobs=1)
+
+    assert any("tags" in note for note in report.notes)
+    assert torch.load(tmp_path / "s.pt", weights_only=True)["extras"] == {"model": {}, "epoch": 3}
+
+
+def test_a_target_that_changes_nothing_is_met(tmp_path: Path) -> None:
+    source = save(tmp_path / "m.pt", {"a.weight": random_matrix(64, 64, 0).float()})
+
+    assert compress(source, tmp_path / "s.pt", truncation=Truncation(keep=1.0), jobs=1).unmet == ()
 
 
 def test_a_file_with_nothing_finite_can_be_planned(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from mpocompress.checkpoint.nesting import StateDict, is_averaged, is_weight, resolve, state_dicts
 from mpocompress.checkpoint.structure import MAX_DEPTH, foreign_type, is_dense, leaves, tensor_bytes, tensors_in
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.errors import OutputError
+from mpocompress.text import shown, shown_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from mpocompress.checkpoint.structure import is_dense
-from mpocompress.checkpoint.text import shown
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
 
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 _AVERAGED = {"ema", "swa", "polyak", "averaged", "average", "avg", "shadow"}

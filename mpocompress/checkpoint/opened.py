@@ -11,8 +11,8 @@ from typing import Self
 import torch
 
 from mpocompress.checkpoint.protocol import TensorInfo
-from mpocompress.checkpoint.text import shown
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
 
 
 class OpenedCheckpoint:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.errors import CheckpointError, FormatError
+from mpocompress.text import shown, shown_size
 
 MARK = "mpocompress"
 STATE_DICT = "state_dict"

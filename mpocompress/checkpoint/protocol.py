@@ -11,8 +11,8 @@ from typing import Protocol, Self
 
 import torch
 
-from mpocompress.checkpoint.text import shown
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
 
 TORCH_ZIP = "torch-zip"
 SAFETENSORS = "safetensors"

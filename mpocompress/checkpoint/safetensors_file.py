@@ -16,8 +16,8 @@ from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import ALIASES, MARK, check_document, inconsistent, own_key
 from mpocompress.checkpoint.protocol import SAFETENSORS, Checkpoint, TensorInfo
 from mpocompress.checkpoint.safetensors_types import DTYPES
-from mpocompress.checkpoint.text import shown
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
 
 
 def open_safetensors(path: Path, key: str | None) -> Checkpoint:

@@ -14,8 +14,8 @@ import torch
 
 from mpocompress.checkpoint.fresh import packed
 from mpocompress.checkpoint.safetensors_types import CODES
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.errors import OutputError
+from mpocompress.text import shown, shown_size
 
 MAX_HEADER_BYTES = 100_000_000  # readers refuse more
 _ALIGNMENT = 8

@@ -159,7 +159,7 @@ def foreign_type(root: object) -> str | None:
         child = next(stack[-1], _END)
         if child is _END:
             stack.pop()
-        elif type(child) in _PLAIN_CONTAINERS:
+        elif type(child) in _PLAIN_CONTAINERS and not isinstance(child, set):
             if id(child) not in seen:
                 seen.add(id(child))
                 stack.append(_children(child))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint.text import shown
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
 
 _SAVE_STATE_DICT = (
     "If you trust the file, load it with torch.load(..., weights_only=False) in a program that has the class, and save"

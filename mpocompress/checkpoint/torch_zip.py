@@ -15,10 +15,10 @@ from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_document, inconsistent, own_key
 from mpocompress.checkpoint.protocol import TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.structure import check_structure, is_dense, tensors_in
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.checkpoint.torch_load import load_mapped
 from mpocompress.checkpoint.zip_records import ZipRecords
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown, shown_size
 
 # A tensor may repeat its elements by stride 0 (`expand`) up to this size; beyond, it claims memory the file lacks.
 MAX_REPEATED_BYTES = 2**20

@@ -17,8 +17,8 @@ from mpocompress.checkpoint.fresh import Fresh
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP
 from mpocompress.checkpoint.safetensors_stream import write_safetensors
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.errors import OutputError, OutputExistsError
+from mpocompress.text import shown, shown_size
 
 _OVERHEAD_BYTES = 2**20
 _OVERHEAD_BYTES_PER_TENSOR = 512

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown, shown_size
 
 MAX_PICKLE_BYTES = 192 * 2**20
 _LOCAL_HEADER_BYTES = 30

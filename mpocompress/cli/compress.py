@@ -13,6 +13,7 @@ from mpocompress.cli.options import (
     FractionType,
     force_option,
     json_option,
+    last_wins,
     selection,
     selection_options,
 )
@@ -52,7 +53,7 @@ NO_TARGET = """How much should be kept? Give exactly one of:
     type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
     help="Dtype of the stored cores.  [default: that of the weight]",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would come out; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan for this target; write nothing.")
 @force_option
 @json_option
 @click.pass_context
@@ -95,7 +96,7 @@ def compress(
             click.echo(planned.to_json(indent=2))
         else:
             show_plan(planned, stdout())
-        ctx.exit(3 if planned.choices[0].problem else 0)
+        ctx.exit(1 if planned.choices[0].problem else 3 if planned.choices[0].unmet else 0)
     with progress_bar() as progress:
         report = mpocompress.compress(
             model,
@@ -150,5 +151,5 @@ def _truncation(
         max_error=max_error,
         keep=keep,
         max_params=max_params,
-        bond_by_layer={glob: number for glob, number in bond if glob is not None},
+        bond_by_layer=last_wins((glob, number) for glob, number in bond if glob is not None),
     )

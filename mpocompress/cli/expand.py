@@ -6,6 +6,7 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, force_option
+from mpocompress.render import counted
 
 
 @click.command()
@@ -17,5 +18,5 @@ def expand(file: str, output: str, force: bool) -> None:
     report = mpocompress.expand(file, output, overwrite=force)
     for note in report.notes:
         click.echo(f"Note: {note}", err=True)
-    rebuilt = sum(len(matrix.members) for matrix in report.compressed)
-    click.echo(f"Wrote {output}: {report.totals.dense_parameters:,} parameters, {rebuilt} weights rebuilt.")
+    rebuilt = counted(sum(len(matrix.members) for matrix in report.compressed), "weight", "weights")
+    click.echo(f"Wrote {output}: {report.totals.dense_parameters:,} parameters, {rebuilt} rebuilt.")

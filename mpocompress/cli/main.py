@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
+from pathlib import Path
 
 import click
 
@@ -27,6 +29,10 @@ class DefaultGroup(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default command in front of anything that is neither a command nor one of the group's own flags."""
         own = {flag for param in self.get_params(ctx) for flag in param.opts}
+        if args and not args[0].startswith("-") and args[0] not in self.commands and not Path(args[0]).exists():
+            near = get_close_matches(args[0], list(self.commands), n=1)
+            if near:
+                ctx.fail(f"No command and no file {args[0]!r}. Did you mean {near[0]!r}?")
         if args and args[0] not in self.commands and args[0] not in own:
             args = [self.default, *args]
         return super().parse_args(ctx, args)
@@ -68,7 +74,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _leave("Stopped; nothing was written.", 1)
     except MemoryError:
-        _leave("Error: out of memory; nothing was written. Work on fewer matrices at a time: --jobs 1.", 1)
+        _leave("Error: out of memory; nothing was written. Where there is --jobs, --jobs 1 needs the least.", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 import mpocompress
+from mpocompress.layers import MIN_SIDE
 from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
 
 if TYPE_CHECKING:
     from mpocompress.discovery import ForcedKind, LSTMChoice, Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Value = TypeVar("Value")
+
+LONGEST_BOND = 9
+"""Digits of a bond that is still meant."""
 
 EXISTING = click.Path(exists=False, dir_okay=True, path_type=str)
 
@@ -47,7 +52,9 @@ class BondType(click.ParamType[tuple[str | None, int]]):
         if isinstance(value, tuple):
             return value
         glob, equals, number = str(value).rpartition("=")
-        if not number.isascii() or not number.isdigit() or int(number) < 1 or (equals and not glob):
+        if not (number.isascii() and number.isdigit() and len(number) <= LONGEST_BOND) or (equals and not glob):
+            number = "0"
+        if int(number) < 1:
             self.fail(f"{value!r} is not a bond (an integer of 1 or more), nor GLOB=N.", param, ctx)
         return glob or None, int(number)
 
@@ -109,7 +116,7 @@ def selection_options(command: Command) -> Command:
             click.option(
                 "--min-side",
                 type=click.IntRange(min=1),
-                default=64,
+                default=MIN_SIDE,
                 show_default=True,
                 help="Leave matrices with a smaller side dense.",
             ),
@@ -134,10 +141,19 @@ def selection(
     return mpocompress.Selection(
         include=include,
         exclude=exclude,
-        kinds={glob: kind for kind, glob in kinds},
+        kinds=last_wins((glob, kind) for kind, glob in kinds),
         min_side=min_side,
         lstm=lstm,
     )
+
+
+def last_wins(pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """A mapping in the order of the last mention, so that a glob given twice counts where it was given last."""
+    found: dict[str, Value] = {}
+    for key, value in pairs:
+        found.pop(key, None)
+        found[key] = value
+    return found
 
 
 def json_option(command: Command) -> Command:

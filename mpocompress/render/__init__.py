@@ -2,5 +2,6 @@
 
 from mpocompress.render.plan_tables import show_plan
 from mpocompress.render.report_table import show_report
+from mpocompress.render.words import counted
 
-__all__ = ["show_plan", "show_report"]
+__all__ = ["counted", "show_plan", "show_report"]

@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget, PlanReport
-from mpocompress.render.words import TARGET_NAMES, fraction, shape, tail, times
+from mpocompress.render.words import TARGET_NAMES, counted, fitted, fraction, shape, skipped, times
 from mpocompress.report import Target
+from mpocompress.text import printable
 
 
 def show_plan(plan: PlanReport, console: Console) -> None:
@@ -22,25 +23,39 @@ def show_plan(plan: PlanReport, console: Console) -> None:
     """
     totals = plan.checkpoint.totals
     share = totals.eligible_parameters / totals.dense_parameters
-    count = len(plan.checkpoint.matrices)
+    count = counted(len(plan.checkpoint.matrices), "matrix", "matrices")
     console.print(
-        f"{totals.dense_parameters:,} parameters, {totals.eligible_parameters:,} of them ({share:.1%}) in {count} "
-        f"{'matrix' if count == 1 else 'matrices'} that can be compressed.",
+        f"{totals.dense_parameters:,} parameters, {totals.eligible_parameters:,} of them ({share:.1%}) in {count} that "
+        "can be compressed.",
         highlight=False,
     )
+    console.print(Text(f"Skipped: {skipped(plan.checkpoint)}."), highlight=False)
     console.print()
     console.print(_whole(plan))
     for kind in dict.fromkeys(choice.target.kind for choice in plan.choices):
         choices = [choice for choice in plan.choices if choice.target.kind == kind and choice.matrices]
         if choices:
             console.print(f"\n[bold]Relative error of each matrix, by {TARGET_NAMES[kind]}[/]")
-            console.print(_matrices(choices, console.width))
-    console.print(
-        "\nWeight errors are no quality figure: compress at two or three targets and measure each on your own task.",
-        highlight=False,
-    )
-    for sentence in (*plan.checkpoint.notes, *plan.checkpoint.unmet):
-        console.print(Text.assemble(("Note: ", "yellow"), sentence), highlight=False)
+            table, pattern = _matrices(choices, console.width)
+            console.print(table)
+            if pattern:
+                console.print(Text(f"Whole names are {pattern}."), highlight=False)
+    for choice in plan.choices:
+        if choice.problem:
+            said = f"{_short(choice.target)} is not possible: {choice.problem}."
+            console.print()
+            console.print(Text(printable(said)))
+    said = "Weight errors are no quality figure: compress at two or three targets and measure each on your own task."
+    if any(choice.target.kind in ("keep", "max_params") for choice in plan.choices):
+        said += (
+            " A keep target spares the first layer of a stack and shares the rest out, which models take better than "
+            "one bond for all, whatever the errors say."
+        )
+    console.print()
+    console.print(said, highlight=False)
+    unmet = dict.fromkeys((*plan.checkpoint.unmet, *(one for choice in plan.choices for one in choice.unmet)))
+    for sentence in (*plan.checkpoint.notes, *(unmet if len(plan.choices) == 1 else plan.checkpoint.unmet)):
+        console.print(Text.assemble(("Note: ", "yellow"), printable(sentence)), highlight=False)
 
 
 def _whole(plan: PlanReport) -> Table:
@@ -66,8 +81,8 @@ def _whole(plan: PlanReport) -> Table:
     return table
 
 
-def _matrices(choices: Sequence[PlannedTarget], width: int) -> Table:
-    """One row for every matrix, one column for every target."""
+def _matrices(choices: Sequence[PlannedTarget], width: int) -> tuple[Table, str]:
+    """One row for every matrix, one column for every target, and the pattern of names that were shortened."""
     names: dict[str, PlannedMatrix] = {matrix.name: matrix for choice in choices for matrix in choice.matrices}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("weight", no_wrap=True)
@@ -77,16 +92,15 @@ def _matrices(choices: Sequence[PlannedTarget], width: int) -> Table:
     longest = max(len(shape(matrix.shape)) for matrix in names.values())
     room = width - longest - 2 - sum(max(5, len(_value(choice.target))) + 2 for choice in choices) - 2
     cells = [{matrix.name: matrix for matrix in choice.matrices} for choice in choices]
-    for name, matrix in names.items():
-        table.add_row(
-            Text(tail(name, max(16, room))), shape(matrix.shape), *(_error(column.get(name)) for column in cells)
-        )
-    return table
+    shorter, pattern = fitted(list(names), max(16, room))
+    for short, (name, matrix) in zip(shorter, names.items(), strict=True):
+        table.add_row(Text(short), shape(matrix.shape), *(_error(column.get(name)) for column in cells))
+    return table, pattern
 
 
 def _error(matrix: PlannedMatrix | None) -> str:
     if matrix is None:
-        return ""
+        return "-"  # the LSTM takes its other form at this target
     return f"{matrix.relative_error:.3f}" if matrix.bonds else "dense"
 
 
@@ -96,5 +110,5 @@ def _short(target: Target) -> str:
 
 def _value(target: Target) -> str:
     if target.asked is None:
-        return ", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items())
+        return printable(", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items()))
     return fraction(target.asked) if target.kind == "keep" else f"{target.asked:,}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,8 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mpocompress.render.words import achieved, asked, shape, sites_label, size, tail, times
+from mpocompress.render.words import achieved, asked, fitted, shape, sites_label, skipped, times
 from mpocompress.report import MatrixReport, Report
+from mpocompress.text import printable, shown_size
 
 WIDE = 110
 """From this many columns on, a table shows everything."""
@@ -25,15 +26,18 @@ def show_report(report: Report, console: Console) -> None:
         console: where to.
     """
     if report.matrices:
-        console.print(_table(report, console.width))
+        table, pattern = _table(report, console.width)
+        console.print(table)
+        if pattern:
+            console.print(Text(f"Whole names are {pattern}."), highlight=False)
     _show_dense(report, console)
     console.print()
     console.print(_totals(report))
     _show_words(report, console)
 
 
-def _table(report: Report, width: int) -> Table:
-    """One row for every eligible matrix."""
+def _table(report: Report, width: int) -> tuple[Table, str]:
+    """One row for every eligible matrix, and the pattern of names that were shortened."""
     wide = width >= WIDE
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("weight", no_wrap=True)
@@ -50,9 +54,10 @@ def _table(report: Report, width: int) -> Table:
     rows = [_row(matrix, wide) for matrix in report.matrices]
     columns = [[str(column.header), *cells] for column, *cells in zip(table.columns, *rows, strict=True)]
     room = width - sum(max(map(len, cells)) + 2 for cells in columns[1:]) - 2
-    for name, *cells in rows:
-        table.add_row(Text(tail(name, max(16, room))), *cells)
-    return table
+    names, pattern = fitted([row[0] for row in rows], max(16, room))
+    for name, (_, *cells) in zip(names, rows, strict=True):
+        table.add_row(Text(name), *cells)
+    return table, pattern
 
 
 def _row(matrix: MatrixReport, wide: bool) -> list[str]:
@@ -84,7 +89,7 @@ def _show_dense(report: Report, console: Console) -> None:
     console.print("\n[bold]Kept dense[/]")
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.print(Padding(f"{escape(names[0])}{more}: {escape(reason)}", (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(escape(printable(f"{names[0]}{more}: {reason}")), (0, 0, 0, 2)), highlight=False)
 
 
 def _totals(report: Report) -> Table:
@@ -109,25 +114,17 @@ def _totals(report: Report) -> Table:
     )
     grid.add_row(
         "weights",
-        f"{size(totals.size_bytes_before)} -> {size(totals.size_bytes_after)}, "
+        f"{shown_size(totals.size_bytes_before)} -> {shown_size(totals.size_bytes_after)}, "
         f"{times(totals.size_bytes_before, totals.size_bytes_after)} smaller",
     )
     if totals.file_size_bytes_after is not None:
-        grid.add_row("file", f"{size(totals.file_size_bytes_before)} -> {size(totals.file_size_bytes_after)}")
+        grid.add_row(
+            "file", f"{shown_size(totals.file_size_bytes_before)} -> {shown_size(totals.file_size_bytes_after)}"
+        )
     if report.compressed:
         grid.add_row("error", f"{report.relative_error:.4f} over all eligible weights (relative, Frobenius norm)")
-    grid.add_row("skipped", _skipped(report))
+    grid.add_row("skipped", escape(skipped(report)))
     return grid
-
-
-def _skipped(report: Report) -> str:
-    """What was passed through, by reason."""
-    totals = report.totals
-    passed = totals.dense_parameters - totals.eligible_parameters
-    share = passed / totals.dense_parameters if totals.dense_parameters else 0.0
-    reasons = Counter(one.reason for one in report.skipped)
-    said = "; ".join(f"{count} x {escape(reason)}" for reason, count in reasons.most_common())
-    return f"{passed:,} parameters ({share:.1%}) in {len(report.skipped)} tensors: {said}" if reasons else "nothing"
 
 
 def _show_words(report: Report, console: Console) -> None:
@@ -137,4 +134,4 @@ def _show_words(report: Report, console: Console) -> None:
     for style, label, sentences in said:
         for sentence in sentences:
             console.print()
-            console.print(Text.assemble((f"{label}: ", style), sentence), highlight=False)
+            console.print(Text.assemble((f"{label}: ", style), printable(sentence)), highlight=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from collections.abc import Sequence
 
-from mpocompress.report import Target
+from mpocompress.report import Report, Target
 from mpocompress.sites import Sites
+from mpocompress.text import printable
 
 TARGET_NAMES = {
     "bond": "bond",
@@ -14,23 +16,6 @@ TARGET_NAMES = {
     "keep": "keep",
     "max_params": "max parameters",
 }
-
-
-def size(size_bytes: int) -> str:
-    """Bytes in the unit that keeps three digits.
-
-    Args:
-        size_bytes: a number of bytes.
-
-    Returns:
-        Text, with decimal units.
-
-    Example:
-        >>> size(999), size(1_236_000)
-        ('999 B', '1.24 MB')
-    """
-    power = max(0, math.floor(math.log10(max(size_bytes, 1) * 1.0005) / 3))
-    return f"{size_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
 def times(before: int, after: int) -> str:
@@ -67,21 +52,53 @@ def fraction(value: float) -> str:
     return f"1/{inverse}" if inverse > 1 and abs(value * inverse - 1) < 1e-9 else f"{value:g}"
 
 
-def tail(name: str, width: int) -> str:
-    """A name cut from the left, where names are alike.
+def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
+    """Names made to fit a column: what all of them share is left out, then they are cut from the left.
 
     Args:
-        name: the name.
+        names: the names.
         width: columns to fit into.
 
     Returns:
-        The name, or an ellipsis and its end.
+        The shorter names, and where something shared was left out, what a whole name looks like.
 
     Example:
-        >>> tail("encoder.layer.0.output.dense.weight", 16)
-        '…ut.dense.weight'
+        >>> fitted(["layer.0.key.weight", "layer.1.value.weight"], 8)
+        (['0.key', '1.value'], 'layer.NAME.weight')
+        >>> fitted(["encoder.weight"], 8)
+        (['….weight'], '')
     """
-    return name if len(name) <= width else "…" + name[-(width - 1) :]
+    shown = [printable(name) for name in names]
+    pattern = ""
+    if len(shown) > 1 and max(map(len, shown)) > width:
+        parts = [name.split(".") for name in shown]
+        shortest = min(map(len, parts)) - 1
+        head = next((place for place in range(shortest) if len({one[place] for one in parts}) > 1), shortest)
+        rest = shortest - head
+        tail = next((place for place in range(rest) if len({one[-1 - place] for one in parts}) > 1), rest)
+        if head + tail:
+            whole = [*parts[0][:head], "NAME", *parts[0][len(parts[0]) - tail :]]
+            shown = [".".join(one[head : len(one) - tail]) for one in parts]
+            pattern = ".".join(whole)
+    return [name if len(name) <= width else "…" + name[-(width - 1) :] for name in shown], pattern
+
+
+def counted(number: int, singular: str, plural: str) -> str:
+    """A number with its noun.
+
+    Args:
+        number: how many.
+        singular: the noun for one.
+        plural: the noun for all else.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> counted(1, "matrix", "matrices"), counted(2, "matrix", "matrices")
+        ('1 matrix', '2 matrices')
+    """
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def shape(dims: tuple[int, ...]) -> str:
@@ -134,7 +151,7 @@ def asked(target: Target) -> str:
     value = (
         "" if target.asked is None else f" {target.asked:,}" if target.kind == "max_params" else f" {target.asked:g}"
     )
-    layers = ", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items())
+    layers = printable(", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items()))
     return f"{TARGET_NAMES[target.kind]}{value}" + (f" ({layers})" if layers else "")
 
 
@@ -153,4 +170,27 @@ def achieved(target: Target) -> str:
     """
     if target.achieved is None:
         return "nothing"
+    if target.kind == "bond":
+        return f"largest bond {target.achieved:.0f}"
     return f"{target.achieved:,}" if target.kind == "max_params" else f"{target.achieved:.5g}"
+
+
+def skipped(report: Report) -> str:
+    """What was passed through, by reason.
+
+    Args:
+        report: the report.
+
+    Returns:
+        Text.
+    """
+    totals = report.totals
+    passed = totals.dense_parameters - totals.eligible_parameters
+    share = passed / totals.dense_parameters if totals.dense_parameters else 0.0
+    reasons = Counter(one.reason for one in report.skipped)
+    if not reasons:
+        return "nothing"
+    said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    return printable(
+        f"{passed:,} parameters ({share:.1%}) in {counted(len(report.skipped), 'tensor', 'tensors')}: {said}"
+    )

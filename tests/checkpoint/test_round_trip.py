@@ -14,8 +14,8 @@ from safetensors.torch import load, load_file, save, save_file
 
 from mpocompress.checkpoint import Checkpoint, TensorInfo, open_checkpoint, write_checkpoint
 from mpocompress.checkpoint.safetensors_types import DTYPES
-from mpocompress.checkpoint.text import shown, shown_size
 from mpocompress.errors import CheckpointError
+from mpocompress.text import shown, shown_size
 from tests.checkpoint.files import assert_same, contents, state_dict
 
 COMMON = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.uint8, torch.bool]

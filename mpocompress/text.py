@@ -1,4 +1,4 @@
-"""How names and sizes from a file are shown in messages."""
+"""How names and sizes from a file are shown to a reader."""
 
 from __future__ import annotations
 
@@ -18,8 +18,23 @@ def shown(text: str) -> str:
         >>> shown("lstm.weight_ih_l0"), shown("a\x1b[31mb")
         ('lstm.weight_ih_l0', 'a\\x1b[31mb')
     """
-    cut = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+    return printable(text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "...")
+
+
+def printable(text: str) -> str:
+    r"""Return text with escape codes, newlines and halves of characters escaped.
+
+    Args:
+        text: anything.
+
+    Returns:
+        The same text if a terminal can show all of it.
+
+    Example:
+        >>> printable("a\nb"), printable("größe")
+        ('a\\nb', 'größe')
+    """
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shown_size(size_bytes: int) -> str:
