@@ -13,7 +13,7 @@ MAX_DEPTH = 100
 MAX_VALUES = 5_000_000
 
 _CONTAINERS = (dict, list, tuple, set)
-_PLAIN_CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set)
+_PLAIN_CONTAINERS = (dict, OrderedDict, Counter, list, tuple)  # a set has another order in every process
 _PLAIN_LEAVES = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray),
     *(torch.Size, torch.dtype, torch.device, torch.Tensor, torch.nn.Parameter),
@@ -159,7 +159,7 @@ def foreign_type(root: object) -> str | None:
         child = next(stack[-1], _END)
         if child is _END:
             stack.pop()
-        elif type(child) in _PLAIN_CONTAINERS and not isinstance(child, set):
+        elif type(child) in _PLAIN_CONTAINERS:
             if id(child) not in seen:
                 seen.add(id(child))
                 stack.append(_children(child))
