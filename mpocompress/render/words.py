@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
 from mpocompress.report import Report, Target
 from mpocompress.sites import Sites
 from mpocompress.text import printable
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 TARGET_NAMES = {
     "bond": "bond",
@@ -53,7 +56,7 @@ def fraction(value: float) -> str:
 
 
 def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
-    """Names made to fit a column: what all of them share is left out, then they are cut from the left.
+    """Names made to fit a column: what all of them share is left out, then they are cut, but not their first number.
 
     Args:
         names: the names.
@@ -65,8 +68,8 @@ def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
     Example:
         >>> fitted(["layer.0.key.weight", "layer.1.value.weight"], 8)
         (['0.key', '1.value'], 'layer.NAME.weight')
-        >>> fitted(["encoder.weight"], 8)
-        (['….weight'], '')
+        >>> fitted(["encoder.weight"], 8), fitted(["encoder.layer.12.attention.key"], 10)
+        ((['….weight'], ''), (['12…ion.key'], ''))
     """
     shown = [printable(name) for name in names]
     pattern = ""
@@ -80,7 +83,16 @@ def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
             whole = [*parts[0][:head], "NAME", *parts[0][len(parts[0]) - tail :]]
             shown = [".".join(one[head : len(one) - tail]) for one in parts]
             pattern = ".".join(whole)
-    return [name if len(name) <= width else "…" + name[-(width - 1) :] for name in shown], pattern
+    return [_cut(name, width) for name in shown], pattern
+
+
+def _cut(name: str, width: int) -> str:
+    """A name cut to a width: the number of its layer and its end tell it from its neighbours."""
+    if len(name) <= width:
+        return name
+    number = _NUMBER.search(name)
+    head = f"{number[1]}…" if number is not None and len(number[1]) < width // 2 else "…"
+    return head + name[len(head) - width :]
 
 
 def counted(number: int, singular: str, plural: str) -> str:
