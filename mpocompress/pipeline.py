@@ -76,7 +76,9 @@ def compress(
         OutputError: the target cannot be written.
         SelectionError: a pattern that matches nothing.
         SitesError: a site shape choice that means nothing.
-        TargetError: a target that no choice of bonds meets.
+        TargetError: a target that no choice of bonds meets; a dtype that is none of the four, or jobs below 1.
+        FormatError: the source is marked as compressed but not laid out like it.
+        ReportError: figures that do not add up; a bug, and nothing is written.
     """
     source, target = Path(source), Path(target)
     _check_dtype(dtype)
@@ -154,6 +156,7 @@ def plan(
         CheckpointError: the source cannot be read, or holds nothing to compress.
         SelectionError: a pattern that matches nothing.
         SitesError: a site shape choice that means nothing.
+        TargetError: jobs below 1.
     """
     check_choice(sites)
     with open_checkpoint(source, key=key) as checkpoint:
@@ -185,6 +188,7 @@ def inspect(
     Raises:
         CheckpointError: the file cannot be read.
         FormatError: not a compressed file, or one that contradicts itself.
+        ReportError: figures in it that do not add up.
     """
     with open_checkpoint(source) as checkpoint:
         report = _document(checkpoint)
@@ -211,6 +215,7 @@ def expand(
     Raises:
         CheckpointError: the source cannot be read.
         FormatError: not a compressed file, or one that contradicts itself.
+        ReportError: figures in it that do not add up.
         OutputError: the target cannot be written, or the dense tensors would not fit beside it.
     """
     source, target = Path(source), Path(target)

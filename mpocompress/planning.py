@@ -59,11 +59,9 @@ class Plan:
     """What becomes of every eligible matrix under one target.
 
     Args:
-        truncation: the target.
         matrices: one entry for every matrix, in file order.
     """
 
-    truncation: Truncation
     matrices: tuple[MatrixPlan, ...]
 
     @property
@@ -105,7 +103,7 @@ def make_plan(
         entries = [entry for layer in layers for entry in _by_error(layer, surveys, truncation.error_budget)]
     else:
         entries = [entry for layer in layers for entry in _by_bond(layer, surveys, truncation)]
-    return Plan(truncation=truncation, matrices=tuple(entries))
+    return Plan(matrices=tuple(entries))
 
 
 def _check_patterns(layers: Sequence[LayerSpec], truncation: Truncation) -> None:
