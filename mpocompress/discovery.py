@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-import torch
-
 from mpocompress.checkpoint import TensorInfo
+from mpocompress.decomposition import DTYPES
 from mpocompress.errors import SelectionError
 from mpocompress.layers import MIN_SIDE, LayerKind, LayerSpec, MatrixSpec, Member, joint_name
 from mpocompress.report import Skipped
@@ -18,7 +17,6 @@ from mpocompress.truncation import matches
 LSTMChoice = Literal["auto", "joint", "separate"]
 ForcedKind = Literal["lstm", "linear", "embedding"]
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LSTM_GATES = 4
 OTHER_GATES: Mapping[float, str] = {3: "GRU", 1: "plain RNN"}
 
@@ -102,6 +100,7 @@ def discover(
         SelectionError: a glob that matches nothing, or a forced kind that a tensor cannot be.
 
     Example:
+        >>> import torch
         >>> info = TensorInfo(name="fc.weight", shape=(128, 64), dtype=torch.float32, size_bytes=32768, alias_of=None)
         >>> discover({"fc.weight": info}).layers[0].kind
         'linear'

@@ -21,18 +21,13 @@ from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlanReport
 from mpocompress.planning import MatrixPlan, Survey, make_plan
-from mpocompress.report import ROUNDING_TOLERANCE, MatrixReport, Report
+from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_DTYPES}
 PLAN_TARGETS = (
     *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
     *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),

@@ -18,7 +18,7 @@ SUM_TOLERANCE = 1e-5
 """How far the discarded weights may be from the squared relative error, as a share of the squared norm."""
 ROUNDING_TOLERANCE = {"float16": SUM_TOLERANCE, "bfloat16": 1e-4, "float32": SUM_TOLERANCE, "float64": SUM_TOLERANCE}
 """The most that storing the cores in a dtype may add to the squared error, as a share of the squared norm."""
-FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+FLOAT_DTYPES = tuple(ROUNDING_TOLERANCE)
 FRAGILE_ERROR = 0.3
 """Relative error above which some real models are known to stop working without data or fine-tuning."""
 RUINOUS_ERROR = 0.6

@@ -19,6 +19,7 @@ from mpocompress.cli.options import (
 )
 from mpocompress.cli.terminal import progress_bar, stdout
 from mpocompress.render import show_plan, show_report
+from mpocompress.report import FLOAT_DTYPES
 
 if TYPE_CHECKING:
     from mpocompress.discovery import ForcedKind, LSTMChoice
@@ -50,7 +51,7 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 @selection_options
 @click.option(
     "--dtype",
-    type=click.Choice(["float16", "bfloat16", "float32", "float64"]),
+    type=click.Choice(FLOAT_DTYPES),
     help="Dtype of the stored cores.  [default: that of the weight]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan for this target; write nothing.")
