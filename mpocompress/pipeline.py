@@ -79,7 +79,7 @@ def compress(
     _check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key) as checkpoint:
-        check_output(target, overwrite=overwrite, inputs=[source])
+        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
@@ -117,7 +117,7 @@ def compress(
             metadata=checkpoint.metadata,
             document=report.to_json(),
             overwrite=overwrite,
-            inputs=[source],
+            inputs=checkpoint.files,
         )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
 
@@ -216,7 +216,7 @@ def expand(
     source, target = Path(source), Path(target)
     with open_checkpoint(source) as checkpoint:
         report = _document(checkpoint)
-        check_output(target, overwrite=overwrite, inputs=[source])
+        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
         _check_room(report, target)
         tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
         ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
@@ -232,7 +232,7 @@ def expand(
             metadata=checkpoint.metadata,
             document=None,
             overwrite=overwrite,
-            inputs=[source],
+            inputs=checkpoint.files,
         )
     return report
 

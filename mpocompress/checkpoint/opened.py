@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import torch
@@ -29,6 +29,9 @@ class OpenedCheckpoint:
         document: our JSON text, if any.
         read: returns one tensor by a name that is in `tensors` and is no alias.
         close: lets go of the file; called once.
+        classes: module path -> full name of its class.
+        config: the configuration beside the weights.
+        files: every file that is read; by default `path` alone.
     """
 
     def __init__(
@@ -44,6 +47,9 @@ class OpenedCheckpoint:
         document: str | None,
         read: Callable[[str], torch.Tensor],
         close: Callable[[], None],
+        classes: Mapping[str, str] = MappingProxyType({}),
+        config: Mapping[str, object] = MappingProxyType({}),
+        files: tuple[Path, ...] = (),
     ) -> None:
         self.path = path
         self.container = container
@@ -53,7 +59,10 @@ class OpenedCheckpoint:
         self.metadata = metadata
         self.notes = notes
         self.document = document
-        self.size_bytes = path.stat().st_size
+        self.classes = classes
+        self.config = config
+        self.files = files or (path,)
+        self.size_bytes = sum(file.stat().st_size for file in self.files)
         self._read: Callable[[str], torch.Tensor] | None = read
         self._close = close
         self._sha256: str | None = None
@@ -90,11 +99,15 @@ class OpenedCheckpoint:
         """Return the SHA-256 of the whole file in hexadecimal, reading it once.
 
         Returns:
-            64 hexadecimal digits.
+            64 hexadecimal digits; of several files, the digest of their hexadecimal digests, in the order of `files`.
         """
         if self._sha256 is None:
-            with self.path.open("rb") as stream:
-                self._sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            digests = []
+            for file in self.files:
+                with file.open("rb") as stream:
+                    digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+            whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+            self._sha256 = whole
         return self._sha256
 
     def __enter__(self) -> Self:

@@ -99,18 +99,33 @@ class Checkpoint(Protocol):
         """One-line sentences on what the reader dropped, carried over or chose."""
 
     @property
+    def classes(self) -> Mapping[str, str]:
+        """Module path -> full name of its class (`torch.nn.modules.rnn.LSTM`), where the file records it; else empty.
+
+        Paths belong to `tensors`: the weight of `encoder.fc` is `encoder.fc.weight`; "" is the model itself.
+        """
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """What the config.json beside the weights of a Hugging Face folder says; empty where there is none."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is read; none of them may be the output."""
+
+    @property
     def document(self) -> str | None:
         """The JSON text of our own format if this is a compressed file, unread; else None."""
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the whole file."""
+        """Bytes of all files."""
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU, backed by the mapped file (read it, do not write to it)."""
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the whole file in hexadecimal, reading it once."""
+        """Return the SHA-256 of the file in hexadecimal; of several, that of their digests."""
 
     def __enter__(self) -> Self:
         """Return the checkpoint itself."""
