@@ -9,7 +9,10 @@ import click
 import pytest
 
 from mpocompress.cli.main import cli
-from tools import cli_reference, console_blocks
+from tests.forms.every import GROUPS
+from tests.forms.registry import Group
+from tools import cli_reference, console_blocks, forms_page
+from tools.pages import is_current
 
 
 @click.group(help="Tools for a farm.")
@@ -26,9 +29,26 @@ def shear() -> None: ...
 
 
 def test_the_command_reference_is_what_the_commands_say() -> None:
-    assert cli_reference.is_current(cli_reference.PAGE, cli_reference.render(cli)), (
+    assert is_current(cli_reference.PAGE, cli_reference.render(cli)), (
         "docs/reference/cli.md is out of date: run `make reference`"
     )
+
+
+def test_the_page_of_forms_is_what_the_tests_build() -> None:
+    assert is_current(forms_page.PAGE, forms_page.render(GROUPS)), (
+        "docs/reference/forms.md is out of date: run `make reference`"
+    )
+
+
+def test_the_page_of_forms_says_what_becomes_of_each() -> None:
+    group = Group("Shells")
+    group.read("a snail", "spiral", key="house", note="slowly")(Path.absolute)
+    group.refused("an egg", "a bird", "Wait")(Path.absolute)
+
+    page = forms_page.render([group])
+
+    assert "| a snail | read | `spiral` | with the key `house`; slowly |" in page
+    assert "| an egg | refused: “a bird” |  |  |" in page
 
 
 def test_the_command_reference_names_every_visible_command_and_option() -> None:

@@ -6,12 +6,13 @@ differs from what the commands say of themselves.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+
+from tools.pages import write_or_check
 
 PROGRAM = "mpocompress"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
@@ -45,24 +46,9 @@ def render(command: click.Command) -> str:
     return "\n".join([INTRODUCTION, *sections])
 
 
-def is_current(page: Path, wanted: str) -> bool:
-    """Return whether the page exists and holds exactly the wanted text."""
-    return page.is_file() and page.read_text(encoding="utf-8") == wanted
-
-
 def main(command: click.Command, page: Path, arguments: list[str]) -> int:
     """Write or check the page; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.cli_reference", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page is out of date")
-    check = parser.parse_args(arguments).check
-    wanted = render(command)
-    if not check:
-        page.write_text(wanted, encoding="utf-8")
-        return 0
-    if is_current(page, wanted):
-        return 0
-    print(f"{page}: not what the commands say of themselves now; run `make reference`.", file=sys.stderr)
-    return 1
+    return write_or_check(page, render(command), arguments, program="tools.cli_reference", description=__doc__)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""The same model in every form it is saved in: the same cores bit by bit, or a refusal in words."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mpocompress import Truncation, compress, expand, inspect
+from mpocompress.checkpoint import open_checkpoint
+from mpocompress.errors import CheckpointError
+from tests.forms.every import FORMS
+from tests.forms.model import CLASSES, state
+from tests.forms.registry import Form
+
+FOUR = Truncation(max_bond=4)
+
+
+def each(forms: Iterable[Form]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return pytest.mark.parametrize("form", [pytest.param(form, id=f"{form.group}: {form.title}") for form in forms])
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[torch.dtype], dict[str, Tensor]]:
+    """The compressed tensors of the model in a dtype, from a plain safetensors file."""
+    folder = tmp_path_factory.mktemp("reference")
+
+    def tensors(dtype: torch.dtype) -> dict[str, Tensor]:
+        source, target = folder / f"{dtype}.safetensors", folder / f"{dtype}.small.safetensors"
+        if not target.exists():
+            save_file(state(dtype), source)
+            compress(source, target, truncation=FOUR, jobs=1)
+        return load_file(target)
+
+    return tensors
+
+
+def test_the_reference_is_compressed(reference: Callable[[torch.dtype], dict[str, Tensor]]) -> None:
+    """Equal files would prove little if nothing in them was a core."""
+    found = set(reference(torch.float32))
+    weights = {name for name, tensor in state().items() if tensor.dim() == 2 and not name.startswith("embed")}
+
+    assert found.isdisjoint(weights)
+    assert {name.split(".")[0] for name in found if ".core." in name} == {"lstm", "fc", "out"}
+
+
+@each(form for form in FORMS if form.container)
+def test_it_is_compressed_to_the_same_bits_and_comes_back_under_its_names(
+    form: Form, tmp_path: Path, reference: Callable[[torch.dtype], dict[str, Tensor]]
+) -> None:
+    source, small = made(form, tmp_path), tmp_path / "small.pt"
+
+    report = compress(source, small, truncation=FOUR, key=form.key, jobs=1)
+    expand(small, tmp_path / "dense.safetensors")
+
+    assert report.source.container == form.container
+    assert inspect(small) == report
+    for pattern in form.says:
+        assert any(re.search(pattern, note) for note in report.notes), (pattern, report.notes)
+    cores: dict[str, Tensor] = torch.load(small, weights_only=True)["state_dict"]
+    for name, tensor in expected(reference(form.dtype), form).items():
+        assert (cores[name].dtype, cores[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(cores[name], tensor), name
+    dense = load_file(tmp_path / "dense.safetensors")
+    compressed = {name for matrix in report.compressed for name in matrix.members}
+    for name, tensor in expected(state(form.dtype), form).items():
+        assert (dense[name].dtype, dense[name].shape) == (tensor.dtype, tensor.shape), name
+        assert name in compressed or torch.equal(dense[name], tensor), name
+
+
+def made(form: Form, folder: Path) -> Path:
+    """The model in a form, in a folder of its own; nothing of it can be imported afterwards."""
+    (folder / "in").mkdir()
+    source = form.made(folder / "in")
+    assert "train_script" not in sys.modules
+    return source
+
+
+def expected(tensors: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:
+    """What a file must hold of tensors under their usual names."""
+    return {form.prefix + name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in form.without}
+
+
+@each(form for form in FORMS if form.classes)
+def test_it_says_the_class_of_every_layer(form: Form, tmp_path: Path) -> None:
+    with open_checkpoint(made(form, tmp_path), key=form.key) as checkpoint:
+        found = {path: name.rpartition(".")[2] for path, name in checkpoint.classes.items() if path in CLASSES}
+
+    assert found == CLASSES
+
+
+@each(form for form in FORMS if form.refused)
+def test_it_is_refused_in_words(form: Form, tmp_path: Path) -> None:
+    source = made(form, tmp_path)
+
+    with pytest.raises(CheckpointError, match=re.escape(form.refused)) as caught:
+        compress(source, tmp_path / "small.pt", truncation=FOUR, key=form.key, jobs=1)
+
+    error = caught.value
+    assert form.refused in error.found
+    assert form.advice in error.action
+    assert str(error) == f"{error.where}: {error.found}; {error.why}. {error.action}"
+    assert not (tmp_path / "small.pt").exists()
