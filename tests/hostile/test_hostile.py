@@ -1,0 +1,42 @@
+"""Files made to mislead, crash or take over: refused in words or read as what they are; nothing in them runs.
+
+Every one goes through the command line, in a process whose memory and time end.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.hostile import pickles
+from tests.hostile.conftest import Run
+from tests.hostile.registry import Case
+
+GROUPS = {"pickle": pickles.cases}
+FOUR_PARTS = re.compile(r"Error: \S.*: \S.*; \S.*\. \S.*\.$")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=f"{group}: {case.title}") for group, cases in GROUPS.items() for case in cases.all],
+)
+def test_it_does_no_harm(case: Case, work: Path, run: Run, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    words = case.words(case.make(work, canary))
+    before = sorted(work.iterdir())
+
+    outcome = run(*words)
+
+    assert "Traceback" not in outcome.err
+    assert outcome.code == case.code, outcome.err
+    assert re.search(case.says, outcome.out + outcome.err), outcome.err
+    assert not canary.exists()
+    assert all(line.isprintable() for line in (outcome.out + outcome.err).splitlines())
+    if case.code == 1:
+        assert FOUR_PARTS.match(outcome.err), outcome.err
+        assert "out of memory" not in outcome.err
+        assert sorted(work.iterdir()) == before
+    else:
+        assert (work / "out.pt").exists()
