@@ -75,6 +75,8 @@ def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
         TypeError: not an object.
         ValueError: a value of another type than its field, or a number out of range.
     """
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{kind.__name__.lower()}: {entry!r:.60} is no object")
     return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in dataclasses.fields(kind)})
 
 

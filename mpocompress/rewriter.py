@@ -102,7 +102,7 @@ def dense_tensors(
         Name -> tensor under the original names, in the original dtypes; tied tensors left out.
 
     Raises:
-        FormatError: cores that are missing, or whose shapes contradict the report.
+        FormatError: cores that are missing, that contradict the report, or that hold NaN or Inf.
     """
     by_core = {core_name(m.name, site): m for m in report.compressed for site in range(len(m.bonds) + 1)}
     missing = [name for name in by_core if name not in names]
@@ -149,6 +149,13 @@ def _members(
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
     mpo = MPO(cores=tuple(read(core) for core in cores), sites=matrix.sites)
+    if not all(core.isfinite().all() for core in mpo.cores):
+        raise FormatError(
+            where=f"{where}, {matrix.name}",
+            found="cores that hold NaN or Inf",
+            why="none is ever written",
+            action="The file is damaged or was edited: compress the original checkpoint again.",
+        )
     precise = torch.promote_types(mpo.cores[0].dtype, torch.float32)
     dense = mpo.to(precise).to_matrix().to(getattr(torch, matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)

@@ -61,10 +61,11 @@ def work(tmp_path: Path) -> Path:
 def run(child: subprocess.Popen[str], work: Path) -> Run:
     """Run a command line in the folder `work`, with memory and time that end."""
 
-    def call(*words: str) -> Outcome:
+    def call(*words: str, largest_file_bytes: int | None = None) -> Outcome:
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(json.dumps({"words": words, "folder": str(work.parent)}) + "\n")
+        request = {"words": words, "folder": str(work.parent), "largest_file_bytes": largest_file_bytes}
+        child.stdin.write(json.dumps(request) + "\n")
         child.stdin.flush()
         code = int(child.stdout.readline())
         out, err = ((work.parent / name).read_text(encoding="utf-8") for name in ("stdout", "stderr"))

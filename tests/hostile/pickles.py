@@ -158,7 +158,7 @@ MALFORMED = {
     "a persistent id of no known kind": b"U\x04evilQ",
     "a persistent id that is a list": b"]Q",
     "a storage of no number of elements": b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuU\x02xxtQ",
-    "a storage of a negative number of elements": b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuJ\xff\xff\xff\xfftQ",
+    "a storage of a negative size": b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuJ\xff\xff\xff\xfftQ",
     "a storage that is not there": b"(U\x07storagectorch\nFloatStorage\nU\x0299U\x03cpuK\x04tQ",
     "a storage named by a path": b"(U\x07storagectorch\nFloatStorage\nU\x0f../../../secretU\x03cpuK\x04tQ",
     "a text of a declared 4 GB": b"X\xff\xff\xff\xffabc",

@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile import pickles
+from tests.hostile import compressed, legacy, pickles, safetensors_files, zips
 from tests.hostile.conftest import Run
 from tests.hostile.registry import Case
 
-GROUPS = {"pickle": pickles.cases}
+GROUPS = {
+    "pickle": pickles.cases,
+    "zip": zips.cases,
+    "legacy": legacy.cases,
+    "safetensors": safetensors_files.cases,
+    "names": safetensors_files.names,
+    "compressed": compressed.cases,
+}
 FOUR_PARTS = re.compile(r"Error: \S.*: \S.*; \S.*\. \S.*\.$")
 
 
