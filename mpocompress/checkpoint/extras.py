@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.nesting import StateDict, is_averaged, is_weight, resolve, state_dicts
+from mpocompress.checkpoint.modules import class_name
+from mpocompress.checkpoint.nesting import StateDict, is_averaged, is_weight, named_children, resolve, state_dicts
+from mpocompress.checkpoint.pickle_values import Instance
 from mpocompress.checkpoint.structure import MAX_DEPTH, foreign_type, is_dense, leaves, tensor_bytes, tensors_in
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
@@ -21,16 +23,17 @@ class Split:
 
     Args:
         tensors: the tensors of the state dict, in order.
-        extras: the rest, in its own nesting; at the state dict's place a dict of its entries that are no tensors.
+        extras: the rest, in its own nesting (tuples as lists, objects as dicts of what is taken from them); where the
+            state dict was, a dict of its entries that are no tensors.
         notes: one sentence for everything dropped, and for every tensor carried over outside the state dict.
     """
 
     tensors: Mapping[str, torch.Tensor]
-    extras: dict[Any, Any]
+    extras: dict[Any, Any] | list[Any]
     notes: tuple[str, ...]
 
 
-def split(root: dict[Any, Any], state: StateDict) -> Split:
+def split(root: object, state: StateDict) -> Split:
     """Take a file apart into the tensors of its state dict and the rest worth keeping.
 
     Optimizer, scheduler and gradient-scaler state, further copies of the same weights, and what a plain file cannot
@@ -52,24 +55,48 @@ def split(root: dict[Any, Any], state: StateDict) -> Split:
     """
     notes: list[str] = []
     tensors = {name: value for name, value in state.value.items() if _is_entry(name, value)}
-    inner = copy.copy(state.value)
-    for name, value in state.value.items():
-        if name in tensors or not _keep((*state.path, name), value, state, notes):
-            del inner[name]
     places = [root]
     for name in state.path:
-        places.append(places[-1][name])
+        places.append(named_children(places[-1])[name])
+    rest = {name: value for name, value in state.value.items() if name not in tensors}
+    if isinstance(places[-1], Instance):
+        notes.append(_of_object(places[-1], ".".join(state.path), "its weights are taken"))
+    kept = {name: value for name, value in rest.items() if _keep((*state.path, name), value, state, notes)}
+    inner: Any = copy.copy(places[-1]) if isinstance(places[-1], dict) else {}  # keeps the type, and `_metadata`
+    inner.clear()
+    inner.update(kept)
     for depth in range(len(state.path) - 1, -1, -1):
-        outer = copy.copy(places[depth])
-        outer[state.path[depth]] = inner
-        for name, value in places[depth].items():
-            if name != state.path[depth] and not _keep((*state.path[:depth], name), value, state, notes):
-                del outer[name]
-        inner = outer
+        inner = _around(places[depth], state.path[: depth + 1], inner, state, notes)
     return Split(tensors=tensors, extras=inner, notes=tuple(notes))
 
 
-def restore(extras: Mapping[str, object], key: str, state: Mapping[str, object], where: str) -> dict[Any, Any]:
+def _around(place: object, path: tuple[str, ...], inner: Any, state: StateDict, notes: list[str]) -> Any:
+    """What is kept of the container that holds `inner` at the end of `path`."""
+    if isinstance(place, Instance):
+        notes.append(_of_object(place, ".".join(path[:-1]), f"its {shown(path[-1])} is taken"))
+        return {path[-1]: inner}
+    kept = {
+        name: value
+        for name, value in named_children(place).items()
+        if name != path[-1] and _keep((*path[:-1], name), value, state, notes)
+    }
+    if isinstance(place, dict):
+        outer = copy.copy(place)
+        outer.clear()
+        outer.update(
+            (name, inner if name == path[-1] else kept[name]) for name in place if name in {**kept, path[-1]: 0}
+        )
+        return outer
+    return [inner if str(n) == path[-1] else kept.get(str(n)) for n in range(len(named_children(place)))]
+
+
+def _of_object(value: Instance, key: str, taken: str) -> str:
+    return f"{shown(key) or 'the file'} is an object of class {shown(class_name(value))}: {taken}, the rest is not"
+
+
+def restore(
+    extras: Mapping[str, object] | list[object], key: str, state: Mapping[str, object], where: str
+) -> dict[Any, Any] | list[Any]:
     """Put a state dict back into the nesting it came from.
 
     Args:
@@ -79,7 +106,7 @@ def restore(extras: Mapping[str, object], key: str, state: Mapping[str, object],
         where: the output, for messages.
 
     Returns:
-        A new dict, tensors before the other entries of the state dict; `extras` is left as it is.
+        A new dict or list, tensors before the other entries of the state dict; `extras` is left as it is.
 
     Raises:
         OutputError: `extras` holds something else where the state dict belongs.
@@ -91,25 +118,36 @@ def restore(extras: Mapping[str, object], key: str, state: Mapping[str, object],
     path = resolve(extras, key)
     if path is None:
         path = tuple(key.split(".", MAX_DEPTH))
-    places: list[Any] = [extras if isinstance(extras, dict) else dict(extras)]
+    places: list[Any] = [extras if isinstance(extras, dict | list) else dict(extras)]
     for name in path:
-        places.append(places[-1].get(name, {}))
-        if not isinstance(places[-1], dict):
-            raise OutputError(
-                where=where,
-                found=f"{shown(name)!r} in {shown(key)!r} is a {type(places[-1]).__name__}",
-                why="the state dict cannot be put there",
-                action="Give the key the state dict was read from.",
-            )
+        places.append(named_children(places[-1]).get(name, {}))
+        if not isinstance(places[-1], dict | list):
+            raise _no_place(where, key, name, places[-1])
+    if isinstance(places[-1], list):
+        raise _no_place(where, key, path[-1] if path else "", places[-1])
     inner: dict[Any, Any] = copy.copy(places[-1])  # keeps the type, and the `_metadata` of an OrderedDict
     inner.clear()
     inner.update(state)
     inner.update((name, value) for name, value in places[-1].items() if name not in state)
     for place, name in zip(reversed(places[:-1]), reversed(path), strict=True):
         outer = copy.copy(place)
-        outer[name] = inner
+        if isinstance(outer, list):
+            if not name.isdecimal() or int(name) >= len(outer):
+                raise _no_place(where, key, name, None)
+            outer[int(name)] = inner
+        else:
+            outer[name] = inner
         inner = outer
     return inner
+
+
+def _no_place(where: str, key: str, name: str, value: object) -> OutputError:
+    return OutputError(
+        where=where,
+        found=f"{shown(name)!r} in {shown(key)!r} is a {type(value).__name__}",
+        why="the state dict cannot be put there",
+        action="Give the key the state dict was read from.",
+    )
 
 
 def holds_anything(value: object) -> bool:

@@ -1,14 +1,16 @@
-"""Which dict of a file is the state dict."""
+"""Which dict of a file is the state dict; a whole module counts as the one it would have."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from mpocompress.checkpoint.modules import is_module, module_state
+from mpocompress.checkpoint.pickle_values import Instance
 from mpocompress.checkpoint.structure import is_dense
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -17,6 +19,7 @@ PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "net", "n
 _AVERAGED = {"ema", "swa", "polyak", "averaged", "average", "avg", "shadow"}
 _WORD = re.compile(r"[a-z]+")
 _MOST_SHOWN = 20
+_HOLDERS = (dict, list, tuple, Instance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +27,14 @@ class StateDict:
     """A dict of tensors found in a file.
 
     Args:
-        path: the keys that lead to it from the top.
-        value: the dict itself, not copied.
+        path: the keys, numbers of entries in lists, and names of attributes that lead to it from the top.
+        value: the dict itself, not copied; of a module its parameters and buffers.
+        classes: of a module, path -> class of each module in it.
     """
 
     path: tuple[str, ...]
     value: dict[Any, Any]
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -69,7 +74,7 @@ def is_weight(value: object) -> bool:
     return isinstance(value, torch.Tensor) and is_dense(value) and value.is_floating_point() and value.dim() >= 2
 
 
-def state_dicts(root: dict[Any, Any]) -> list[StateDict]:
+def state_dicts(root: object) -> list[StateDict]:
     """Find the state dicts in a file: dicts that hold a weight (see `is_weight`).
 
     Of nested ones the outer counts, unless an inner one holds more parameters (a training checkpoint with a stray
@@ -99,7 +104,7 @@ def state_dicts(root: dict[Any, Any]) -> list[StateDict]:
     return [found for found in candidates if found.path in taken]
 
 
-def choose(root: dict[Any, Any], where: str, key: str | None) -> StateDict:
+def choose(root: object, where: str, key: str | None) -> StateDict:
     """Pick the state dict to work on.
 
     Args:
@@ -145,48 +150,78 @@ def choose(root: dict[Any, Any], where: str, key: str | None) -> StateDict:
     )
 
 
-def resolve(root: Mapping[Any, Any], key: str) -> tuple[str, ...] | None:
+def resolve(root: object, key: str) -> tuple[str, ...] | None:
     """Find the path a dotted key means, where the keys of the file may hold dots themselves.
 
     Args:
-        root: the dict to start from.
+        root: where to start from.
         key: the dotted key; "" is the top.
 
     Returns:
         The path, or None if nothing is there.
 
     Example:
-        >>> resolve({"a.b": {"c": {}}}, "a.b.c"), resolve({"a": 1}, "b")
-        (('a.b', 'c'), None)
+        >>> resolve({"a.b": [{}, {"c": {}}]}, "a.b.1.c"), resolve({"a": 1}, "b")
+        (('a.b', '1', 'c'), None)
     """
     path: list[str] = []
-    place: object = root
+    place = root
     rest = key
     while rest:
-        if not isinstance(place, Mapping):
-            return None
-        name = next((name for name in _prefixes(rest) if name in place), None)
+        inside = named_children(place)
+        name = next((name for name in _prefixes(rest) if name in inside), None)
         if name is None:
             return None
         path.append(name)
-        place = place[name]
+        place = inside[name]
         rest = rest[len(name) + 1 :]
     return tuple(path)
 
 
-def _named(root: dict[Any, Any], where: str, key: str, names: str) -> StateDict:
+def named_children(value: object) -> Mapping[Any, Any]:
+    """Give what a container or object holds, by name.
+
+    Args:
+        value: a dict, a list or tuple (entries by number), an object (its attributes and items), or anything else.
+
+    Returns:
+        Name -> value; the dict itself where it is one; empty for what holds nothing.
+
+    Example:
+        >>> named_children(("a", "b"))
+        {'0': 'a', '1': 'b'}
+    """
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, list | tuple):
+        return {str(number): entry for number, entry in enumerate(value)}
+    return {**value.attributes, **value.items} if isinstance(value, Instance) else {}
+
+
+def _named(root: object, where: str, key: str, names: str) -> StateDict:
     path = resolve(root, key)
-    value: object = root
+    value = root
     for name in path or ():
-        value = value[name] if isinstance(value, dict) else None
-    if path is None or not isinstance(value, dict) or not any(isinstance(v, torch.Tensor) for v in value.values()):
+        value = named_children(value)[name]
+    found = None if path is None else _as_state(path, value)
+    if found is None or not any(isinstance(entry, torch.Tensor) for entry in found.value.values()):
         raise CheckpointError(
             where=where,
             found=f"no dict of tensors at key {shown(key)!r}",
             why="there is nothing to work on",
             action=f"Choose one of: {names}." if names else "Name a file that holds a state dict.",
         )
-    return StateDict(path=path, value=value)
+    return found
+
+
+def _as_state(path: tuple[str, ...], value: object) -> StateDict | None:
+    """What a value would be as a state dict; None for what is neither dict nor object."""
+    if is_module(value):
+        state = module_state(value)
+        return StateDict(path=path, value=state.tensors, classes=state.classes)
+    if isinstance(value, dict):
+        return StateDict(path=path, value=value)
+    return StateDict(path=path, value=dict(named_children(value))) if isinstance(value, Instance) else None
 
 
 def _prefixes(key: str) -> Iterator[str]:
@@ -200,15 +235,21 @@ def _outer(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     return (path[:depth] for depth in range(len(path)))
 
 
-def _dicts(root: dict[Any, Any]) -> list[StateDict]:
+def _dicts(root: object) -> list[StateDict]:
+    found: list[StateDict] = []
     seen = {id(root)}
-    queue = [StateDict(path=(), value=root)]
-    for outer in queue:  # grows while it is walked
-        for name, inner in outer.value.items():
-            if isinstance(name, str) and name and isinstance(inner, dict) and id(inner) not in seen:
+    queue: list[tuple[tuple[str, ...], object]] = [((), root)]
+    for path, value in queue:  # grows while it is walked
+        state = _as_state(path, value)
+        if state is not None:
+            found.append(state)
+        if is_module(value):
+            continue  # its state dict has all there is
+        for name, inner in named_children(value).items():
+            if isinstance(name, str) and name and isinstance(inner, _HOLDERS) and id(inner) not in seen:
                 seen.add(id(inner))
-                queue.append(StateDict(path=(*outer.path, name), value=inner))
-    return queue
+                queue.append(((*path, name), inner))
+    return found
 
 
 def _parameters(value: dict[Any, Any]) -> int:

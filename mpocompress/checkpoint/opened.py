@@ -41,7 +41,7 @@ class OpenedCheckpoint:
         container: str,
         key: str,
         tensors: Mapping[str, TensorInfo],
-        extras: Mapping[str, object],
+        extras: Mapping[str, object] | list[object],
         metadata: Mapping[str, str],
         notes: tuple[str, ...],
         document: str | None,

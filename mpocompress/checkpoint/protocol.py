@@ -15,6 +15,10 @@ from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
 TORCH_ZIP = "torch-zip"
+TORCHSCRIPT = "torchscript"
+TORCH_LEGACY = "torch-legacy"
+TORCH_EXPORT = "torch-export"
+PICKLE = "pickle"
 SAFETENSORS = "safetensors"
 
 
@@ -83,7 +87,7 @@ class Checkpoint(Protocol):
         """Every tensor of the state dict, in file order."""
 
     @property
-    def extras(self) -> Mapping[str, object]:
+    def extras(self) -> Mapping[str, object] | list[object]:
         """The rest of the file, in its own nesting, without what `notes` says was dropped.
 
         At `key` it keeps a dict with the entries of the state dict that are no tensors (often none), so that

@@ -6,23 +6,33 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mpocompress.checkpoint.bare_pickle import open_pickle
+from mpocompress.checkpoint.legacy_stream import open_legacy
 from mpocompress.checkpoint.protocol import Checkpoint
+from mpocompress.checkpoint.running import CONTAINERS, open_by_running
 from mpocompress.checkpoint.safetensors_file import open_safetensors
 from mpocompress.checkpoint.sniff import Form, refusal, sniff
-from mpocompress.checkpoint.torch_zip import open_torch_zip
+from mpocompress.checkpoint.torch_export import open_torch_export
+from mpocompress.checkpoint.torch_zip import open_torch_zip, open_torchscript
 
 _OPENERS: dict[Form, Callable[[Path, str | None], Checkpoint]] = {
     Form.TORCH_ZIP: open_torch_zip,
+    Form.TORCHSCRIPT: open_torchscript,
+    Form.TORCH_EXPORT: open_torch_export,
+    Form.LEGACY_TORCH: open_legacy,
+    Form.PICKLE: open_pickle,
     Form.SAFETENSORS: open_safetensors,
 }
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, allow_pickle: bool = False) -> Checkpoint:
     """Open a checkpoint by its content, whatever its name; no tensor data is read and nothing in it is run.
 
     Args:
         path: the file.
         key: which dict of a training checkpoint is the state dict, dotted when deeper; None to find it.
+        allow_pickle: load a pickle the ordinary way, which RUNS the code it names. Only for files that you trust and
+            that cannot be read otherwise; nothing changes for forms that hold no code.
 
     Returns:
         The open checkpoint, to be used as a context manager.
@@ -42,6 +52,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None) -> 
     """
     path = Path(path)
     form = sniff(path)
+    if allow_pickle and form in CONTAINERS:
+        return open_by_running(path, key, form)
     if form not in _OPENERS:
         raise refusal(path, form)
     return _OPENERS[form](path, key)

@@ -11,7 +11,7 @@ from mpocompress.errors import CheckpointError
 
 _HEAD_BYTES = 4096
 _LARGEST_HEADER_BYTES = 100_000_000  # what safetensors itself accepts; text read as a length is far above it
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a number, as every pickle protocol from 2 on writes it
 
 
 class Form(Enum):
@@ -41,25 +41,14 @@ class Form(Enum):
     UNKNOWN = auto()
 
 
-_SAVE_AGAIN = "If you trust it, load it with torch.load and save its state dict again with the current torch.save."
 _SAVE_STATE_DICT = "In the program that made the model, save its state dict: torch.save(model.state_dict(), ...)."
 _CONVERT = "Convert it to safetensors or to a PyTorch state dict with the tool that wrote it."
 _FETCH_AGAIN = "Fetch the file again and compare its size with the source."
-_NOT_READ = "this release reads zip files written by torch.save, and safetensors"
+_NOT_READ = "what torch.save, torch.jit.save and torch.export.save write is read, safetensors and pickles"
 _NO_MODEL = "it holds no model"
 
 # form -> (found, why, action)
 _REFUSALS: dict[Form, tuple[str, str, str]] = {
-    Form.TORCHSCRIPT: (
-        "a TorchScript archive (torch.jit.save)",
-        _NOT_READ,
-        "Load it with torch.jit.load and save its state dict: torch.save(module.state_dict(), ...).",
-    ),
-    Form.TORCH_EXPORT: (
-        "a torch.export archive (.pt2)",
-        _NOT_READ,
-        "Load it with torch.export.load and save its state dict: torch.save(program.state_dict, ...).",
-    ),
     Form.TORCH_PACKAGE: ("a torch.package archive", _NOT_READ, _SAVE_STATE_DICT),
     Form.NUMPY_ZIP: (
         "a NumPy .npz archive",
@@ -72,12 +61,6 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
         "Unpack it and name the file inside.",
     ),
     Form.BROKEN_ZIP: ("the start of a zip archive without its end", "the file is cut off or damaged", _FETCH_AGAIN),
-    Form.LEGACY_TORCH: ("a checkpoint in the form torch.save wrote before PyTorch 1.6", _NOT_READ, _SAVE_AGAIN),
-    Form.PICKLE: (
-        "a bare Python pickle, not written by torch.save",
-        "loading one runs whatever it contains, so it is not read",
-        "If you trust it, load it with pickle and save its tensors: torch.save(state_dict, ...).",
-    ),
     Form.HTML: (
         "a web page",
         _NO_MODEL,
@@ -113,7 +96,11 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
 }
 
 _STARTS: tuple[tuple[bytes, Form], ...] = (
-    (_LEGACY_MAGIC, Form.LEGACY_TORCH),
+    # The oldest pickles have no mark: these are the first instructions of a dict, a list and an object.
+    *(
+        (start, Form.PICKLE)
+        for start in (b"(dp", b"(lp", b"}q\0", b"]q\0", b"ccollections\nOrderedDict\n", b"ccopy_reg\n")
+    ),
     (b"GGUF", Form.GGUF),
     (b"\x89HDF\r\n\x1a\n", Form.HDF5),
     (b"version https://git-lfs.github.com/spec/", Form.LFS_POINTER),
@@ -184,7 +171,7 @@ def _sniff_head(head: bytes) -> Form:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER_BYTES:
         return Form.SAFETENSORS
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:
-        return Form.PICKLE
+        return Form.LEGACY_TORCH if _LEGACY_MAGIC in head[:32] else Form.PICKLE
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
         return Form.HTML

@@ -1,4 +1,4 @@
-"""Walks over what torch.load returned, without recursion, so that no nesting in a file can break them."""
+"""Walks over what a pickle held, without recursion, so that no nesting in a file can break them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import torch
 
+from mpocompress.checkpoint.pickle_values import Global, Instance, UnusualTensor
 from mpocompress.errors import CheckpointError
 
 MAX_DEPTH = 100
 MAX_VALUES = 5_000_000
 
 _CONTAINERS = (dict, list, tuple, set)
+_CONTAINERS_AND_OBJECTS = (*_CONTAINERS, Instance)
 _PLAIN_CONTAINERS = (dict, OrderedDict, Counter, list, tuple)  # a set has another order in every process
 _PLAIN_LEAVES = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray),
@@ -24,7 +26,8 @@ _END = object()
 def check_structure(root: object, where: str) -> None:
     """Refuse values that contain themselves, or are nested too deep or too many to be a checkpoint.
 
-    Afterwards a recursion over `root` is at most `MAX_DEPTH` deep.
+    Afterwards a recursion over `root` is at most `MAX_DEPTH` deep. Objects are not looked into: they may well refer
+    back to what holds them, and are never copied or written.
 
     Args:
         root: what a file held.
@@ -76,7 +79,7 @@ def leaves(root: object) -> Iterator[object]:
         >>> list(leaves({"a": [1, 2], "b": "c"}))
         [1, 2, 'c']
     """
-    if not isinstance(root, _CONTAINERS):
+    if not isinstance(root, _CONTAINERS_AND_OBJECTS):
         yield root
         return
     seen = {id(root)}
@@ -85,7 +88,7 @@ def leaves(root: object) -> Iterator[object]:
         child = next(stack[-1], _END)
         if child is _END:
             stack.pop()
-        elif not isinstance(child, _CONTAINERS) or isinstance(child, torch.Size):
+        elif not isinstance(child, _CONTAINERS_AND_OBJECTS) or isinstance(child, torch.Size):
             yield child
         elif id(child) not in seen:
             seen.add(id(child))
@@ -145,14 +148,14 @@ def foreign_type(root: object) -> str | None:
         root: any value.
 
     Returns:
-        The first such type in words, or None if there is none.
+        The first such type, or what is named in the pickle; None if there is none.
 
     Example:
         >>> foreign_type({"a": [1, None]}), foreign_type({"a": [object()]})
         (None, 'object')
     """
     if isinstance(root, _CONTAINERS) and type(root) not in (*_PLAIN_CONTAINERS, torch.Size):
-        return type(root).__name__
+        return _type_name(root)
     seen = {id(root)}
     stack = [_children(root)] if isinstance(root, _CONTAINERS) else [iter((root,))]
     while stack:
@@ -164,8 +167,16 @@ def foreign_type(root: object) -> str | None:
                 seen.add(id(child))
                 stack.append(_children(child))
         elif type(child) not in _PLAIN_LEAVES:
-            return type(child).__name__
+            return _type_name(child)
     return None
+
+
+def _type_name(value: object) -> str:
+    if isinstance(value, Instance):
+        return value.class_name
+    if isinstance(value, UnusualTensor):
+        return f"Tensor, {value.kind}"
+    return f"class or function ({value.name})" if isinstance(value, Global) else type(value).__name__
 
 
 def _children(value: object) -> Iterator[object]:
@@ -175,6 +186,8 @@ def _children(value: object) -> Iterator[object]:
             yield vars(value)
     elif isinstance(value, list | tuple | set):
         yield from value
+    elif isinstance(value, Instance):
+        yield from value.children()
 
 
 def _deepen(levels: dict[int, int], outer: object, inner: object) -> None:

@@ -14,6 +14,7 @@ import torch
 from mpocompress.checkpoint.atomic import replacing
 from mpocompress.checkpoint.extras import holds_anything, restore
 from mpocompress.checkpoint.fresh import Fresh
+from mpocompress.checkpoint.nesting import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP
 from mpocompress.checkpoint.safetensors_stream import write_safetensors
@@ -40,7 +41,9 @@ def container_for(path: str | os.PathLike[str]) -> str:
     return SAFETENSORS if Path(path).suffix.lower() == ".safetensors" else TORCH_ZIP
 
 
-def left_out(container: str, *, extras: Mapping[str, object], metadata: Mapping[str, str]) -> tuple[str, ...]:
+def left_out(
+    container: str, *, extras: Mapping[str, object] | list[object], metadata: Mapping[str, str]
+) -> tuple[str, ...]:
     """Name what `write_checkpoint` cannot keep in a container, to be told to the user.
 
     safetensors holds no values beside tensors and text, a torch file no header texts.
@@ -58,7 +61,7 @@ def left_out(container: str, *, extras: Mapping[str, object], metadata: Mapping[
         ('epoch',)
     """
     if container == SAFETENSORS:
-        return tuple(str(name) for name, value in extras.items() if holds_anything(value))
+        return tuple(str(name) for name, value in named_children(extras).items() if holds_anything(value))
     return tuple(name for name in metadata if name != "format")  # that one only says which library wrote it
 
 
@@ -110,7 +113,7 @@ def write_checkpoint(
     aliases: Mapping[str, str],
     container: str,
     key: str,
-    extras: Mapping[str, object],
+    extras: Mapping[str, object] | list[object],
     metadata: Mapping[str, str],
     document: str | None,
     overwrite: bool,
@@ -184,7 +187,7 @@ def _write_torch(
     tensors: Mapping[str, torch.Tensor],
     aliases: Mapping[str, str],
     key: str,
-    extras: Mapping[str, object],
+    extras: Mapping[str, object] | list[object],
     document: str | None,
     where: str,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import zipfile
 from collections.abc import Callable
@@ -34,7 +33,7 @@ def test_nothing_in_a_pickle_is_run(function: Callable[..., Any], tmp_path: Path
     torch.save(
         {"w": torch.ones(2, 2), "x": _Runs(function, f"open({str(canary)!r}, 'w').close()")}, tmp_path / "model.pt"
     )
-    with pytest.raises(CheckpointError, match=rf"objects of {function.__name__} .* so nothing was loaded or run"):
+    with pytest.raises(CheckpointError, match=rf"asks to call builtins\.{function.__name__}; no model needs that"):
         open_checkpoint(tmp_path / "model.pt")
     assert not canary.exists()
     torch.load(tmp_path / "model.pt", weights_only=False)
@@ -43,30 +42,7 @@ def test_nothing_in_a_pickle_is_run(function: Callable[..., Any], tmp_path: Path
 
 def test_a_pickle_that_calls_the_system_is_called_harmful(tmp_path: Path) -> None:
     torch.save({"x": _Runs(os.system, "true")}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"asks for posix\.system; no model needs that"):
-        open_checkpoint(tmp_path / "model.pt")
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (
-            torch.nn.LSTM(2, 3),
-            r"objects of torch\.nn\.modules\.rnn\.LSTM beside plain tensors .* save only the state dict",
-        ),
-        ({"w": torch.ones(2, 2), "args": argparse.Namespace(lr=1)}, r"objects of argparse\.Namespace"),
-        ({"w": torch.ones(2, 2), "path": Path("x")}, r"objects of pathlib\.\S+ beside plain tensors"),
-    ],
-)
-def test_whole_objects_are_named_and_not_built(value: object, message: str, tmp_path: Path) -> None:
-    torch.save(value, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=message):
-        open_checkpoint(tmp_path / "model.pt")
-
-
-def test_a_newer_pickle_protocol_is_named(tmp_path: Path) -> None:
-    torch.save(state_dict(), tmp_path / "model.pt", pickle_protocol=4)
-    with pytest.raises(CheckpointError, match=r"a pickle of a newer protocol than torch\.save writes by itself"):
+    with pytest.raises(CheckpointError, match=r"asks to call posix\.system; no model needs that"):
         open_checkpoint(tmp_path / "model.pt")
 
 
@@ -149,7 +125,7 @@ def test_a_storage_that_claims_more_than_its_record_is_refused(tmp_path: Path) -
         return data.replace(old, b"cpuq\x06K\x14")
 
     rezip(tmp_path / "good.pt", tmp_path / "model.pt", claim_more)
-    with pytest.raises(CheckpointError, match="tensors claim another size than their records have"):
+    with pytest.raises(CheckpointError, match=r"a tensor claims 80 bytes and its record data/0 has 64 bytes"):
         open_checkpoint(tmp_path / "model.pt")
 
 
@@ -179,7 +155,7 @@ def test_a_record_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("record", ["data.pkl", "version"])
+@pytest.mark.parametrize("record", ["data.pkl", "byteorder"])
 def test_a_flipped_byte_in_the_description_is_found_on_opening(record: str, tmp_path: Path) -> None:
     torch.save(state_dict(), tmp_path / "model.pt")
     flip_byte(tmp_path / "model.pt", record)
@@ -255,7 +231,7 @@ def test_hostile_names_are_shown_escaped(tmp_path: Path) -> None:
     ("value", "message"),
     [
         ({"mpocompress": "{}", "state_dict": 3}, "'state_dict' or 'extras' is no dict"),
-        ({"mpocompress": "{}", "state_dict": {}, "extras": []}, "'state_dict' or 'extras' is no dict"),
+        ({"mpocompress": "{}", "state_dict": {}, "extras": 3}, "'state_dict' or 'extras' is no dict"),
         ({"mpocompress": "{}", "state_dict": {"a\n": 3}}, r"entry a\\n of 'state_dict' is no ordinary tensor"),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_key_chooses_what_would_not_be_chosen(tmp_path: Path) -> None:
         ({"a": torch.ones(3), "i": torch.ones(3, 3, dtype=torch.int64)}, None, r"no state dict \(names to tensors"),
         ({}, "x", r"Name a file that holds a state dict"),
         (torch.ones(3, 3), None, r"a Tensor in place of a dict of tensors"),
-        ([state_dict()], None, r"a list in place of a dict of tensors"),
+        ([3, "a"], None, r"no state dict \(names to tensors"),
     ],
 )
 def test_what_is_unclear_is_refused_with_the_choices(

@@ -5,6 +5,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,8 @@ def _zip(*names: str) -> Callable[[Path], None]:
     return make
 
 
-def _legacy(path: Path) -> None:
-    torch.save(state_dict(), path, _use_new_zipfile_serialization=False)
+def _legacy(path: Path, protocol: int) -> None:
+    torch.save(state_dict(), path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
 
 
 def _tar(path: Path) -> None:
@@ -46,15 +47,11 @@ def _export(path: Path) -> None:
 
 # how it is made, what it is, what the message calls it, what the message advises
 REFUSED: list[tuple[Callable[[Path], None], Form, str, str]] = [
-    (_zip("model/constants.pkl", "model/data.pkl"), Form.TORCHSCRIPT, "a TorchScript archive", "torch.jit.load"),
-    (_zip("p/archive_format", "p/data/weights/w"), Form.TORCH_EXPORT, "a torch.export archive", "torch.export.load"),
     (_zip("p/.data/extern_modules", "p/data.pkl"), Form.TORCH_PACKAGE, "a torch.package archive", "state_dict()"),
     (_zip("a.npy", "b.npy"), Form.NUMPY_ZIP, "a NumPy .npz archive", "torch.from_numpy"),
     (_zip("readme.txt"), Form.PLAIN_ZIP, "a zip archive without", "Unpack it"),
     (_zip(), Form.PLAIN_ZIP, "a zip archive without", "Unpack it"),
     (_bytes(saved(state_dict())[:-40]), Form.BROKEN_ZIP, "the start of a zip archive", "Fetch the file again"),
-    (_legacy, Form.LEGACY_TORCH, "before PyTorch 1.6", "save its state dict again with the current torch.save"),
-    (_bytes(pickle.dumps({"a": 1})), Form.PICKLE, "a bare Python pickle", "save its tensors"),
     (_bytes(b"\n<!DOCTYPE html><html>"), Form.HTML, "a web page", "fetch the file itself"),
     (_bytes(b"version https://git-lfs.github.com/spec/v1\noid"), Form.LFS_POINTER, "git-lfs", "git lfs pull"),
     (_bytes(b"GGUF\x03\0\0\0"), Form.GGUF, "a GGUF file", "Convert it"),
@@ -87,18 +84,27 @@ def test_what_is_not_read_is_named_with_a_way_out(
     assert action in caught.value.action
 
 
-@pytest.mark.parametrize("form", [form for form in Form if form not in (Form.TORCH_ZIP, Form.SAFETENSORS)])
+@pytest.mark.parametrize("form", sorted({row[1] for row in REFUSED}, key=str))
 def test_every_form_that_is_not_read_has_its_words(form: Form) -> None:
     error = refusal(Path("model.pt"), form)
     assert error.found
     assert error.action.endswith(".")
 
 
-def test_real_archives_of_torch_are_told_apart(tmp_path: Path) -> None:
-    _export(tmp_path / "model.pt2")
-    torch.save(state_dict(), tmp_path / "model.pkl")
-    assert sniff(tmp_path / "model.pt2") is Form.TORCH_EXPORT
-    assert sniff(tmp_path / "model.pkl") is Form.TORCH_ZIP
+READ: list[tuple[Callable[[Path], None], Form]] = [
+    (_bytes(saved(state_dict())), Form.TORCH_ZIP),
+    (_export, Form.TORCH_EXPORT),
+    (lambda path: torch.jit.save(torch.jit.script(torch.nn.Linear(3, 2)), path), Form.TORCHSCRIPT),
+    *((partial(_legacy, protocol=protocol), Form.LEGACY_TORCH) for protocol in (2, 3, 4, 5)),
+    *((_bytes(pickle.dumps({"a": 1}, protocol=protocol)), Form.PICKLE) for protocol in range(6)),
+]
+
+
+@pytest.mark.parametrize(("make", "form"), READ, ids=[f"{row[1].name}-{index}" for index, row in enumerate(READ)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_torch_writes_is_told_apart(make: Callable[[Path], None], form: Form, tmp_path: Path) -> None:
+    make(tmp_path / "model.safetensors")
+    assert sniff(tmp_path / "model.safetensors") is form
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:

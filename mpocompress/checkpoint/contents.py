@@ -1,0 +1,153 @@
+"""From what a pickle held to an open checkpoint: the state dict chosen, its tensors described, the rest put aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+
+from mpocompress.checkpoint.extras import Split, split
+from mpocompress.checkpoint.nesting import choose
+from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_document, inconsistent, own_key
+from mpocompress.checkpoint.pickle_values import Instance, UnusualTensor
+from mpocompress.checkpoint.protocol import Checkpoint, TensorInfo
+from mpocompress.checkpoint.structure import check_structure, is_dense, tensors_in
+from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contents:
+    """What a file holds: our document or None, the key of the state dict, and the parts of the file."""
+
+    document: str | None
+    key: str
+    parts: Split
+    classes: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_contents(
+    root: object,
+    *,
+    path: Path,
+    container: str,
+    key: str | None,
+    read: Callable[[torch.Tensor], torch.Tensor],
+    close: Callable[[], None],
+    classes: Mapping[str, str] = MappingProxyType({}),
+    notes: tuple[str, ...] = (),
+) -> Checkpoint:
+    """Make an open checkpoint of the values in a file.
+
+    Args:
+        root: what the file holds, its tensors laid over the file.
+        path: the file.
+        container: the kind of file.
+        key: where the state dict is; None to find it.
+        read: checks the memory behind a tensor and gives the tensor as it is to be used.
+        close: lets go of the file.
+        classes: path -> class of the modules, where the file says it in its own way.
+        notes: what the user should know first.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: no clear state dict, or one with tensors that cannot be kept.
+        FormatError: it is marked as ours but not laid out like it.
+    """
+    check_structure(root, str(path))
+    try:
+        contents = _contents(root, str(path), key)
+    except ValueError as error:  # of modules
+        raise CheckpointError(
+            where=str(path),
+            found=str(error),
+            why="no model is built like that, so the file is damaged or made to do harm",
+            action="Get the model from a source you trust.",
+        ) from error
+    tensors = contents.parts.tensors
+    return OpenedCheckpoint(
+        path=path,
+        container=container,
+        key=contents.key,
+        tensors=_infos(tensors),
+        extras=contents.parts.extras,
+        metadata={},
+        notes=(*notes, *contents.parts.notes),
+        document=contents.document,
+        read=lambda name: read(tensors[name]),
+        close=close,
+        classes=contents.classes or classes,
+    )
+
+
+def _contents(root: object, where: str, key: str | None) -> _Contents:
+    document = root.get(MARK) if isinstance(root, dict) else None
+    if isinstance(root, dict) and isinstance(document, str) and STATE_DICT in root:
+        check_document(document, where)
+        state, extras = root[STATE_DICT], root.get(EXTRAS, {})
+        if not isinstance(state, dict) or not isinstance(extras, dict | list):
+            raise inconsistent(where, f"{STATE_DICT!r} or {EXTRAS!r} is no dict")
+        for name, value in state.items():
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor) or not is_dense(value):
+                raise inconsistent(where, f"entry {shown(str(name))} of {STATE_DICT!r} is no ordinary tensor")
+        parts = Split(tensors=state, extras=extras, notes=())
+        return _Contents(document=document, key=own_key(where, key), parts=parts)
+    if not isinstance(root, dict | list | tuple | Instance):
+        raise CheckpointError(
+            where=where,
+            found=f"a {type(root).__name__} in place of a dict of tensors",
+            why="there are no names to find layers by",
+            action="Save the state dict: torch.save(model.state_dict(), ...).",
+        )
+    found = choose(root, where, key)
+    check_structure(found.value, where)
+    for name, value in found.value.items():
+        _check_entry(shown(str(name)), value, where)
+    return _Contents(document=None, key=found.key, parts=split(root, found), classes=found.classes)
+
+
+def _check_entry(name: str, value: object, where: str) -> None:
+    """Refuse an entry of the state dict without which the model would not be whole."""
+    if isinstance(value, torch.Tensor) and value.device.type == "meta":
+        raise CheckpointError(
+            where=where,
+            found=f"{name} is a tensor without data (device meta)",
+            why="there is nothing to compress in it",
+            action="Save the model after its weights were loaded.",
+        )
+    if isinstance(value, UnusualTensor):
+        raise CheckpointError(
+            where=where,
+            found=f"{name} is a tensor that is {value.kind}",
+            why="the model would not be whole without it, and it cannot be carried over",
+            action="Compress the model as it was before, with ordinary floating-point tensors.",
+        )
+    if isinstance(value, Instance) and next(tensors_in(value), None) is not None:
+        raise CheckpointError(
+            where=where,
+            found=f"{name} is an object of class {shown(value.class_name)} with tensors in it",
+            why="only its own code can tell what they mean, and nothing in a file is run",
+            action="Save a state dict of plain tensors.",
+        )
+
+
+def _infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
+    first: dict[object, str] = {}
+    infos: dict[str, TensorInfo] = {}
+    for name, tensor in tensors.items():
+        size_bytes = tensor.numel() * tensor.element_size()
+        alias_of = None
+        if size_bytes:
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            owner = first.setdefault(place, name)
+            alias_of = owner if owner != name else None
+        infos[name] = TensorInfo(
+            name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, size_bytes=size_bytes, alias_of=alias_of
+        )
+    return infos

@@ -1,0 +1,122 @@
+"""Whole modules in a file: the state dict they would have, and the class of every layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+
+from mpocompress.checkpoint.pickle_values import Instance, UnusualTensor
+
+_PARTS = ("_parameters", "_buffers", "_modules")
+_SCRIPTED = "__torch__."
+_PACKED = "torch.classes."  # objects of C++, such as packed quantized weights
+_MANGLED = re.compile(r"___torch_mangle_\d+\.")
+_MOST_NAMES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleState:
+    """What a module holds.
+
+    Args:
+        tensors: name -> parameter or buffer, as in its state dict.
+        classes: path -> full name of the class, of itself ("") and of every module in it.
+    """
+
+    tensors: dict[Any, Any]
+    classes: dict[str, str]
+
+
+def is_module(value: object) -> TypeGuard[Instance]:
+    """Tell whether a value is a pickled or scripted module.
+
+    Args:
+        value: any value.
+
+    Returns:
+        Whether it has the parts of one.
+    """
+    if not isinstance(value, Instance):
+        return False
+    return value.class_name.startswith(_SCRIPTED) or all(isinstance(value.attributes.get(p), dict) for p in _PARTS)
+
+
+def module_state(module: Instance) -> ModuleState:
+    """Give the tensors and classes of a module and all modules in it.
+
+    Args:
+        module: for which `is_module` holds.
+
+    Returns:
+        Its state, in the order of `nn.Module.state_dict`; what is shared comes under each of its names.
+
+    Raises:
+        ValueError: a module that contains itself, or more names than any model has.
+
+    Example:
+        >>> fc = Instance("torch.nn.modules.linear.Linear")
+        >>> fc.attributes.update(_parameters={"weight": torch.ones(2, 3), "bias": None}, _buffers={}, _modules={})
+        >>> net = Instance("net.Net", attributes={"_parameters": {}, "_buffers": {}, "_modules": {"fc": fc}})
+        >>> list(module_state(net).tensors), module_state(net).classes["fc"]
+        (['fc.weight'], 'torch.nn.modules.linear.Linear')
+    """
+    tensors: dict[Any, Any] = {}
+    classes: dict[str, str] = {}
+    stack: list[tuple[str, Instance, tuple[int, ...]]] = [("", module, ())]
+    while stack:
+        path, current, around = stack.pop()
+        if id(current) in around or len(classes) + len(tensors) > _MOST_NAMES:
+            raise ValueError("a module that contains itself")
+        classes[path] = class_name(current)
+        tensors.update((_join(path, name), tensor) for name, tensor in _tensors(current))
+        inner = [(_join(path, name), child, (*around, id(current))) for name, child in _modules(current)]
+        stack.extend(reversed(inner))
+    return ModuleState(tensors=tensors, classes=classes)
+
+
+def class_name(value: Instance) -> str:
+    """Name the class of an object as its source does.
+
+    Args:
+        value: an object, scripted or not.
+
+    Returns:
+        The full name, without what TorchScript adds to it.
+
+    Example:
+        >>> class_name(Instance("__torch__.torch.nn.modules.linear.___torch_mangle_3.Linear"))
+        'torch.nn.modules.linear.Linear'
+    """
+    return _MANGLED.sub("", value.class_name).removeprefix(_SCRIPTED)
+
+
+def _tensors(module: Instance) -> Iterator[tuple[str, object]]:
+    if module.class_name.startswith(_SCRIPTED):
+        for name, value in module.attributes.items():
+            if isinstance(value, torch.Tensor | UnusualTensor):
+                yield name, value
+            elif isinstance(value, Instance) and _PACKED in value.class_name:
+                yield name, UnusualTensor(kind="packed, as quantized weights are")
+        return
+    transient = module.attributes.get("_non_persistent_buffers_set")
+    left_out = transient if isinstance(transient, set) else set()
+    for part in ("_parameters", "_buffers"):
+        for name, value in module.attributes[part].items():
+            if value is not None and not (part == "_buffers" and name in left_out):
+                yield str(name), value
+
+
+def _modules(module: Instance) -> Iterator[tuple[str, Instance]]:
+    scripted = module.class_name.startswith(_SCRIPTED)
+    inside = module.attributes if scripted else module.attributes["_modules"]
+    for name, value in inside.items():
+        if is_module(value) and _PACKED not in value.class_name:
+            yield str(name), value
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
