@@ -11,9 +11,18 @@ from os import PathLike
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
-from mpocompress.checkpoint import Checkpoint, check_output, container_for, left_out, open_checkpoint, write_checkpoint
+from mpocompress.checkpoint import (
+    Checkpoint,
+    check_output,
+    container_for,
+    left_out,
+    open_checkpoint,
+    write_checkpoint,
+    write_like,
+)
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
 from mpocompress.discovery import Selection
 from mpocompress.errors import FormatError, OutputError, TargetError
@@ -45,6 +54,7 @@ def compress(
     selection: Selection = Selection(),  # noqa: B008 (frozen)
     dtype: str | None = None,
     key: str | None = None,
+    allow_pickle: bool = False,
     jobs: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -59,6 +69,7 @@ def compress(
         selection: which layers, and in what form.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
+        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
         overwrite: replace an existing target.
         progress: told how far the work is.
@@ -78,7 +89,7 @@ def compress(
     source, target = Path(source), Path(target)
     _check_dtype(dtype)
     check_choice(sites)
-    with open_checkpoint(source, key=key) as checkpoint:
+    with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         check_output(target, overwrite=overwrite, inputs=checkpoint.files)
         found = survey_checkpoint(
             checkpoint,
@@ -129,6 +140,7 @@ def plan(
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
     key: str | None = None,
+    allow_pickle: bool = False,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
@@ -140,6 +152,7 @@ def plan(
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
         key: where the state dict sits in a nested checkpoint.
+        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores.
         progress: told how far the work is.
 
@@ -154,7 +167,7 @@ def plan(
         TargetError: jobs below 1.
     """
     check_choice(sites)
-    with open_checkpoint(source, key=key) as checkpoint:
+    with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
@@ -195,6 +208,7 @@ def expand(
     source: StrPath,
     target: StrPath,
     *,
+    like: StrPath | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
@@ -202,6 +216,9 @@ def expand(
     Args:
         source: a file that `compress` wrote.
         target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        like: the file that was compressed. The target becomes a copy of it, of the same form and with all it holds (a
+            whole module, a TorchScript archive, hyperparameters of any class), only the values of its tensors are new.
+            Nothing in it is run.
         overwrite: replace an existing target.
 
     Returns:
@@ -219,6 +236,8 @@ def expand(
         check_output(target, overwrite=overwrite, inputs=checkpoint.files)
         _check_room(report, target)
         tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
+        if like is not None:
+            return _expand_like(checkpoint, report, tensors, like, target, overwrite)
         ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
         container = container_for(target)
         report = dataclasses.replace(report, notes=_left_out(container, checkpoint))
@@ -235,6 +254,27 @@ def expand(
             inputs=checkpoint.files,
         )
     return report
+
+
+def _expand_like(
+    checkpoint: Checkpoint,
+    report: Report,
+    tensors: Mapping[str, Tensor],
+    like: StrPath,
+    target: Path,
+    overwrite: bool,
+) -> Report:
+    """Write the dense tensors into a copy of the original."""
+    with open_checkpoint(like, key=report.source.key) as original:
+        write_like(target, original=original, tensors=tensors, overwrite=overwrite, inputs=checkpoint.files)
+        same = original.sha256() == report.source.sha256
+        kept = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
+    notes = []
+    if not same:
+        notes.append(f"{Path(like).name} has other bytes than the file that was compressed, but its tensors fit")
+    if kept:
+        notes.append(f"left as they were, since only the state dict is replaced: {', '.join(kept)}")
+    return dataclasses.replace(report, notes=tuple(notes))
 
 
 def _decompose(

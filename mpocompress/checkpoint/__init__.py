@@ -1,5 +1,6 @@
 """Reading and writing checkpoints: by content, lazily, running nothing; all or nothing on the way out."""
 
+from mpocompress.checkpoint.like import write_like
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff
@@ -17,4 +18,5 @@ __all__ = [
     "open_checkpoint",
     "sniff",
     "write_checkpoint",
+    "write_like",
 ]

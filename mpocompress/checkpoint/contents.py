@@ -14,7 +14,7 @@ from mpocompress.checkpoint.nesting import choose
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_document, inconsistent, own_key
 from mpocompress.checkpoint.pickle_values import Instance, UnusualTensor
-from mpocompress.checkpoint.protocol import Checkpoint, TensorInfo
+from mpocompress.checkpoint.protocol import Checkpoint, Place, TensorInfo
 from mpocompress.checkpoint.structure import check_structure, is_dense, tensors_in
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -40,6 +40,7 @@ def open_contents(
     close: Callable[[], None],
     classes: Mapping[str, str] = MappingProxyType({}),
     notes: tuple[str, ...] = (),
+    place: Callable[[torch.Tensor], Place | None] = lambda _: None,
 ) -> Checkpoint:
     """Make an open checkpoint of the values in a file.
 
@@ -52,6 +53,7 @@ def open_contents(
         close: lets go of the file.
         classes: path -> class of the modules, where the file says it in its own way.
         notes: what the user should know first.
+        place: tells where a tensor lies in the file.
 
     Returns:
         The open checkpoint.
@@ -83,6 +85,7 @@ def open_contents(
         read=lambda name: read(tensors[name]),
         close=close,
         classes=contents.classes or classes,
+        place=lambda name: place(tensors[name]),
     )
 
 

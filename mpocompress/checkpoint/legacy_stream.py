@@ -6,6 +6,7 @@ pieces of memory), then the memory, piece by piece: a count of elements and thei
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from mpocompress.checkpoint.pickle_builders import builder
 from mpocompress.checkpoint.pickle_reader import read_pickle
 from mpocompress.checkpoint.pickle_values import Global, Instance
 from mpocompress.checkpoint.protocol import TORCH_LEGACY, Checkpoint
-from mpocompress.checkpoint.storages import Storage, mapped, native, part, storage_dtype
+from mpocompress.checkpoint.storages import Storage, mapped, native, part, place_in, storage_dtype
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown, shown_size
 
@@ -45,7 +46,15 @@ def open_legacy(path: Path, key: str | None) -> Checkpoint:
     def read(tensor: torch.Tensor) -> torch.Tensor:
         return native(tensor, swapped=big_endian)
 
-    return open_contents(root, path=path, container=TORCH_LEGACY, key=key, read=read, close=lambda: None)
+    return open_contents(
+        root,
+        path=path,
+        container=TORCH_LEGACY,
+        key=key,
+        read=read,
+        close=lambda: None,
+        place=partial(place_in, memory, swapped=big_endian),
+    )
 
 
 def read_stream(stream: BinaryIO, memory: torch.UntypedStorage, where: str) -> tuple[object, bool]:

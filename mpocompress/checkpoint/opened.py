@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from mpocompress.checkpoint.protocol import TensorInfo
+from mpocompress.checkpoint.protocol import Place, TensorInfo
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
@@ -32,6 +32,7 @@ class OpenedCheckpoint:
         classes: module path -> full name of its class.
         config: the configuration beside the weights.
         files: every file that is read; by default `path` alone.
+        place: tells where a tensor lies in the file; by default none can be replaced there.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class OpenedCheckpoint:
         classes: Mapping[str, str] = MappingProxyType({}),
         config: Mapping[str, object] = MappingProxyType({}),
         files: tuple[Path, ...] = (),
+        place: Callable[[str], Place | None] = lambda _: None,
     ) -> None:
         self.path = path
         self.container = container
@@ -65,6 +67,7 @@ class OpenedCheckpoint:
         self.size_bytes = sum(file.stat().st_size for file in self.files)
         self._read: Callable[[str], torch.Tensor] | None = read
         self._close = close
+        self._place = place
         self._sha256: str | None = None
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -94,6 +97,17 @@ class OpenedCheckpoint:
                 action="Choose one of the names in `tensors`.",
             )
         return self._read(self.tensors[name].alias_of or name)
+
+    def place(self, name: str) -> Place | None:
+        """Return where a tensor lies in the file; None where it cannot be replaced there.
+
+        Args:
+            name: a name in `tensors`; an alias gives the place of the tensor it is tied to.
+
+        Returns:
+            The place, or None.
+        """
+        return self._place(self.tensors[name].alias_of or name)
 
     def sha256(self) -> str:
         """Return the SHA-256 of the whole file in hexadecimal, reading it once.

@@ -64,6 +64,21 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the elements of a tensor lie in its file.
+
+    Args:
+        offset: bytes before the first element.
+        stride: elements from one entry to the next, for every dimension.
+        swapped: whether the bytes of every element are in the order of the other kind of processor.
+    """
+
+    offset: int
+    stride: tuple[int, ...]
+    swapped: bool
+
+
 class Checkpoint(Protocol):
     """One open file: what it holds is known, its tensors are read when asked for.
 
@@ -127,6 +142,9 @@ class Checkpoint(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU, backed by the mapped file (read it, do not write to it)."""
+
+    def place(self, name: str) -> Place | None:
+        """Return where a tensor lies in the file; None where it cannot be replaced there."""
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file in hexadecimal; of several, that of their digests."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import ALIASES, MARK, check_document, inconsistent, own_key
-from mpocompress.checkpoint.protocol import SAFETENSORS, Checkpoint, TensorInfo
+from mpocompress.checkpoint.protocol import SAFETENSORS, Checkpoint, Place, TensorInfo
 from mpocompress.checkpoint.safetensors_types import DTYPES
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -59,6 +60,8 @@ def open_safetensors(path: Path, key: str | None) -> Checkpoint:
         handle.__exit__(None, None, None)
         raise
 
+    places = cache(partial(_places, path))
+
     def read(name: str) -> torch.Tensor:
         try:
             tensor: torch.Tensor = handle.get_tensor(name)
@@ -77,7 +80,22 @@ def open_safetensors(path: Path, key: str | None) -> Checkpoint:
         document=document,
         read=read,
         close=lambda: handle.__exit__(None, None, None),
+        place=lambda name: places()[name],
     )
+
+
+def _places(path: Path) -> dict[str, Place]:
+    """Where each tensor lies, from the header that the library found to be sound."""
+    with path.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    places = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            shape, start = entry["shape"], entry["data_offsets"][0]
+            stride = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+            places[name] = Place(offset=8 + size + start, stride=stride, swapped=False)
+    return places
 
 
 def _info(name: str, tensor_slice: Any, where: str) -> TensorInfo:

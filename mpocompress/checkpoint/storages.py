@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 
+from mpocompress.checkpoint.protocol import Place
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown_size
 
@@ -67,16 +68,17 @@ def storage_dtype(class_name: str) -> torch.dtype | None:
     return STORAGE_DTYPES.get(f"torch.{class_name.rpartition('.')[2]}") if class_name.startswith("torch.") else None
 
 
-def mapped(path: Path) -> torch.UntypedStorage:
+def mapped(path: Path, *, writable: bool = False) -> torch.UntypedStorage:
     """Map a file into memory; a `part` of it keeps the map alive.
 
     Args:
         path: a file that is not empty.
+        writable: whether what is written to the bytes goes to the file; otherwise it stays in this process.
 
     Returns:
-        Its bytes, as they are on the disk; what is written to them stays in this process.
+        Its bytes, as they are on the disk.
     """
-    memory: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=os.path.getsize(path))
+    memory: Any = torch.UntypedStorage.from_file(str(path), shared=writable, nbytes=os.path.getsize(path))
     return cast("torch.UntypedStorage", memory)
 
 
@@ -145,6 +147,20 @@ def tensor_over(
             action="If the model is yours, make that tensor contiguous and save it again.",
         )
     return torch.empty(0, dtype=dtype).set_(storage.memory, offset, size, stride)
+
+
+def place_in(file: torch.UntypedStorage, tensor: torch.Tensor, *, swapped: bool = False) -> Place:
+    """Tell where a tensor lies in the mapped file it was laid over.
+
+    Args:
+        file: the whole file.
+        tensor: laid over a `part` of it.
+        swapped: whether its bytes are swapped.
+
+    Returns:
+        The place.
+    """
+    return Place(offset=tensor.data_ptr() - file.data_ptr(), stride=tensor.stride(), swapped=swapped)
 
 
 def native(

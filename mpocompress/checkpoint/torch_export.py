@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from mpocompress.checkpoint.contents import open_contents
 from mpocompress.checkpoint.protocol import TORCH_EXPORT, Checkpoint
-from mpocompress.checkpoint.storages import Storage, mapped, native, part, tensor_over
+from mpocompress.checkpoint.storages import Storage, mapped, native, part, place_in, tensor_over
 from mpocompress.checkpoint.zip_records import ZipRecords
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -82,6 +83,7 @@ def open_torch_export(path: Path, key: str | None) -> Checkpoint:
             read=read,
             close=records.close,
             classes=_classes(records, where),
+            place=partial(place_in, file),
         )
     except BaseException:
         records.close()

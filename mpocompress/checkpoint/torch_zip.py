@@ -13,7 +13,7 @@ from mpocompress.checkpoint.pickle_builders import builder
 from mpocompress.checkpoint.pickle_reader import read_pickle
 from mpocompress.checkpoint.pickle_values import Global
 from mpocompress.checkpoint.protocol import TORCH_ZIP, TORCHSCRIPT, Checkpoint
-from mpocompress.checkpoint.storages import Storage, mapped, native, part, storage_dtype
+from mpocompress.checkpoint.storages import Storage, mapped, native, part, place_in, storage_dtype
 from mpocompress.checkpoint.zip_records import ZipRecords
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown, shown_size
@@ -45,7 +45,15 @@ def open_torch_zip(path: Path, key: str | None, *, container: str = TORCH_ZIP) -
             storages.check(tensor)
             return native(tensor, swapped=big_endian)
 
-        return open_contents(root, path=path, container=container, key=key, read=read, close=records.close)
+        return open_contents(
+            root,
+            path=path,
+            container=container,
+            key=key,
+            read=read,
+            close=records.close,
+            place=partial(place_in, storages.file, swapped=big_endian),
+        )
     except BaseException:
         records.close()
         raise
@@ -59,7 +67,7 @@ class _Storages:
 
     def __init__(self, path: Path, records: ZipRecords) -> None:
         self._where = str(path)
-        self._file = mapped(path)
+        self.file = mapped(path)
         self._records = records
         self._by_id: dict[tuple[str, torch.dtype], Storage] = {}
         self._names: dict[int, str] = {}
@@ -93,6 +101,6 @@ class _Storages:
                 why="it is damaged or made to do harm",
                 action="Fetch the file again, or save the model again with torch.save.",
             )
-        memory = part(self._file, record.offset, claimed)
+        memory = part(self.file, record.offset, claimed)
         self._names[memory.data_ptr()] = record.name
         return memory

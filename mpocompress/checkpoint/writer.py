@@ -167,7 +167,7 @@ def write_checkpoint(
     if document is not None:
         check_document(document, str(path))
     as_copies = container == SAFETENSORS and document is None
-    _check_space(path, tensors, aliases if as_copies else {}, document)
+    check_space(path, _bytes_needed(tensors, aliases if as_copies else {}, document))
     with replacing(path) as stream:
         if container == SAFETENSORS:
             state = {**tensors, **{name: tensors[target] for name, target in aliases.items()}} if as_copies else tensors
@@ -232,12 +232,16 @@ def _check_names(
             )
 
 
-def _check_space(
-    path: Path, tensors: Mapping[str, torch.Tensor], copies: Mapping[str, str], document: str | None
-) -> None:
-    names = [*tensors, *copies.values()]
-    needed = sum(tensors[name].numel() * tensors[name].element_size() + _OVERHEAD_BYTES_PER_TENSOR for name in names)
-    needed += len(document or "") + _OVERHEAD_BYTES
+def check_space(path: Path, needed: int) -> None:
+    """Refuse an output that does not fit on its disk.
+
+    Args:
+        path: the output.
+        needed: bytes of its tensors and everything around them.
+
+    Raises:
+        OutputError: there is less free.
+    """
     free = shutil.disk_usage(os.path.realpath(path.parent)).free
     if needed > free:
         raise _refusal(
@@ -246,6 +250,12 @@ def _check_space(
             "the disk would be full",
             "Free some space, or name an output on another disk.",
         )
+
+
+def _bytes_needed(tensors: Mapping[str, torch.Tensor], copies: Mapping[str, str], document: str | None) -> int:
+    names = [*tensors, *copies.values()]
+    needed = sum(tensors[name].numel() * tensors[name].element_size() + _OVERHEAD_BYTES_PER_TENSOR for name in names)
+    return needed + len(document or "") + _OVERHEAD_BYTES
 
 
 def _refusal(path: Path, found: str, why: str, action: str) -> OutputError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 import zipfile
 import zlib
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from mpocompress.text import shown, shown_size
 
 MAX_PICKLE_BYTES = 192 * 2**20
 _LOCAL_HEADER_BYTES = 30
+_CENTRAL_HEADER_BYTES = 46
 _ENCRYPTED = 0x1
+_CHECKSUM_BEHIND = 0x8
 _FETCH_AGAIN = "Fetch the file again, or save the model again with torch.save."
 
 
@@ -152,9 +155,7 @@ class ZipRecords:
 
     def _record(self, entry: zipfile.ZipInfo, prefix: str) -> Record:
         header = entry.header_offset
-        lengths = self._bytes[header + 26 : header + _LOCAL_HEADER_BYTES]
-        name_bytes, extra_bytes = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
-        offset = header + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        offset = _data_offset(self._bytes, header)
         stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & _ENCRYPTED
         lies = stored and entry.file_size != entry.compress_size
         if self._bytes[header : header + 4] != b"PK\x03\x04" or offset + entry.compress_size > len(self._bytes) or lies:
@@ -173,3 +174,48 @@ class ZipRecords:
 
     def _refusal(self, found: str, why: str) -> CheckpointError:
         return CheckpointError(where=str(self._path), found=found, why=why, action=_FETCH_AGAIN)
+
+
+def is_zip(path: Path) -> bool:
+    """Tell whether a file is a zip archive.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Whether it ends like one.
+    """
+    return zipfile.is_zipfile(path)
+
+
+def renew_checksums(path: Path, offsets: Sequence[int]) -> None:
+    """Write the checksums of records anew, after their bytes were changed where they lie.
+
+    Args:
+        path: a zip whose records are stored as they are; changed in place.
+        offsets: positions in the file that were written to.
+    """
+    touched = sorted(offsets)
+    with zipfile.ZipFile(path) as archive:
+        entries, position = archive.infolist(), archive.start_dir  # entries lie there in this order
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as whole:
+        for entry in entries:
+            start = _data_offset(whole, entry.header_offset)
+            end = start + entry.compress_size
+            if entry.CRC and bisect_left(touched, start) < bisect_left(touched, end):
+                with memoryview(whole) as view, view[start:end] as data:
+                    checksum = zlib.crc32(data).to_bytes(4, "little")
+                whole[position + 16 : position + 20] = checksum
+                if entry.flag_bits & _CHECKSUM_BEHIND:
+                    behind = end + 4 if whole[end : end + 4] == b"PK\x07\x08" else end
+                    whole[behind : behind + 4] = checksum
+                else:
+                    whole[entry.header_offset + 14 : entry.header_offset + 18] = checksum
+            lengths = (whole[position + at : position + at + 2] for at in (28, 30, 32))
+            position += _CENTRAL_HEADER_BYTES + sum(int.from_bytes(length, "little") for length in lengths)
+
+
+def _data_offset(archive: mmap.mmap, header: int) -> int:
+    """Where the bytes of a record start, behind its local header."""
+    lengths = archive[header + 26 : header + _LOCAL_HEADER_BYTES]
+    return header + _LOCAL_HEADER_BYTES + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")

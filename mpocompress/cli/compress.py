@@ -74,6 +74,7 @@ def compress(
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
     key: str | None,
+    allow_pickle: bool,
     jobs: int | None,
     dtype: str | None,
     dry_run: bool,
@@ -91,7 +92,14 @@ def compress(
     if dry_run:
         with progress_bar() as progress:
             planned = mpocompress.plan(
-                model, truncations=[truncation], sites=sites, selection=chosen, key=key, jobs=jobs, progress=progress
+                model,
+                truncations=[truncation],
+                sites=sites,
+                selection=chosen,
+                key=key,
+                allow_pickle=allow_pickle,
+                jobs=jobs,
+                progress=progress,
             )
         if as_json:
             click.echo(planned.to_json(indent=2))
@@ -107,6 +115,7 @@ def compress(
             selection=chosen,
             dtype=dtype,
             key=key,
+            allow_pickle=allow_pickle,
             jobs=jobs,
             overwrite=force,
             progress=progress,

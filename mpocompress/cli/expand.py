@@ -12,10 +12,13 @@ from mpocompress.render import counted
 @click.command()
 @click.argument("file", type=EXISTING)
 @click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File to write.")
+@click.option(
+    "--like", type=EXISTING, metavar="ORIGINAL", help="The original: give it back in its own form, with new weights."
+)
 @force_option
-def expand(file: str, output: str, force: bool) -> None:
+def expand(file: str, output: str, like: str | None, force: bool) -> None:
     """Write an ordinary dense checkpoint from a compressed FILE: same names, dtypes and nesting as the original."""
-    report = mpocompress.expand(file, output, overwrite=force)
+    report = mpocompress.expand(file, output, like=like, overwrite=force)
     for note in report.notes:
         click.echo(f"Note: {note}", err=True)
     rebuilt = counted(sum(len(matrix.members) for matrix in report.compressed), "weight", "weights")

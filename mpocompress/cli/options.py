@@ -122,6 +122,11 @@ def selection_options(command: Command) -> Command:
             ),
             click.option("--key", metavar="NAME", help="Where the state dict sits in a nested checkpoint."),
             click.option(
+                "--allow-pickle",
+                is_flag=True,
+                help="Load a pickle by RUNNING the code in it: only if you trust it.",
+            ),
+            click.option(
                 "--jobs", type=click.IntRange(min=1), help="Matrices at a time.  [default: the number of cores]"
             ),
         )

@@ -29,6 +29,7 @@ def plan(
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
     key: str | None,
+    allow_pickle: bool,
     jobs: int | None,
     as_json: bool,
 ) -> None:
@@ -39,6 +40,7 @@ def plan(
             sites=sites,
             selection=selection(include, exclude, kinds, min_side, lstm),
             key=key,
+            allow_pickle=allow_pickle,
             jobs=jobs,
             progress=progress,
         )

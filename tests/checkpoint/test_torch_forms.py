@@ -41,12 +41,12 @@ class Net(torch.nn.Module):
         return result
 
 
-def _net() -> Net:
+def net() -> Net:
     torch.manual_seed(0)
     return Net()
 
 
-def _forgotten(make: Callable[[Any], None]) -> dict[str, torch.Tensor]:
+def forgotten(make: Callable[[Any], None]) -> dict[str, torch.Tensor]:
     """Save a module whose class is gone afterwards; give its state dict."""
     module = types.ModuleType("a_module_that_is_gone")
     module.Net = type("Net", (Net,), {"__module__": module.__name__, "__qualname__": "Net"})  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ def test_a_bare_pickle_is_read(protocol: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [torch.save, _legacy], ids=["zip", "legacy"])
 def test_a_whole_module_gives_its_state_dict_and_its_classes(save: Callable[..., None], tmp_path: Path) -> None:
-    expected = _forgotten(lambda net: save(net, tmp_path / "model.pt"))
+    expected = forgotten(lambda net: save(net, tmp_path / "model.pt"))
     with open_checkpoint(tmp_path / "model.pt") as checkpoint:
         assert list(checkpoint.tensors) == list(expected)
         assert_same(contents(checkpoint), expected)
@@ -138,7 +138,7 @@ def test_a_whole_module_gives_its_state_dict_and_its_classes(save: Callable[...,
 
 
 def test_modules_beside_settings_are_found(tmp_path: Path) -> None:
-    expected = _forgotten(lambda net: torch.save({"epoch": 3, "model": net, "ema": None}, tmp_path / "model.pt"))
+    expected = forgotten(lambda net: torch.save({"epoch": 3, "model": net, "ema": None}, tmp_path / "model.pt"))
     with open_checkpoint(tmp_path / "model.pt") as checkpoint:
         assert checkpoint.key == "model"
         assert_same(contents(checkpoint), expected)
@@ -151,7 +151,7 @@ def test_a_module_inside_an_object_is_found(tmp_path: Path) -> None:
         trainer.back = trainer
         torch.save(trainer, tmp_path / "model.pt")
 
-    expected = _forgotten(save)
+    expected = forgotten(save)
     with open_checkpoint(tmp_path / "model.pt") as checkpoint:
         assert checkpoint.key == "model"
         assert_same(contents(checkpoint), expected)
@@ -170,12 +170,12 @@ def test_a_list_of_class_state_dict_and_settings_is_read(tmp_path: Path) -> None
 
 
 def test_scripted_and_traced_modules_are_read(tmp_path: Path) -> None:
-    net = _net()
-    expected = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("tied")}
+    model = net()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("tied")}
     example = torch.ones(2, 1, 4)
     for name, module in (
-        ("scripted", torch.jit.script(net)),
-        ("traced", torch.jit.trace(net, example, check_trace=False)),  # type: ignore[no-untyped-call]
+        ("scripted", torch.jit.script(model)),
+        ("traced", torch.jit.trace(model, example, check_trace=False)),  # type: ignore[no-untyped-call]
     ):
         torch.jit.save(module, tmp_path / name)
         with open_checkpoint(tmp_path / name) as checkpoint:
@@ -186,11 +186,11 @@ def test_scripted_and_traced_modules_are_read(tmp_path: Path) -> None:
 
 
 def test_an_exported_program_is_read(tmp_path: Path) -> None:
-    net = _net()
-    torch.export.save(torch.export.export(net, (torch.ones(2, 1, 4),)), tmp_path / "model.pt2")
+    model = net()
+    torch.export.save(torch.export.export(model, (torch.ones(2, 1, 4),)), tmp_path / "model.pt2")
     with open_checkpoint(tmp_path / "model.pt2") as checkpoint:
         assert checkpoint.container == "torch-export"
-        assert_same(contents(checkpoint), net.state_dict())
+        assert_same(contents(checkpoint), model.state_dict())
         assert checkpoint.classes["lstm"] == "torch.nn.modules.rnn.LSTM"
 
 
@@ -208,14 +208,14 @@ def test_bytes_of_the_other_order_are_turned(tmp_path: Path) -> None:
     source = tmp_path / "little.pt"
     for number, width in units.items():
         target = tmp_path / f"{number}.pt"
-        rezip(source, target, lambda data, w=width: _swapped(data, w), record=f"data/{number}")  # type: ignore[misc]
+        rezip(source, target, lambda data, w=width: swapped(data, w), record=f"data/{number}")  # type: ignore[misc]
         source = target
     rezip(source, tmp_path / "big.pt", lambda _: b"big", record="byteorder")
     with open_checkpoint(tmp_path / "big.pt") as checkpoint:
         assert_same(contents(checkpoint), state)
 
 
-def _swapped(data: bytes, width: int) -> bytes:
+def swapped(data: bytes, width: int) -> bytes:
     return b"".join(data[start : start + width][::-1] for start in range(0, len(data), width))
 
 
@@ -302,6 +302,6 @@ def test_only_when_allowed_is_a_pickle_run(tmp_path: Path) -> None:
 
 
 def test_what_fails_when_it_is_run_is_said(tmp_path: Path) -> None:
-    _forgotten(lambda net: torch.save(net, tmp_path / "model.pt"))
+    forgotten(lambda net: torch.save(net, tmp_path / "model.pt"))
     with pytest.raises(CheckpointError, match=r"running it failed \(ModuleNotFoundError: .*a_module_that_is_gone"):
         open_checkpoint(tmp_path / "model.pt", allow_pickle=True)
