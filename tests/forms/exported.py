@@ -33,14 +33,21 @@ def scripted_half(folder: Path) -> Path:
 
 
 @group.refused(
-    "frozen TorchScript (`torch.jit.freeze`)", "TorchScript", "before", note="its weights are constants of the code"
+    "frozen TorchScript (`torch.jit.freeze`)",
+    "no state dict",
+    "torch.save(model.state_dict(), ...)",
+    note="its weights are constants of the code",
 )
 def frozen(folder: Path) -> Path:
     torch.jit.save(torch.jit.freeze(torch.jit.script(model())), folder / "model.pt")
     return folder / "model.pt"
 
 
-@group.refused("quantized TorchScript", "quantized", "state_dict()")
+@group.refused(
+    "quantized TorchScript",
+    "is a tensor that is packed, as quantized weights are",
+    "Compress the model as it was before",
+)
 def quantized_script(folder: Path) -> Path:
     net = torch.ao.quantization.quantize_dynamic(model(), {nn.Linear, nn.LSTM})  # type: ignore[no-untyped-call]
     torch.jit.save(torch.jit.script(net), folder / "model.pt")

@@ -64,18 +64,18 @@ def configuration(folder: Path) -> None:
     (folder / "config.json").write_text(text)
 
 
-@group.read("shards with an index, the folder given", "safetensors-folder")
+@group.read("shards with an index, the folder given", "safetensors")
 def sharded(folder: Path) -> Path:
     shards(folder, "model", ".safetensors", lambda part, path: save_file(part, path, {"format": "pt"}))
     return folder
 
 
-@group.read("the same, the index given", "safetensors-folder")
+@group.read("the same, the index given", "safetensors")
 def sharded_by_index(folder: Path) -> Path:
     return shards(folder, "model", ".safetensors", lambda part, path: save_file(part, path, {"format": "pt"}))
 
 
-@group.read("a Hugging Face folder: config.json and one safetensors file", "safetensors-folder")
+@group.read("a Hugging Face folder: config.json and one safetensors file", "safetensors")
 def hugging_face(folder: Path) -> Path:
     save_file(state(), folder / "model.safetensors", {"format": "pt"})
     configuration(folder)
@@ -83,7 +83,7 @@ def hugging_face(folder: Path) -> Path:
     return folder
 
 
-@group.read("a Hugging Face folder in shards", "safetensors-folder")
+@group.read("a Hugging Face folder in shards", "safetensors")
 def hugging_face_sharded(folder: Path) -> Path:
     configuration(folder)
     return sharded(folder)
@@ -96,20 +96,20 @@ def hugging_face_bin(folder: Path) -> Path:
     return folder
 
 
-@group.refused("pytorch_model.bin in shards", "shards", "safetensors")
+@group.read("pytorch_model.bin in shards", "torch-zip")
 def sharded_bin(folder: Path) -> Path:
     shards(folder, "pytorch_model", ".bin", torch.save)
     configuration(folder)
     return folder
 
 
-@group.refused("a folder of `torch.distributed.checkpoint`", "distributed checkpoint", "dcp_to_torch")
+@group.refused("a folder of `torch.distributed.checkpoint`", "a torch distributed checkpoint", "dcp_to_torch")
 def distributed(folder: Path) -> Path:
     save_distributed(model().state_dict(), checkpoint_id=folder / "step-3", no_dist=True)
     return folder / "step-3"
 
 
-@group.refused("a folder without a model", "folder", "Name")
+@group.refused("a folder without a model", "a folder without weights", "Name the file")
 def other_folder(folder: Path) -> Path:
     (folder / "notes.txt").write_text("nothing here")
     return folder

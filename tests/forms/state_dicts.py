@@ -138,12 +138,17 @@ def averaged(folder: Path) -> Path:
     return saved(AveragedModel(model()).state_dict(), folder / "model.pt")
 
 
-@group.read("a sparse tensor beside the weights", "torch-zip", says=["table: .*not carried over"])
+@group.read(
+    "a sparse tensor beside the weights",
+    "torch-zip",
+    says=["table: .* are carried over as they are"],
+    note="kept as it is",
+)
 def sparse_beside(folder: Path) -> Path:
     return saved({**state(), "table": torch.eye(3).to_sparse()}, folder / "model.pt")
 
 
-@group.read("a quantized tensor beside the weights", "torch-zip", says=["table: .*not carried over"])
+@group.refused("a quantized tensor among the weights", "table is a tensor that is quantized", "ordinary floating-point")
 def quantized_beside(folder: Path) -> Path:
     table = torch.quantize_per_tensor(torch.eye(64), 0.1, 0, torch.qint8)
     return saved({**state(), "table": table}, folder / "model.pt")

@@ -74,6 +74,22 @@ def test_it_is_compressed_to_the_same_bits_and_comes_back_under_its_names(
         assert name in compressed or torch.equal(dense[name], tensor), name
 
 
+@each(form for form in FORMS if form.container and form.container != "pickle")
+def test_it_comes_back_in_its_own_form(form: Form, tmp_path: Path) -> None:
+    source, small = made(form, tmp_path), tmp_path / "small.pt"
+    back = tmp_path / f"back{source.suffix}"
+    compress(source, small, truncation=FOUR, key=form.key, jobs=1)
+    expand(small, tmp_path / "dense.safetensors")
+
+    expand(small, back, like=source)
+
+    with open_checkpoint(source, key=form.key) as before, open_checkpoint(back, key=form.key) as after:
+        assert (after.container, after.key, after.classes) == (before.container, before.key, before.classes)
+        assert list(after.tensors) == list(before.tensors)
+        for name, tensor in load_file(tmp_path / "dense.safetensors").items():
+            assert torch.equal(after.tensor(name), tensor), name
+
+
 def made(form: Form, folder: Path) -> Path:
     """The model in a form, in a folder of its own; nothing of it can be imported afterwards."""
     (folder / "in").mkdir()

@@ -121,7 +121,7 @@ for title, value in PLAIN.items():
 @group.read(
     "a value whose class cannot be imported",
     "torch-zip",
-    says=[r"extra: a value of type .*train_script\.Settings is not carried over"],
+    says=[r"extra: a value of type .*train_script\.Settings .*is not carried over"],
     note="nothing is ever imported",
 )
 def unimportable(folder: Path) -> Path:

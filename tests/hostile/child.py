@@ -24,7 +24,7 @@ from mpocompress.cli.main import main
 MEMORY_BYTES = 2 * 2**30
 """More than any case may need beside what is loaded anyway; a hundredth of what some files ask for."""
 
-CPU_S = 60
+CPU_S = 30
 """Far more than any case takes, so that only what would not end comes to it."""
 
 

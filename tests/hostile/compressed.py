@@ -129,9 +129,9 @@ def state_number(folder: Path, canary: Path) -> Path:
     return saved(folder, {"mpocompress": "{}", "state_dict": 3})
 
 
-@cases.refused("extras that are a list", "'state_dict' or 'extras' is no dict", command="inspect")
-def extras_list(folder: Path, canary: Path) -> Path:
-    return saved(folder, {"mpocompress": "{}", "state_dict": {}, "extras": []})
+@cases.refused("extras that are a number", "'state_dict' or 'extras' is no dict", command="inspect")
+def extras_number(folder: Path, canary: Path) -> Path:
+    return saved(folder, {"mpocompress": "{}", "state_dict": {}, "extras": 3})
 
 
 @cases.refused("a state dict with a number in it", r"entry a\\n of 'state_dict' is no ordinary", command="inspect")

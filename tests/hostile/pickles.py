@@ -26,24 +26,25 @@ def script(canary: Path) -> str:
 # What would run something is made into a value that does nothing, and said.
 
 
-@cases.harmless("os.system as a value", r"x: a value of type \S*system .*not carried over")
+@cases.refused("os.system as a value", r"asks to call posix\.system; no model needs that")
 def system(folder: Path, canary: Path) -> Path:
     return saved(folder, {"x": Calls(os.system, f"touch {canary}"), "model": weights()})
 
 
-for function in (eval, exec, compile, open, getattr, __import__):
+for function in (eval, exec, compile, __import__):
 
-    @cases.harmless(f"builtins.{function.__name__} as a value", rf"x: a value of type \S*{function.__name__}")
+    @cases.refused(f"builtins.{function.__name__} as a value", rf"asks to call builtins\.{function.__name__}; no model")
     def builtin(folder: Path, canary: Path, function: Any = function) -> Path:
         return saved(folder, {"x": Calls(function, script(canary), "x", "exec"), "model": weights()})
 
 
-@cases.harmless("a program started by subprocess", r"x: a value of type subprocess\.\w+")
+@cases.refused("a program started by subprocess", r"asks to call subprocess\.check_call")
 def program(folder: Path, canary: Path) -> Path:
-    return saved(folder, {"x": Calls(subprocess.check_call, ["touch", str(canary)]), "model": weights()})
+    value = {"x": Calls(subprocess.check_call, ["touch", str(canary)]), "model": weights()}
+    return saved(folder, value, pickle_protocol=4)
 
 
-@cases.harmless("a module imported by name", r"x: a value of type importlib\.import_module")
+@cases.refused("a module imported by name", r"asks to call importlib\.import_module; no model needs that")
 def imported(folder: Path, canary: Path) -> Path:
     (folder / "evil_module.py").write_text(script(canary))
     return saved(folder, {"x": Calls(importlib.import_module, "evil_module"), "model": weights()})
@@ -67,34 +68,34 @@ def loads_another(folder: Path, canary: Path) -> Path:
     return beside(folder, call("torch", "load", "inner.pt"))
 
 
-@cases.harmless("a state for an object that would run it", r"x: a value of type builtins\.\w+")
+@cases.refused("a state for an object that would run it", r"asks to call builtins\.exec")
 def with_state(folder: Path, canary: Path) -> Path:
     return saved(folder, {"x": Calls(Exception, state={"a": Calls(exec, script(canary))}), "model": weights()})
 
 
-@cases.harmless("a function hidden in an OrderedDict", r"x: a value of type")
+@cases.refused("a function hidden in an OrderedDict", r"asks to call builtins\.exec")
 def hidden(folder: Path, canary: Path) -> Path:
     return beside(
         folder, name("collections", "OrderedDict") + b"(]" + call("builtins", "exec", script(canary)) + b"atR"
     )
 
 
-@cases.harmless("the old instruction INST", r"x: a value of type posix\.system")
+@cases.refused("the old instruction INST", r"asks to call posix\.system")
 def inst(folder: Path, canary: Path) -> Path:
     return beside(folder, b"(" + text(f"touch {canary}") + b"iposix\nsystem\n")
 
 
-@cases.harmless("the old instruction OBJ", r"x: a value of type posix\.system")
+@cases.refused("the old instruction OBJ", r"asks to call posix\.system")
 def obj(folder: Path, canary: Path) -> Path:
     return beside(folder, b"(" + name("posix", "system") + text(f"touch {canary}") + b"o")
 
 
-@cases.harmless("NEWOBJ on a function", r"x: a value of type posix\.system")
+@cases.refused("NEWOBJ on a function", r"asks to call posix\.system")
 def newobj(folder: Path, canary: Path) -> Path:
     return beside(folder, name("posix", "system") + b"(" + text(f"touch {canary}") + b"t\x81")
 
 
-@cases.harmless("a name put together on the stack", r"x: a value of type posix\.system")
+@cases.refused("a name put together on the stack", r"asks to call posix\.system")
 def stack_global(folder: Path, canary: Path) -> Path:
     return beside(folder, text("posix") + text("system") + b"\x93(" + text(f"touch {canary}") + b"tR")
 
@@ -115,12 +116,12 @@ def rebuilt_by(folder: Path, canary: Path) -> Path:
     return beside(folder, name("torch._tensor", "_rebuild_from_type_v2") + b"(" + arguments + b"tR")
 
 
-@cases.refused("the whole file is one call of os.system", "in place of a dict of tensors|no state dict|posix.system")
+@cases.refused("the whole file is one call of os.system", r"asks to call posix\.system")
 def only_a_call(folder: Path, canary: Path) -> Path:
     return saved(folder, Calls(os.system, f"touch {canary}"))
 
 
-@cases.refused("a bare pickle that calls os.system", "in place of a dict of tensors|no state dict|posix.system")
+@cases.refused("a bare pickle that calls os.system", r"asks to call posix\.system")
 def bare(folder: Path, canary: Path) -> Path:
     (folder / "model.pkl").write_bytes(pickle.dumps(Calls(os.system, f"touch {canary}"), 4))
     return folder / "model.pkl"
@@ -132,12 +133,15 @@ def oldest(folder: Path, canary: Path) -> Path:
     return folder / "model.pkl"
 
 
-@cases.refused("the legacy form with a call in each of its parts", "cannot be followed|posix.system|a pickle|form")
-def legacy(folder: Path, canary: Path) -> Path:
-    evil = pickle.dumps(Calls(os.system, f"touch {canary}"), 2)
-    magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
-    (folder / "model.pt").write_bytes(magic + evil * 4)
-    return folder / "model.pt"
+for number, part in enumerate(["version", "system", "values", "names of the storages"]):
+
+    @cases.refused(f"the legacy form with a call in its {part}", r"asks to call posix\.system")
+    def legacy(folder: Path, canary: Path, number: int = number) -> Path:
+        evil = pickle.dumps(Calls(os.system, f"touch {canary}"), 2)
+        parts = [pickle.dumps(part, 2) for part in (1001, {"little_endian": True}, {"epoch": 3}, [])]
+        parts[number] = evil
+        (folder / "model.pt").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"".join(parts))
+        return folder / "model.pt"
 
 
 # Instructions that do not fit what they work on.
@@ -201,7 +205,7 @@ def itself(folder: Path, canary: Path) -> Path:
     return saved(folder, value)
 
 
-@cases.refused("an object that contains itself", "contains itself")
+@cases.harmless("an object that contains itself", r"x: a value of type a\.B .*is not carried over")
 def object_in_itself(folder: Path, canary: Path) -> Path:
     return beside(folder, call("a", "B") + b"r\0\1\0\0}" + text("me") + b"j\0\1\0\0sb")
 
@@ -210,7 +214,6 @@ DEEP = {
     "lists": b"]" * 200_000 + b"a" * 199_999,
     "tuples": b")" + b"\x85" * 200_000,
     "dicts": b"}X\x01\0\0\0a" * 200_000 + b"N" + b"s" * 200_000,
-    "objects": name("a", "B") * 200_000 + b"N" + b"\x85R" * 200_000,  # each the argument of the one around it
 }
 
 for kind, data in DEEP.items():
@@ -218,6 +221,11 @@ for kind, data in DEEP.items():
     @cases.refused(f"{kind} 200,000 deep", "nested more than 100 deep")
     def deep(folder: Path, canary: Path, data: bytes = data) -> Path:
         return beside(folder, data)
+
+
+@cases.harmless("objects 50,000 deep", r"x: a value of type a\.B .*is not carried over")
+def deep_objects(folder: Path, canary: Path) -> Path:
+    return beside(folder, name("a", "B") * 50_000 + b"N" + b"\x85R" * 50_000)  # each the argument of the next
 
 
 @cases.refused("tuples 200,000 deep as a key", "cannot be followed|nested|as a key|damaged|harm")
@@ -254,7 +262,7 @@ def colliding(folder: Path, canary: Path) -> Path:
 @cases.refused("a large list copied again and again", "cannot be followed|more than|damaged|harm")
 def copied(folder: Path, canary: Path) -> Path:
     source = b"](" + b"N" * 1_000_000 + b"er\0\1\0\0" + name("builtins", "list") + b"r\1\1\0\0"
-    copies = b"j\1\1\0\0j\0\1\0\0\x85R" * 2_000
+    copies = b"j\1\1\0\0j\0\1\0\0\x85R" * 500
     return beside(folder, b"](" + source + copies + b"e")
 
 
@@ -266,14 +274,9 @@ def given(folder: Path, canary: Path) -> Path:
     return beside(folder, b"](" + state + (name("a", "B") + b")Rj\0\1\0\0b") * 5_000 + b"e")
 
 
-@cases.refused("20 million empty sets", "cannot be followed|more than|damaged|harm")
+@cases.refused("15 million empty sets", "cannot be followed|more than|damaged|harm")
 def sets(folder: Path, canary: Path) -> Path:
     return beside(folder, b"](" + b"\x8f" * 15_000_000 + b"e")
-
-
-@cases.refused("30 million values", "cannot be followed|more than")
-def values(folder: Path, canary: Path) -> Path:
-    return beside(folder, b"](" + b"N" * 30_000_000 + b"e")
 
 
 # Tensors that are not what they say.

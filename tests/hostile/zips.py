@@ -82,7 +82,7 @@ def compressed(folder: Path, canary: Path) -> Path:
     return folder / "model.pt"
 
 
-@cases.refused("one record of zeros compressed a thousand times", "is compressed or encrypted")
+@cases.harmless("a record that no tensor uses, compressed a thousand times", "fc.weight")
 def bomb(folder: Path, canary: Path) -> Path:
     path = rewritten(folder)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as target:
@@ -95,12 +95,12 @@ def encrypted(folder: Path, canary: Path) -> Path:
     return patched(rewritten(folder), "data/0", CENTRAL, 8, b"\x01\0")
 
 
-@cases.refused("a method of compression in the local header only", "compressed|disagree|local|damaged")
+@cases.harmless("a method of compression in the local header only", "fc.weight")
 def local_method(folder: Path, canary: Path) -> Path:
     return patched(rewritten(folder), "data/0", LOCAL, 8, b"\x08\0")
 
 
-@cases.refused("another name in the local header", "disagree|local|damaged|another name|outside")
+@cases.harmless("another name in the local header", "fc.weight")
 def local_name(folder: Path, canary: Path) -> Path:
     return patched(rewritten(folder), "data/0", LOCAL, 30, b"evil/")
 
@@ -172,7 +172,7 @@ def zip64_size(folder: Path, canary: Path) -> Path:
     return path
 
 
-for record in ("data.pkl", "version"):
+for record in ("data.pkl", "byteorder"):
 
     @cases.refused(f"a flipped bit in {record}", f"record {record} does not match its checksum")
     def flipped(folder: Path, canary: Path, record: str = record) -> Path:
