@@ -91,7 +91,8 @@ def _around(place: object, path: tuple[str, ...], inner: Any, state: StateDict, 
 
 
 def _of_object(value: Instance, key: str, taken: str) -> str:
-    return f"{shown(key) or 'the file'} is an object of class {shown(class_name(value))}: {taken}, the rest is not"
+    what = f"{shown(key) or 'the file'} is an object of class {shown(class_name(value))}"
+    return f"{what}: {taken}, the rest is not carried over"
 
 
 def restore(

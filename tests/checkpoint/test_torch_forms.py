@@ -132,8 +132,9 @@ def test_a_whole_module_gives_its_state_dict_and_its_classes(save: Callable[...,
         assert checkpoint.classes["lstm"] == "torch.nn.modules.rnn.LSTM"
         assert checkpoint.classes["blocks.1"] == "torch.nn.modules.linear.Linear"
         assert checkpoint.tensors["tied.weight"].alias_of == "blocks.0.weight"
-        assert checkpoint.notes == (
-            "the file is an object of class a_module_that_is_gone.Net: its weights are taken, the rest is not",
+        (note,) = checkpoint.notes
+        assert note.startswith(
+            "the file is an object of class a_module_that_is_gone.Net: its weights are taken, the rest"
         )
 
 
