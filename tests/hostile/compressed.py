@@ -149,9 +149,16 @@ def again(folder: Path, canary: Path) -> Path:
     return edited(folder, lambda document, tensors: None)
 
 
-@cases.refused("aliases in safetensors that lead nowhere", "does not fit the tensors", command="inspect")
-def header_aliases(folder: Path, canary: Path) -> Path:
-    text, tensors = _made()
-    aliases = json.dumps({"a": "gone"})
-    save_file(dict(tensors), folder / "model.safetensors", {"mpocompress": text, "mpocompress.aliases": aliases})
-    return folder / "model.safetensors"
+ALIASES = ["[", "[]", "[" * 100_000, '{"a": "gone"}', '{"fc.bias": "steps"}', '{"a": ["fc.bias"]}', '{"a": "a"}']
+
+for aliases in ALIASES:
+
+    @cases.refused(
+        f"{len(aliases)} characters of aliases in safetensors that say {aliases[:20]}",
+        "is no JSON object|does not fit the tensors",
+        command="inspect",
+    )
+    def header_aliases(folder: Path, canary: Path, aliases: str = aliases) -> Path:
+        text, tensors = _made()
+        save_file(tensors, folder / "model.safetensors", {"mpocompress": text, "mpocompress.aliases": aliases})
+        return folder / "model.safetensors"

@@ -98,12 +98,6 @@ def cut_in_data(folder: Path, canary: Path) -> Path:
     return path
 
 
-@cases.refused("aliases that are no object", "is no JSON object")
-def aliases_list(folder: Path, canary: Path) -> Path:
-    save_file(weights(), folder / "model.safetensors", {"mpocompress": "{}", "mpocompress.aliases": "[" * 10_000})
-    return folder / "model.safetensors"
-
-
 # Names that try to be more than names; in a torch file, in safetensors and as keys beside the state dict.
 
 EVIL = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile import compressed, legacy, pickles, safetensors_files, zips
-from tests.hostile.conftest import Run
+from tests.hostile.conftest import Outcome, Run
 from tests.hostile.registry import Case
 
 GROUPS = {
@@ -23,6 +23,11 @@ GROUPS = {
     "compressed": compressed.cases,
 }
 FOUR_PARTS = re.compile(r"Error: \S.*: \S.*; \S.*\. \S.*\.$")
+
+
+def printed(outcome: Outcome) -> str:
+    """What a command said, on both streams, in one line."""
+    return " ".join((outcome.out + outcome.err).split())
 
 
 @pytest.mark.parametrize(
@@ -38,7 +43,7 @@ def test_it_does_no_harm(case: Case, work: Path, run: Run, tmp_path: Path) -> No
 
     assert "Traceback" not in outcome.err
     assert outcome.code == case.code, outcome.err
-    assert re.search(case.says, " ".join((outcome.out + outcome.err).split())), outcome.err
+    assert re.search(case.says, printed(outcome)), outcome.err
     assert "MemoryError" not in outcome.err
     assert not canary.exists()
     assert all(line.isprintable() for line in (outcome.out + outcome.err).splitlines())
@@ -48,3 +53,17 @@ def test_it_does_no_harm(case: Case, work: Path, run: Run, tmp_path: Path) -> No
         assert sorted(work.iterdir()) == before
     else:
         assert (work / "out.pt").exists()
+
+
+@pytest.mark.parametrize("title", compressed.EDITS)
+def test_inspect_refuses_or_shows_an_edited_document(title: str, work: Path, run: Run) -> None:
+    """It reads the document only, which may hold together where the cores do not."""
+    edit, _ = compressed.EDITS[title]
+    compressed.edited(work, edit)
+
+    outcome = run("inspect", "model.pt")
+
+    assert outcome.code in (0, 1, 3)
+    assert "Traceback" not in outcome.err
+    assert outcome.code != 1 or FOUR_PARTS.match(outcome.err), outcome.err
+    assert all(line.isprintable() for line in (outcome.out + outcome.err).splitlines())
