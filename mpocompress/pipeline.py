@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 
 from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
-from mpocompress.checkpoint import Checkpoint, check_output, container_for, left_out, open_checkpoint, write_checkpoint
+from mpocompress.checkpoint import (
+    Checkpoint,
+    carried_notes,
+    check_target,
+    container_for,
+    open_checkpoint,
+    write_target,
+)
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
 from mpocompress.discovery import Selection
 from mpocompress.errors import FormatError, OutputError, TargetError
@@ -22,7 +29,7 @@ from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlanReport
 from mpocompress.planning import MatrixPlan, Survey, make_plan
 from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
-from mpocompress.rewriter import compressed_tensors, dense_tensors
+from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_cores, places_of_members
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
@@ -75,11 +82,12 @@ def compress(
         FormatError: the source is marked as compressed but not laid out like it.
         ReportError: figures that do not add up; a bug, and nothing is written.
     """
-    source, target = Path(source), Path(target)
+    named, source, target = target, Path(source), Path(target)
     _check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key) as checkpoint:
-        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
+        container = container_for(named, checkpoint.layout)
+        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
@@ -99,25 +107,23 @@ def compress(
         results = run_jobs(carry_out, made.matrices, jobs=_jobs(jobs), step="decomposing", progress=progress)
         cores = {report.name: (report, mpo) for report, mpo in results if mpo is not None}
         tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
-        container = container_for(target)
         report = checkpoint_report(
             found,
             tuple(report for report, _ in results),
             truncation=truncation,
-            notes=_left_out(container, checkpoint),
+            notes=carried_notes(container, checkpoint),
             size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         )
-        size = write_checkpoint(
+        size = write_target(
             target,
+            container=container,
+            checkpoint=checkpoint,
             tensors=tensors,
             aliases={name: first for name, first in report.aliases.items() if first in tensors},
-            container=container,
+            shards=places_of_cores(report.compressed, _shards(checkpoint)),
             key="state_dict",
-            extras=checkpoint.extras,
-            metadata=checkpoint.metadata,
             document=report.to_json(),
             overwrite=overwrite,
-            inputs=checkpoint.files,
         )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
 
@@ -213,26 +219,25 @@ def expand(
         ReportError: figures in it that do not add up.
         OutputError: the target cannot be written, or the dense tensors would not fit beside it.
     """
-    source, target = Path(source), Path(target)
+    named, source, target = target, Path(source), Path(target)
     with open_checkpoint(source) as checkpoint:
         report = _document(checkpoint)
-        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
+        container = container_for(named, checkpoint.layout)
+        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         _check_room(report, target)
         tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
         ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
-        container = container_for(target)
-        report = dataclasses.replace(report, notes=_left_out(container, checkpoint))
-        write_checkpoint(
+        report = dataclasses.replace(report, notes=carried_notes(container, checkpoint))
+        write_target(
             target,
+            container=container,
+            checkpoint=checkpoint,
             tensors=tensors,
             aliases={**ties, **report.aliases},
-            container=container,
+            shards=places_of_members(report.compressed, _shards(checkpoint)),
             key=report.source.key,
-            extras=checkpoint.extras,
-            metadata=checkpoint.metadata,
             document=None,
             overwrite=overwrite,
-            inputs=checkpoint.files,
         )
     return report
 
@@ -286,10 +291,9 @@ def _document(checkpoint: Checkpoint) -> Report:
     return Report.from_json(checkpoint.document, where=checkpoint.path.name)
 
 
-def _left_out(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What of a checkpoint a container cannot keep, as a sentence."""
-    names = left_out(container, extras=checkpoint.extras, metadata=checkpoint.metadata)
-    return (f"left out, since a {container} file cannot hold them: {', '.join(names)}",) if names else ()
+def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """Tensor -> shard; empty where all are in one file."""
+    return checkpoint.layout.shards if checkpoint.layout is not None else {}
 
 
 def _check_room(report: Report, target: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.protocol import TensorInfo
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -32,6 +33,7 @@ class OpenedCheckpoint:
         classes: module path -> full name of its class.
         config: the configuration beside the weights.
         files: every file that is read; by default `path` alone.
+        layout: the folder around it, of a checkpoint that is one or is in shards.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class OpenedCheckpoint:
         classes: Mapping[str, str] = MappingProxyType({}),
         config: Mapping[str, object] = MappingProxyType({}),
         files: tuple[Path, ...] = (),
+        layout: Layout | None = None,
     ) -> None:
         self.path = path
         self.container = container
@@ -62,6 +65,7 @@ class OpenedCheckpoint:
         self.classes = classes
         self.config = config
         self.files = files or (path,)
+        self.layout = layout
         self.size_bytes = sum(file.stat().st_size for file in self.files)
         self._read: Callable[[str], torch.Tensor] | None = read
         self._close = close

@@ -9,6 +9,8 @@ MARK = "mpocompress"
 STATE_DICT = "state_dict"
 EXTRAS = "extras"
 ALIASES = "mpocompress.aliases"
+SHARD = "mpocompress.shard"  # in the header of a shard: the index without which it means nothing
+FILES = "mpocompress.files"  # in a folder that was written here: the names of all its files
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
 
