@@ -56,18 +56,19 @@ def compress(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compress a checkpoint file into another one.
+    """Compress a checkpoint, a file or a folder, into another one.
 
     Args:
-        source: the checkpoint.
-        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        source: the checkpoint; of one in shards, its folder or its index.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
+            without extension makes a folder, if the source is one.
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
-        overwrite: replace an existing target.
+        overwrite: replace an existing target; a folder only if it was written here.
         progress: told how far the work is.
 
     Returns:
@@ -181,7 +182,7 @@ def inspect(
     """The report inside a compressed file.
 
     Args:
-        source: a file that `compress` wrote.
+        source: a file or folder that `compress` wrote.
 
     Returns:
         The report, its sums checked, the size of the file filled in.
@@ -206,9 +207,10 @@ def expand(
     """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
 
     Args:
-        source: a file that `compress` wrote.
-        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
-        overwrite: replace an existing target.
+        source: a file or folder that `compress` wrote.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
+            without extension makes a folder, if the source is one.
+        overwrite: replace an existing target; a folder only if it was written here.
 
     Returns:
         The report that the compressed file holds; its notes say what the new file could not keep.

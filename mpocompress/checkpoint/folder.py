@@ -37,7 +37,7 @@ _MOST_SHOWN = 5
 def open_folder(path: Path, key: str | None, open_file: OpenFile) -> Checkpoint:
     """Open the one checkpoint in a folder.
 
-    Safetensors are taken before torch files, and usual names before others.
+    Usual names are taken before others, then safetensors before torch files.
 
     Args:
         path: a folder.
@@ -88,11 +88,13 @@ def _choose(folder: Path) -> tuple[str, tuple[str, ...]]:
     compressed = [name for name in found if _COMPRESSED.search(name)]
     if len(compressed) not in (0, len(found)):
         raise _several(folder, found)
-    usual = [name for name in _USUAL if name in (in_safetensors or found)]
+    usual = [name for name in _USUAL if name in found]
     chosen = usual or _without_shards(folder, in_safetensors or found)
     if len(chosen) > 1 and not usual:
         raise _several(folder, found)
-    return chosen[0], tuple(name for name in found if name != chosen[0] and name not in _named_by(folder / chosen[0]))
+    others = [name for name in found if name != chosen[0]]
+    shards = _named_by(folder / chosen[0]) if others else ()
+    return chosen[0], tuple(name for name in others if name not in shards)
 
 
 def _without_shards(folder: Path, names: list[str]) -> list[str]:

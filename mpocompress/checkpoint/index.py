@@ -64,7 +64,7 @@ def read_index(path: Path) -> ShardIndex:
         if not isinstance(shard, str) or not _is_plain(shard):
             raise _refusal(
                 path,
-                f"{shown(name)} is said to be in {shown(str(shard))!r}",
+                f"{shown(name)} is said to be in '{shown(str(shard))}'",
                 "a shard is a file in the folder of its index, and nothing else is opened",
             )
     _check_present(path, places)

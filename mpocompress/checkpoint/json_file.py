@@ -44,7 +44,7 @@ def read_json(path: Path, *, largest: int, what: str, action: str) -> dict[str, 
         reason = "nested too deep" if isinstance(error, RecursionError) else shown(str(error))
         raise fail(f"no usable JSON ({reason})", f"it is not the {what} of a model") from None
     if not isinstance(value, dict):
-        raise fail(f"a JSON {type(value).__name__}", f"a {what} is a JSON object")
+        raise fail(f"a JSON {type(value).__name__}", f"the {what} is a JSON object")
     return value
 
 

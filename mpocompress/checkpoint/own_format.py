@@ -48,7 +48,7 @@ def own_key(where: str, key: str | None) -> str:
         >>> own_key("small.pt", None)
         'state_dict'
     """
-    if key not in (None, STATE_DICT):
+    if key not in (None, "", STATE_DICT):  # "" is the top, where a shard has its tensors
         raise CheckpointError(
             where=where,
             found=f"key {shown(key)!r} was asked for in a compressed file",

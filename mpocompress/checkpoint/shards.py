@@ -19,7 +19,7 @@ from mpocompress.checkpoint.protocol import Checkpoint, TensorInfo
 from mpocompress.checkpoint.safetensors_file import aliased
 from mpocompress.text import shown
 
-MOST_OPEN = 8
+MOST_OPEN = 4  # weights are read in file order, several at a time
 OpenFile = Callable[[Path, str | None], Checkpoint]
 
 
@@ -128,6 +128,4 @@ def _check_shard(index: ShardIndex, shard: str, opened: Checkpoint) -> None:
     if opened.document is not None:
         raise inconsistent(str(index.path), f"shard {shown(shard)} is a whole compressed file")
     if SHARD in opened.metadata and index.document is None:
-        raise inconsistent(
-            str(index.path), f"{shown(shard)} is a shard of a compressed folder, whose index this is not"
-        )
+        raise inconsistent(str(index.path), f"{shown(shard)} belongs to the index of a compressed folder, not this")

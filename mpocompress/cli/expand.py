@@ -11,7 +11,7 @@ from mpocompress.render import counted
 
 @click.command()
 @click.argument("file", type=EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File to write.")
+@click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File or folder to write.")
 @force_option
 def expand(file: str, output: str, force: bool) -> None:
     """Write an ordinary dense checkpoint from a compressed FILE: same names, dtypes and nesting as the original."""
