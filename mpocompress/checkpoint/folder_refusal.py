@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     distributed = next((place for place in places if (place / ".metadata").exists()), None)
     if distributed is not None:
         inner_name = "" if distributed == folder else f" in {shown(distributed.name)}/"
-        merge = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shown(str(distributed))} model.pt"
+        merge = (
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(distributed))} model.pt"
+        )
         return (
             f"a torch distributed checkpoint{inner_name}",
             "each tensor is spread over several files",

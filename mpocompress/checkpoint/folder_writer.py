@@ -12,11 +12,13 @@ import torch
 from mpocompress.checkpoint.atomic import replacing
 from mpocompress.checkpoint.atomic_folder import replacing_folder
 from mpocompress.checkpoint.folder_output import check_apart, check_folder
+from mpocompress.checkpoint.index import MAX_INDEX_BYTES
 from mpocompress.checkpoint.layout import CONFIG, Layout, file_name, index_name
 from mpocompress.checkpoint.own_format import ALIASES, FILES, MARK, SHARD, check_document
 from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.writer import write_checkpoint
 from mpocompress.errors import OutputError
+from mpocompress.text import shown_size
 
 _LENGTH_BYTES = 8
 
@@ -62,30 +64,20 @@ def write_folder(
         check_document(document, str(path))
     parts = _parts(tensors, shards)
     stem, compressed = layout.stem, document is not None
-    index = index_name(stem, compressed=compressed)
     names = [file_name(stem, compressed=compressed, shard=n + 1, of=len(parts)) for n in range(len(parts))]
+    index = index_name(stem, compressed=compressed)
     written = [*names, index] if len(names) > 1 else names
-    ours = {FILES: json.dumps(sorted({*written, *layout.beside}))}
+    files = {FILES: json.dumps(sorted({*written, *layout.beside}))}
     try:
         with replacing_folder(path) as folder:
             for name in layout.beside:
                 with (layout.folder / name).open("rb") as source, replacing(folder / name) as stream:
                     shutil.copyfileobj(source, stream)
             if len(names) == 1:
-                _write_file(folder / names[0], tensors, aliases, {**metadata, **ours}, document)
+                _write_file(folder / names[0], tensors, aliases, {**metadata, **files}, document)
             else:
-                ours |= {MARK: document} if document is not None else {}
-                ours |= {ALIASES: json.dumps(dict(aliases), sort_keys=True)} if compressed and aliases else {}
-                header = {**metadata, SHARD: index} if compressed else metadata
-                weight_map: dict[str, str] = {}
-                for name, part in zip(names, parts, strict=True):
-                    copies = {} if compressed else {a: t for a, t in aliases.items() if t in part}
-                    _write_file(folder / name, _Part(tensors, part), copies, header, None)
-                    weight_map |= dict.fromkeys((*part, *copies), name)
-                total = sum(_tensor_bytes(folder / name) for name in names)
-                content = {"metadata": {"total_size": total, **ours}, "weight_map": weight_map}
-                with replacing(folder / index) as stream:
-                    stream.write(json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
+                named = {folder / name: _Part(tensors, part) for name, part in zip(names, parts, strict=True)}
+                _write_shards(folder / index, named, aliases, metadata, files, document)
             return sum((folder / name).stat().st_size for name in (*written, *_config(layout)))
     except OutputError as error:  # the folder it speaks of has a passing name
         where = path if error.where == str(path) else path / Path(error.where).name
@@ -119,6 +111,29 @@ def _parts(tensors: Mapping[str, torch.Tensor], shards: Mapping[str, str]) -> li
     return [parts[shard] for shard in sorted(parts)] or [{}]
 
 
+def _write_shards(
+    index: Path,
+    parts: Mapping[Path, Mapping[str, torch.Tensor]],
+    aliases: Mapping[str, str],
+    metadata: Mapping[str, str],
+    files: Mapping[str, str],
+    document: str | None,
+) -> None:
+    """Write every shard, and the index last; without a document, tied names are written out as copies."""
+    header = metadata if document is None else {**metadata, SHARD: index.name}
+    weight_map: dict[str, str] = {}
+    for path, part in parts.items():
+        copies = {name: target for name, target in aliases.items() if target in part} if document is None else {}
+        _write_file(path, part, copies, header, None)
+        weight_map |= dict.fromkeys((*part, *copies), path.name)
+    entries: dict[str, object] = {"total_size": sum(map(_tensor_bytes, parts)), **files}
+    if document is not None:
+        entries[MARK] = document
+        if aliases:
+            entries[ALIASES] = json.dumps(dict(aliases), sort_keys=True)
+    _write_index(index, {"metadata": entries, "weight_map": weight_map})
+
+
 def _write_file(
     path: Path,
     tensors: Mapping[str, torch.Tensor],
@@ -138,6 +153,19 @@ def _write_file(
         overwrite=False,
         inputs=(),
     )
+
+
+def _write_index(path: Path, content: Mapping[str, object]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"
+    if len(text) > MAX_INDEX_BYTES:
+        raise OutputError(
+            where=str(path),
+            found=f"an index of {shown_size(len(text))}",
+            why=f"more than {shown_size(MAX_INDEX_BYTES)} would not be read again",
+            action="Write one .safetensors file.",
+        )
+    with replacing(path) as stream:
+        stream.write(text)
 
 
 def _tensor_bytes(path: Path) -> int:

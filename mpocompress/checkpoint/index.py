@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpocompress.checkpoint.json_file import read_json
-from mpocompress.checkpoint.own_format import ALIASES, MARK, MAX_DOCUMENT_BYTES, check_document, inconsistent
+from mpocompress.checkpoint.own_format import ALIASES, MARK, check_document, inconsistent
 from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
-MAX_INDEX_BYTES = 3 * MAX_DOCUMENT_BYTES  # a document of ours with every quote in it escaped, and the names
+MAX_INDEX_BYTES = 64 * 2**20  # JSON takes some ten times its size in memory
 _WEIGHT_MAP = "weight_map"
 _MOST_SHOWN = 5
 _FETCH = "Fetch the whole folder again, or save the model again."

@@ -212,6 +212,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         _touch(".metadata", "__0_0.distcp"),
         r"a torch distributed checkpoint; .*`python -m torch\.distributed\S+ dcp_to_torch \S+/model model\.pt`",
     ),
+    "spaces": (_touch("a b/.metadata"), r"in a b/; .*dcp_to_torch '\S+/model/a b' model\.pt`"),
     "fsdp": (
         _touch("pytorch_model_fsdp_0/.metadata"),
         r"a torch distributed checkpoint in pytorch_model_fsdp_0/; .*dcp_to_torch \S+/pytorch_model_fsdp_0 model\.pt",

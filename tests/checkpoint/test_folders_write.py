@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mpocompress import Report, Truncation, compress, expand, inspect
+from mpocompress import Report, Selection, Truncation, compress, expand, inspect
 from mpocompress.checkpoint import FOLDER, container_for, folder_writer, open_checkpoint, writer
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import assert_same, contents
@@ -191,6 +191,30 @@ def test_a_shard_that_becomes_empty_is_left_out(tmp_path: Path) -> None:
 
     with open_checkpoint(tmp_path / "dense") as checkpoint:
         assert set(checkpoint.tensors) == set(state)
+
+
+def test_shards_are_numbered_in_their_order(tmp_path: Path) -> None:
+    """Also where a joint matrix was found by its second member, in a shard before that of the first."""
+    state = weights()
+    second, first = "lstm.weight_hh_l0", "lstm.weight_ih_l0"
+    rest = {name: tensor for name, tensor in state.items() if name not in (first, second)}
+    folder = make_folder(tmp_path / "model", [{second: state[second]}, rest, {first: state[first]}])
+    compress(folder, tmp_path / "small", truncation=BOND, selection=Selection(lstm="joint"))
+
+    places = weight_map(tmp_path / "small")
+    assert places["fc.bias"] == "model-00001-of-00002.mpo.safetensors"
+    assert places["lstm.weight_joint_l0.core.0"] == "model-00002-of-00002.mpo.safetensors"
+
+
+def test_an_index_that_could_not_be_read_again_is_not_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(tmp_path)
+    monkeypatch.setattr(folder_writer, "MAX_INDEX_BYTES", 1000)
+    with pytest.raises(OutputError, match=r"an index of .*; more than 1\.0 kB would not be read again") as caught:
+        small(model)
+    assert caught.value.where == str(tmp_path / "small" / "model.mpo.safetensors.index.json")
+    assert tree(tmp_path) == before
 
 
 def test_the_name_of_the_output_says_what_is_written(model: Path, tmp_path: Path) -> None:
