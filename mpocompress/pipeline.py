@@ -16,12 +16,12 @@ from torch import Tensor
 from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
 from mpocompress.checkpoint import (
     Checkpoint,
-    check_output,
+    carried_notes,
+    check_target,
     container_for,
-    left_out,
     open_checkpoint,
-    write_checkpoint,
     write_like,
+    write_target,
 )
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
 from mpocompress.discovery import Selection
@@ -31,7 +31,7 @@ from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlanReport
 from mpocompress.planning import MatrixPlan, Survey, make_plan
 from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
-from mpocompress.rewriter import compressed_tensors, dense_tensors
+from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_cores, places_of_members
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
@@ -59,11 +59,12 @@ def compress(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compress a checkpoint file into another one.
+    """Compress a checkpoint, a file or a folder, into another one.
 
     Args:
-        source: the checkpoint.
-        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        source: the checkpoint; of one in shards, its folder or its index.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
+            without extension makes a folder, if the source is one.
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
@@ -71,7 +72,7 @@ def compress(
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
-        overwrite: replace an existing target.
+        overwrite: replace an existing target; a folder only if it was written here.
         progress: told how far the work is.
 
     Returns:
@@ -86,11 +87,12 @@ def compress(
         FormatError: the source is marked as compressed but not laid out like it.
         ReportError: figures that do not add up; a bug, and nothing is written.
     """
-    source, target = Path(source), Path(target)
+    named, source, target = target, Path(source), Path(target)
     _check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
-        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
+        container = container_for(named, checkpoint.layout)
+        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
@@ -110,25 +112,23 @@ def compress(
         results = run_jobs(carry_out, made.matrices, jobs=_jobs(jobs), step="decomposing", progress=progress)
         cores = {report.name: (report, mpo) for report, mpo in results if mpo is not None}
         tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
-        container = container_for(target)
         report = checkpoint_report(
             found,
             tuple(report for report, _ in results),
             truncation=truncation,
-            notes=_left_out(container, checkpoint),
+            notes=carried_notes(container, checkpoint),
             size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         )
-        size = write_checkpoint(
+        size = write_target(
             target,
+            container=container,
+            checkpoint=checkpoint,
             tensors=tensors,
             aliases={name: first for name, first in report.aliases.items() if first in tensors},
-            container=container,
+            shards=places_of_cores(report.compressed, _shards(checkpoint)),
             key="state_dict",
-            extras=checkpoint.extras,
-            metadata=checkpoint.metadata,
             document=report.to_json(),
             overwrite=overwrite,
-            inputs=checkpoint.files,
         )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
 
@@ -188,7 +188,7 @@ def inspect(
     """The report inside a compressed file.
 
     Args:
-        source: a file that `compress` wrote.
+        source: a file or folder that `compress` wrote.
 
     Returns:
         The report, its sums checked, the size of the file filled in.
@@ -214,12 +214,13 @@ def expand(
     """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
 
     Args:
-        source: a file that `compress` wrote.
-        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        source: a file or folder that `compress` wrote.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
+            without extension makes a folder, if the source is one.
         like: the file that was compressed. The target becomes a copy of it, of the same form and with all it holds (a
             whole module, a TorchScript archive, hyperparameters of any class), only the values of its tensors are new.
             Nothing in it is run.
-        overwrite: replace an existing target.
+        overwrite: replace an existing target; a folder only if it was written here.
 
     Returns:
         The report that the compressed file holds; its notes say what the new file could not keep.
@@ -230,28 +231,27 @@ def expand(
         ReportError: figures in it that do not add up.
         OutputError: the target cannot be written, or the dense tensors would not fit beside it.
     """
-    source, target = Path(source), Path(target)
+    named, source, target = target, Path(source), Path(target)
     with open_checkpoint(source) as checkpoint:
         report = _document(checkpoint)
-        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
+        container = container_for(named, checkpoint.layout)
+        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         _check_room(report, target)
         tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
         if like is not None:
             return _expand_like(checkpoint, report, tensors, like, target, overwrite)
         ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
-        container = container_for(target)
-        report = dataclasses.replace(report, notes=_left_out(container, checkpoint))
-        write_checkpoint(
+        report = dataclasses.replace(report, notes=carried_notes(container, checkpoint))
+        write_target(
             target,
+            container=container,
+            checkpoint=checkpoint,
             tensors=tensors,
             aliases={**ties, **report.aliases},
-            container=container,
+            shards=places_of_members(report.compressed, _shards(checkpoint)),
             key=report.source.key,
-            extras=checkpoint.extras,
-            metadata=checkpoint.metadata,
             document=None,
             overwrite=overwrite,
-            inputs=checkpoint.files,
         )
     return report
 
@@ -326,10 +326,9 @@ def _document(checkpoint: Checkpoint) -> Report:
     return Report.from_json(checkpoint.document, where=checkpoint.path.name)
 
 
-def _left_out(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What of a checkpoint a container cannot keep, as a sentence."""
-    names = left_out(container, extras=checkpoint.extras, metadata=checkpoint.metadata)
-    return (f"left out, since a {container} file cannot hold them: {', '.join(names)}",) if names else ()
+def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """Tensor -> shard; empty where all are in one file."""
+    return checkpoint.layout.shards if checkpoint.layout is not None else {}
 
 
 def _check_room(report: Report, target: Path) -> None:

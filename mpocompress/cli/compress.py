@@ -37,7 +37,7 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 
 @click.command()
 @click.argument("model", type=EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=str), help="File to write; .safetensors or a torch file.")
+@click.option("-o", "--output", type=click.Path(path_type=str), help="Output: *.safetensors, a torch file, a folder.")
 @click.option("--bond", type=BondType(), multiple=True, help="Target: cap of every bond; GLOB=N for single layers.")
 @click.option("--energy", type=FractionType(), help="Target: fraction of the squared singular values to keep.")
 @click.option(

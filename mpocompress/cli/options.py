@@ -168,4 +168,4 @@ def json_option(command: Command) -> Command:
 
 def force_option(command: Command) -> Command:
     """The option that allows replacing a file."""
-    return click.option("--force", is_flag=True, help="Replace an existing output file.")(command)
+    return click.option("--force", is_flag=True, help="Replace an existing output.")(command)
