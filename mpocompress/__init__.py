@@ -12,12 +12,12 @@ from mpocompress._version import __version__
 
 if TYPE_CHECKING:
     from mpocompress.decomposition import decompose
-    from mpocompress.discovery import Selection
     from mpocompress.errors import MPOCompressError
     from mpocompress.mpo import MPO
     from mpocompress.pipeline import compress, expand, inspect, plan
     from mpocompress.plan_report import PlanReport
     from mpocompress.report import Report
+    from mpocompress.selection import Selection
     from mpocompress.sites import Sites
     from mpocompress.truncation import Truncation
 
@@ -42,7 +42,7 @@ _HOMES = {
     "MPOCompressError": "errors",
     "PlanReport": "plan_report",
     "Report": "report",
-    "Selection": "discovery",
+    "Selection": "selection",
     "Sites": "sites",
     "Truncation": "truncation",
     "compress": "pipeline",

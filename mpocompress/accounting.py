@@ -77,6 +77,8 @@ def dense_report(layer: str, kind: str, matrix: MatrixSpec, squared_norm: float,
         source_dtype=matrix.members[0].dtype,
         dtype=matrix.members[0].dtype,
         reason=reason,
+        kind_from=matrix.kind_from,
+        transposed=matrix.transposed,
     )
 
 

@@ -15,7 +15,6 @@ import torch
 from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
 from mpocompress.checkpoint import Checkpoint, check_output, container_for, left_out, open_checkpoint, write_checkpoint
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
-from mpocompress.discovery import Selection
 from mpocompress.errors import FormatError, OutputError, TargetError
 from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.mpo import MPO
@@ -23,9 +22,11 @@ from mpocompress.plan_report import PlanReport
 from mpocompress.planning import MatrixPlan, Survey, make_plan
 from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors
+from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
+from mpocompress.user_model import UserModel
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_DTYPES}
 PLAN_TARGETS = (
@@ -43,6 +44,7 @@ def compress(
     truncation: Truncation,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    model: UserModel | None = None,
     dtype: str | None = None,
     key: str | None = None,
     jobs: int | None = None,
@@ -57,6 +59,8 @@ def compress(
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
+            or of what builds it (that is imported and run), or module path -> class.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
@@ -70,6 +74,7 @@ def compress(
         CheckpointError: the source cannot be read, or holds nothing to compress.
         OutputError: the target cannot be written.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
         TargetError: a target that no choice of bonds meets; a dtype that is none of the four, or jobs below 1.
         FormatError: the source is marked as compressed but not laid out like it.
@@ -83,6 +88,7 @@ def compress(
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
+            model=model,
             sites=sites,
             max_bond=_bond_of_interest([truncation]),
             jobs=_jobs(jobs),
@@ -128,6 +134,7 @@ def plan(
     truncations: Sequence[Truncation] = PLAN_TARGETS,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    model: UserModel | None = None,
     key: str | None = None,
     jobs: int | None = None,
     progress: Progress | None = None,
@@ -139,6 +146,8 @@ def plan(
         truncations: the targets; by default bonds from 4 to 128 and fractions from 1/2 to 1/32.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
+            or of what builds it (that is imported and run), or module path -> class.
         key: where the state dict sits in a nested checkpoint.
         jobs: matrices worked on at the same time; by default the number of cores.
         progress: told how far the work is.
@@ -150,6 +159,7 @@ def plan(
     Raises:
         CheckpointError: the source cannot be read, or holds nothing to compress.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
         TargetError: jobs below 1.
     """
@@ -158,6 +168,7 @@ def plan(
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
+            model=model,
             sites=sites,
             max_bond=_bond_of_interest(truncations),
             jobs=_jobs(jobs),

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mpocompress.checkpoint import TensorInfo
-from mpocompress.discovery import Discovery, Selection, discover
+from mpocompress.discovery import Discovery, discover
 from mpocompress.errors import SelectionError
+from mpocompress.selection import Selection
 
 
 def info(name: str, *shape: int, dtype: torch.dtype = torch.float32, alias_of: str | None = None) -> TensorInfo:

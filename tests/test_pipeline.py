@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpocompress.discovery import Selection
 from mpocompress.errors import (
     CheckpointError,
     FormatError,
@@ -26,6 +25,7 @@ from mpocompress.errors import (
 )
 from mpocompress.pipeline import DTYPES, compress, expand, inspect, plan
 from mpocompress.report import MatrixReport, Report
+from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice
 from mpocompress.truncation import Truncation
 from tests.draw import decaying, random_matrix

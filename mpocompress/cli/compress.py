@@ -22,7 +22,7 @@ from mpocompress.render import show_plan, show_report
 from mpocompress.report import FLOAT_DTYPES
 
 if TYPE_CHECKING:
-    from mpocompress.discovery import ForcedKind, LSTMChoice
+    from mpocompress.selection import ForcedKind, LSTMChoice
     from mpocompress.sites import SitesChoice
     from mpocompress.truncation import Truncation
 

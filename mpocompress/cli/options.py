@@ -12,7 +12,7 @@ from mpocompress.layers import MIN_SIDE
 from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
 
 if TYPE_CHECKING:
-    from mpocompress.discovery import ForcedKind, LSTMChoice, Selection
+    from mpocompress.selection import ForcedKind, LSTMChoice, Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Value = TypeVar("Value")

@@ -12,7 +12,7 @@ from mpocompress.cli.terminal import progress_bar, stdout
 from mpocompress.render import show_plan
 
 if TYPE_CHECKING:
-    from mpocompress.discovery import ForcedKind, LSTMChoice
+    from mpocompress.selection import ForcedKind, LSTMChoice
     from mpocompress.sites import SitesChoice
 
 
