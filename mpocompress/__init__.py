@@ -13,7 +13,9 @@ from mpocompress._version import __version__
 if TYPE_CHECKING:
     from mpocompress.decomposition import decompose
     from mpocompress.errors import MPOCompressError
+    from mpocompress.looking import look, overview
     from mpocompress.mpo import MPO
+    from mpocompress.overview_report import Overview
     from mpocompress.pipeline import compress, expand, inspect, plan
     from mpocompress.plan_report import PlanReport
     from mpocompress.report import Report
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MPO",
     "MPOCompressError",
+    "Overview",
     "PlanReport",
     "Report",
     "Selection",
@@ -34,12 +37,15 @@ __all__ = [
     "decompose",
     "expand",
     "inspect",
+    "look",
+    "overview",
     "plan",
 ]
 
 _HOMES = {
     "MPO": "mpo",
     "MPOCompressError": "errors",
+    "Overview": "overview_report",
     "PlanReport": "plan_report",
     "Report": "report",
     "Selection": "selection",
@@ -49,6 +55,8 @@ _HOMES = {
     "decompose": "decomposition",
     "expand": "pipeline",
     "inspect": "pipeline",
+    "look": "looking",
+    "overview": "looking",
     "plan": "pipeline",
 }
 

@@ -40,6 +40,12 @@ class Member:
     transposed: bool = False
     aliases: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything a pattern may call it by: its names, and of the others also their modules."""
+        modules = (alias.rpartition(".")[0] for alias in self.aliases)
+        return (self.name, *self.aliases, *(module for module in modules if module))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixSpec:

@@ -14,8 +14,9 @@ from mpocompress.cli.options import (
     force_option,
     json_option,
     last_wins,
+    layer_options,
     selection,
-    selection_options,
+    shape_options,
 )
 from mpocompress.cli.terminal import progress_bar, stdout
 from mpocompress.render import show_plan, show_report
@@ -48,7 +49,8 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 )
 @click.option("--keep", type=FractionType(), help="Target: fraction of the eligible parameters, over all layers.")
 @click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="Target: parameters of the whole model.")
-@selection_options
+@shape_options
+@layer_options
 @click.option(
     "--dtype",
     type=click.Choice(FLOAT_DTYPES),
@@ -73,6 +75,7 @@ def compress(
     exclude: tuple[str, ...],
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
+    own_model: str | None,
     key: str | None,
     jobs: int | None,
     dtype: str | None,
@@ -91,7 +94,15 @@ def compress(
     if dry_run:
         with progress_bar() as progress:
             planned = mpocompress.plan(
-                model, truncations=[truncation], sites=sites, selection=chosen, key=key, jobs=jobs, progress=progress
+                model,
+                truncations=[truncation],
+                sites=sites,
+                selection=chosen,
+                model=own_model,
+                dtype=dtype,
+                key=key,
+                jobs=jobs,
+                progress=progress,
             )
         if as_json:
             click.echo(planned.to_json(indent=2))
@@ -105,6 +116,7 @@ def compress(
             truncation=truncation,
             sites=sites,
             selection=chosen,
+            model=own_model,
             dtype=dtype,
             key=key,
             jobs=jobs,
