@@ -167,10 +167,10 @@ class Witness:
         modules = [name.rpartition(".")[0] for name in names if name.endswith("weight")]
         if len(modules) < len(names) or len(modules) < 2 or any(self.ruling(module) for module in modules):
             return False
+        words, width = self._tensors[names[0]].shape
         heads = sum(_HEAD.search(module) is not None for module in modules)
-        biases = sum(self._bias(module) is not None for module in modules)
-        tall = self._tensors[names[0]].shape[0] >= self._tensors[names[0]].shape[1]
-        return (0 < heads < len(modules) and biases <= heads and tall) or 0 < biases < len(modules)
+        biases = [bias for module in modules if (bias := self._bias(module)) is not None and bias.shape == (words,)]
+        return words >= width and (0 < heads < len(modules) or 0 < len(biases) < len(modules))
 
     def _tied_by_config(self, name: str) -> str:
         """Why the configuration makes a weight the embedding, though the file holds it by itself; empty otherwise."""

@@ -123,7 +123,7 @@ def _overview(
             Estimate(
                 kind=truncation.kind,
                 asked=truncation.asked or 0,
-                eligible_parameters_after=(after := _eligible_after(found.layers, truncation, sites, eligible)),
+                eligible_parameters_after=(after := eligible_after(found.layers, truncation, sites, eligible)),
                 parameters=parameters - eligible + after,
             )
             for truncation in truncations
@@ -171,8 +171,18 @@ def _weights(checkpoint: Checkpoint, found: Discovery) -> tuple[Weight, ...]:
     return tuple(weights[name] for name in checkpoint.tensors if name in weights)
 
 
-def _eligible_after(layers: Sequence[LayerSpec], truncation: Truncation, sites: SitesChoice, eligible: int) -> int:
-    """Parameters that a target leaves of the layers, in the form that has LSTM weights apart."""
+def eligible_after(layers: Sequence[LayerSpec], truncation: Truncation, sites: SitesChoice, eligible: int) -> int:
+    """Parameters that a target leaves of the layers, in the form that has LSTM weights apart.
+
+    Args:
+        layers: the layers.
+        truncation: a bond, or a fraction to keep.
+        sites: the site shape that bonds are counted in: a number of balanced sites, else low rank.
+        eligible: parameters of the layers.
+
+    Returns:
+        The parameters; an upper bound for a fraction.
+    """
     if truncation.keep is not None:
         return int(truncation.keep * eligible)
     return sum(_under_cap(layer, matrix, truncation, sites) for layer in layers for matrix in layer.forms[-1])

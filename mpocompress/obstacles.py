@@ -9,6 +9,7 @@ from mpocompress.checkpoint import TensorInfo
 
 _PARAMETRIZED = re.compile(r"^(?:(?P<layer>.*)\.)?parametrizations\.(?P<base>[^.]+)\.")
 _LORA = re.compile(r"^(?:(?P<layer>.*)\.)?lora_(?:A|B|embedding_A|embedding_B|magnitude_vector|bias)(?:\.|$)")
+_BITSANDBYTES = re.compile(r"^(?P<base>.*)\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$")
 _PLAIN = "in the program that made the model, then save it again"
 
 PARAMETRIZED = f"parametrized: call torch.nn.utils.parametrize.remove_parametrizations {_PLAIN}"
@@ -28,9 +29,8 @@ _PIECES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("_orig", "_u"), SPECTRAL_NORM),
     (("_orig", "_mask"), PRUNED),
     (("_packed", "_scale"), PACKED),
-    ((".absmax",), BITSANDBYTES),
 )
-_COMPANIONS = ("_v", "_shape", "_zero_point", "_g_idx", ".quant_map", ".nested_absmax", ".nested_quant_map")
+_COMPANIONS = ("_v", "_shape", "_zero_point", "_g_idx")
 _GPTQ = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -84,9 +84,12 @@ def _pieces(name: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
         return {
             path: BITSANDBYTES for one in ("weight", "SCB", "weight_format") if (path := _join(layer, one)) in tensors
         }
+    match = _BITSANDBYTES.match(name)
+    if match is not None and match["base"] in tensors:
+        return dict.fromkeys((match["base"], name), BITSANDBYTES)
     for suffixes, reason in _PIECES:
         base = name.removesuffix(suffixes[0])
-        if base != name and all(base + suffix in tensors for suffix in suffixes):
+        if base != name and "weight" in leaf and all(base + suffix in tensors for suffix in suffixes):
             parts = [base, *(base + suffix for suffix in (*suffixes, *_COMPANIONS))]
             return {one: reason for one in parts if one in tensors}
     return {}

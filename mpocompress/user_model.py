@@ -25,6 +25,7 @@ UserModel = str | nn.Module | Mapping[str, str | type]
 """A model: `file.py:name` or `package.module:name` of one or of what builds it, itself, or module path -> class."""
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_NOT_THEIRS = (__file__, "importlib", str(Path(torch.__file__).parent))
 _DEEPEST_PREFIX = 4
 _MOST_SHOWN = 3
 
@@ -157,8 +158,9 @@ def _run(spec: str, call: Callable[[], object]) -> object:
     try:
         return call()
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = next((f"{Path(one.filename).name}, line {one.lineno}: " for one in reversed(frames[2:])), "")
+        frames = reversed(traceback.extract_tb(error.__traceback__))
+        theirs = (one for one in frames if not any(part in one.filename for part in _NOT_THEIRS))
+        line = next((f"{Path(one.filename).name}, line {one.lineno}: " for one in theirs), "")
         raise ModelError(
             where=shown(spec),
             found=shown(f"{line}{type(error).__name__}: {error}"),
