@@ -169,8 +169,7 @@ class Witness:
             return False
         words, width = self._tensors[names[0]].shape
         heads = sum(_HEAD.search(module) is not None for module in modules)
-        biases = [bias for module in modules if (bias := self._bias(module)) is not None and bias.shape == (words,)]
-        return words >= width and (0 < heads < len(modules) or 0 < len(biases) < len(modules))
+        return words >= width and 0 < heads < len(modules)
 
     def _tied_by_config(self, name: str) -> str:
         """Why the configuration makes a weight the embedding, though the file holds it by itself; empty otherwise."""

@@ -129,18 +129,14 @@ def _imported(place: str) -> ModuleType:
         with _first_on_path(Path.cwd()):
             return importlib.import_module(place)
     path = Path(place).resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"mpocompress_user_{path.stem}"  # its own would hide a library of that name
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no file {place}")
     module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # dataclasses and pickle look their module up there
-    try:
-        with _first_on_path(path.parent):
-            spec.loader.exec_module(module)
-    finally:
-        if before is not None:
-            sys.modules[path.stem] = before
+    sys.modules[name] = module  # dataclasses look their module up there
+    with _first_on_path(path.parent):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -150,7 +146,8 @@ def _first_on_path(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        with contextlib.suppress(ValueError):  # the user's code may have taken it out
+            sys.path.remove(str(folder))
 
 
 def _run(spec: str, call: Callable[[], object]) -> object:

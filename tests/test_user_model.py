@@ -94,6 +94,19 @@ def test_a_model_is_named_by_its_file_or_module(folder: Path, spec: str, capsys:
     assert sys.path == path
 
 
+def test_a_file_called_like_a_library_does_not_hide_it(folder: Path) -> None:
+    """The dataclass in it needs its own module to be found."""
+    (folder / "statistics.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom torch import nn\n"
+        "@dataclasses.dataclass\nclass Sizes:\n    width: int = 4\n"
+        "def build():\n    return nn.Linear(Sizes().width, 5)\n"
+    )
+    before = sys.modules.get("statistics")
+
+    assert fit_model("statistics.py:build", {"weight": (5, 4)}).classes == {"": "torch.nn.modules.linear.Linear"}
+    assert sys.modules.get("statistics") is before
+
+
 def test_running_a_model_leaves_the_random_numbers_of_the_caller_alone(folder: Path) -> None:
     torch.manual_seed(3)
     wanted = torch.rand(2)
