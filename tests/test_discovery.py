@@ -245,6 +245,7 @@ def find_with(*infos: TensorInfo, selection: Selection = Selection(), **evidence
         ({"classes": {"x": TORCH_LINEAR}, "model": {"x": "torch.nn.modules.sparse.Embedding"}}, "recorded class"),
         ({"classes": {"x": "__main__.Own"}, "model": {"x": TORCH_LINEAR}}, "model"),
         ({"classes": {"x": "__main__.Own", "": "__main__.Net"}}, "name and shape"),
+        ({"classes": {"x": "torch.nn.modules.container.ParameterDict"}}, "name and shape"),
         ({"classes": {"x": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}}, "recorded class"),
     ],
 )

@@ -270,6 +270,14 @@ def test_a_field_that_is_missing_is_refused_in_words(path: tuple[str | int, ...]
         read(changed)
 
 
+def test_a_field_that_is_missing_is_named() -> None:
+    changed = document()
+    del changed["matrices"][0]["shape"]
+
+    with pytest.raises(FormatError, match="a report without a usable 'shape'; the compressed layers cannot be told"):
+        read(changed)
+
+
 def test_a_joint_matrix_is_not_transposed() -> None:
     with pytest.raises(ReportError, match="2 transposed members; only a tensor by itself is transposed"):
         read(changed_at(("matrices", 0, "transposed"), True))
