@@ -20,15 +20,7 @@ _SAYS_NOTHING = {"torch.nn.modules.module", "torch.nn.modules.container"}
 _TRANSFORMERS = {"transformers", "pytorch_transformers", "pytorch_pretrained_bert"}
 
 # The models of transformers that have Conv1D layers, and the names of those; in all others such names are Linear.
-_CONV1D_MODELS = {
-    "gpt2",
-    "openai-gpt",
-    "imagegpt",
-    "decision_transformer",
-    "clvp",
-    "clvp_encoder",
-    "clvp_decoder",
-}
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_encoder", "clvp_decoder")
 _CONV1D_MODULES = {"c_attn", "q_attn", "c_proj", "c_fc"}
 
 

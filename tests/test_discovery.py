@@ -324,6 +324,7 @@ def test_a_bias_that_contradicts_the_class_is_said() -> None:
         ({"model_type": "gpt2"}, "conv1d"),
         ({"model_type": "openai-gpt"}, "conv1d"),
         ({"model_type": "gpt_neo"}, "linear"),
+        ({"model_type": ["gpt2"], "decoder": 3, "tie_word_embeddings": "yes"}, "linear"),
         ({"model_type": "gpt_bigcode"}, "linear"),
         ({"model_type": "encoder-decoder", "decoder": {"model_type": "gpt2"}}, "linear"),
         ({"model_type": "encoder-decoder", "h": {"model_type": "gpt2"}}, "conv1d"),
