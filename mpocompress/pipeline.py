@@ -13,7 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
+from mpocompress.accounting import (
+    checkpoint_report,
+    compressed_report,
+    dense_report,
+    no_fewer_bytes,
+    planned_target,
+    stored_report,
+    untouched_reports,
+)
 from mpocompress.checkpoint import (
     Checkpoint,
     carried_notes,
@@ -24,23 +32,20 @@ from mpocompress.checkpoint import (
     write_target,
 )
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
-from mpocompress.discovery import Selection
-from mpocompress.errors import FormatError, OutputError, TargetError
+from mpocompress.errors import OutputError, TargetError
 from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlanReport
-from mpocompress.planning import MatrixPlan, Survey, make_plan
+from mpocompress.planning import PLAN_TARGETS, MatrixPlan, Survey, make_plan
 from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_cores, places_of_members
+from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
+from mpocompress.user_model import UserModel
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_DTYPES}
-PLAN_TARGETS = (
-    *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
-    *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
-)
 
 StrPath = str | PathLike[str]
 
@@ -52,6 +57,7 @@ def compress(
     truncation: Truncation,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    model: UserModel | None = None,
     dtype: str | None = None,
     key: str | None = None,
     allow_pickle: bool = False,
@@ -68,6 +74,8 @@ def compress(
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
+            or of what builds it (that is imported and run), or module path -> class.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
@@ -82,6 +90,7 @@ def compress(
         CheckpointError: the source cannot be read, or holds nothing to compress.
         OutputError: the target cannot be written.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
         TargetError: a target that no choice of bonds meets; a dtype that is none of the four, or jobs below 1.
         FormatError: the source is marked as compressed but not laid out like it.
@@ -96,6 +105,7 @@ def compress(
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
+            model=model,
             sites=sites,
             max_bond=_bond_of_interest([truncation]),
             jobs=_jobs(jobs),
@@ -139,6 +149,8 @@ def plan(
     truncations: Sequence[Truncation] = PLAN_TARGETS,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    model: UserModel | None = None,
+    dtype: str | None = None,
     key: str | None = None,
     allow_pickle: bool = False,
     jobs: int | None = None,
@@ -151,6 +163,9 @@ def plan(
         truncations: the targets; by default bonds from 4 to 128 and fractions from 1/2 to 1/32.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
+            or of what builds it (that is imported and run), or module path -> class.
+        dtype: dtype that the cores would be stored in; by default that of the weight.
         key: where the state dict sits in a nested checkpoint.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores.
@@ -163,22 +178,27 @@ def plan(
     Raises:
         CheckpointError: the source cannot be read, or holds nothing to compress.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
-        TargetError: jobs below 1.
+        TargetError: a dtype that is none of the four, or jobs below 1.
     """
+    _check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
+            model=model,
             sites=sites,
             max_bond=_bond_of_interest(truncations),
             jobs=_jobs(jobs),
             progress=progress,
         )
     return PlanReport(
-        checkpoint=checkpoint_report(found, untouched_reports(found)),
-        choices=tuple(planned_target(found, truncation) for truncation in truncations),
+        checkpoint=checkpoint_report(
+            found, untouched_reports(found), notes=(_rounded(dtype),) if dtype is not None else ()
+        ),
+        choices=tuple(planned_target(found, truncation, dtype) for truncation in truncations),
     )
 
 
@@ -199,9 +219,7 @@ def inspect(
         ReportError: figures in it that do not add up.
     """
     with open_checkpoint(source) as checkpoint:
-        report = _document(checkpoint)
-        totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
-        return dataclasses.replace(report, totals=totals)
+        return stored_report(checkpoint)
 
 
 def expand(
@@ -233,7 +251,7 @@ def expand(
     """
     named, source, target = target, Path(source), Path(target)
     with open_checkpoint(source) as checkpoint:
-        report = _document(checkpoint)
+        report = stored_report(checkpoint)
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         _check_room(report, target)
@@ -300,9 +318,7 @@ def _decompose(
     if not math.isfinite(error) or _lost_in_rounding(result, error, stored):
         return kept_dense(f"its cores cannot be stored as {stored} without losing more than the truncation"), None
     if mpo.parameters * DTYPES[stored].itemsize >= weight.numel() * weight.element_size():
-        return kept_dense(
-            f"in {stored} its cores take no fewer bytes than the dense weight in {entry.matrix.members[0].dtype}"
-        ), None
+        return kept_dense(no_fewer_bytes(entry.matrix, stored)), None
     if error_budget is not None and (error > error_budget or mpo.parameters >= entry.matrix.dense_parameters):
         return kept_dense(f"no smaller MPO in {stored} keeps a relative error of {error_budget:.4g}"), None
     return compressed_report(entry, result, mpo, error), mpo
@@ -312,18 +328,6 @@ def _lost_in_rounding(result: Decomposition, error: float, stored: str) -> bool:
     """Whether rounding the cores to their dtype lost what it may not: their numbers are too small or large for it."""
     rounding = error**2 * result.squared_norm - sum(result.discarded_weights)
     return abs(rounding) > ROUNDING_TOLERANCE[stored] * result.squared_norm
-
-
-def _document(checkpoint: Checkpoint) -> Report:
-    """The report inside a compressed file."""
-    if checkpoint.document is None:
-        raise FormatError(
-            where=checkpoint.path.name,
-            found="an ordinary checkpoint",
-            why="there is no compression report in it",
-            action="Give a file that mpocompress wrote, or compress this one.",
-        )
-    return Report.from_json(checkpoint.document, where=checkpoint.path.name)
 
 
 def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:
@@ -350,6 +354,10 @@ def _bond_of_interest(truncations: Sequence[Truncation]) -> int | None:
         return None
     caps = [bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond is not None]
     return 2 * max(caps, default=1)
+
+
+def _rounded(dtype: str) -> str:
+    return f"counted for cores in {dtype}; what rounding to it adds to the errors is measured when they are made"
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -193,4 +193,6 @@ def _members(
     precise = torch.promote_types(mpo.cores[0].dtype, torch.float32)
     dense = mpo.to(precise).to_matrix().to(getattr(torch, matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)
+    if matrix.transposed:
+        parts = tuple(part.T for part in parts)
     return {name: part.contiguous() for name, part in zip(matrix.members, parts, strict=True)}
