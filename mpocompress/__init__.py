@@ -12,18 +12,21 @@ from mpocompress._version import __version__
 
 if TYPE_CHECKING:
     from mpocompress.decomposition import decompose
-    from mpocompress.discovery import Selection
     from mpocompress.errors import MPOCompressError
+    from mpocompress.looking import look, overview
     from mpocompress.mpo import MPO
+    from mpocompress.overview_report import Overview
     from mpocompress.pipeline import compress, expand, inspect, plan
     from mpocompress.plan_report import PlanReport
     from mpocompress.report import Report
+    from mpocompress.selection import Selection
     from mpocompress.sites import Sites
     from mpocompress.truncation import Truncation
 
 __all__ = [
     "MPO",
     "MPOCompressError",
+    "Overview",
     "PlanReport",
     "Report",
     "Selection",
@@ -34,21 +37,26 @@ __all__ = [
     "decompose",
     "expand",
     "inspect",
+    "look",
+    "overview",
     "plan",
 ]
 
 _HOMES = {
     "MPO": "mpo",
     "MPOCompressError": "errors",
+    "Overview": "overview_report",
     "PlanReport": "plan_report",
     "Report": "report",
-    "Selection": "discovery",
+    "Selection": "selection",
     "Sites": "sites",
     "Truncation": "truncation",
     "compress": "pipeline",
     "decompose": "decomposition",
     "expand": "pipeline",
     "inspect": "pipeline",
+    "look": "looking",
+    "overview": "looking",
     "plan": "pipeline",
 }
 

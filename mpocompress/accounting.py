@@ -6,9 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import torch
+
 from mpocompress._version import __version__
+from mpocompress.checkpoint import Checkpoint
 from mpocompress.decomposition import Decomposition
-from mpocompress.errors import TargetError
+from mpocompress.errors import FormatError, TargetError
 from mpocompress.layers import MatrixSpec
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget
@@ -77,6 +80,8 @@ def dense_report(layer: str, kind: str, matrix: MatrixSpec, squared_norm: float,
         source_dtype=matrix.members[0].dtype,
         dtype=matrix.members[0].dtype,
         reason=reason,
+        kind_from=matrix.kind_from,
+        transposed=matrix.transposed,
     )
 
 
@@ -149,12 +154,51 @@ def checkpoint_report(
     return report
 
 
-def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
+def stored_report(checkpoint: Checkpoint) -> Report:
+    """The report inside a compressed file.
+
+    Args:
+        checkpoint: the open file.
+
+    Returns:
+        The report, its sums checked, the size of the file filled in.
+
+    Raises:
+        FormatError: not a compressed file, or one that contradicts itself.
+        ReportError: figures in it that do not add up.
+    """
+    if checkpoint.document is None:
+        raise FormatError(
+            where=checkpoint.path.name,
+            found="an ordinary checkpoint",
+            why="there is no compression report in it",
+            action="Give a file that mpocompress wrote, or compress this one.",
+        )
+    report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
+    totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
+    return dataclasses.replace(report, totals=totals)
+
+
+def no_fewer_bytes(matrix: MatrixSpec, stored: str) -> str:
+    """Why cores in a wider dtype than the weight's are not kept.
+
+    Args:
+        matrix: the matrix.
+        stored: dtype of the cores.
+
+    Returns:
+        The reason.
+    """
+    return f"in {stored} its cores take no fewer bytes than the dense weight in {matrix.members[0].dtype}"
+
+
+def planned_target(found: Surveyed, truncation: Truncation, dtype: str | None = None) -> PlannedTarget:
     """What one target would give.
 
     Args:
         found: the surveyed checkpoint.
         truncation: the target.
+        dtype: dtype that the cores would be stored in; None for that of the weight.
 
     Returns:
         The prediction; a target that cannot be met says why in `problem`.
@@ -173,8 +217,9 @@ def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
             worst_relative_error=0.0,
             matrices=(),
         )
-    matrices = tuple(_planned_matrix(entry) for entry in made.matrices)
-    parameters = found.other_parameters + made.parameters
+    matrices = tuple(_planned_matrix(_as_stored(entry, dtype)) for entry in made.matrices)
+    eligible_after = sum(entry.parameters for entry in matrices)
+    parameters = found.other_parameters + eligible_after
     norms = [found.surveys[entry.matrix.name].squared_norm for entry in made.matrices]
     missed = sum(entry.relative_error**2 * norm for entry, norm in zip(matrices, norms, strict=True))
     target = _target(truncation, matrices, parameters)
@@ -183,11 +228,23 @@ def planned_target(found: Surveyed, truncation: Truncation) -> PlannedTarget:
         problem="",
         unmet=(*found.unmet, *_unmet(target, matrices)),
         parameters=parameters,
-        eligible_parameters_after=made.parameters,
+        eligible_parameters_after=eligible_after,
         relative_error=math.sqrt(missed / sum(norms)) if sum(norms) else 0.0,
         worst_relative_error=max((entry.relative_error for entry in matrices), default=0.0),
         matrices=matrices,
     )
+
+
+def _as_stored(entry: MatrixPlan, dtype: str | None) -> MatrixPlan:
+    """The plan of a matrix, or of keeping it dense where its cores would take no fewer bytes."""
+    if dtype is None or entry.sites is None:
+        return entry
+    dense = entry.matrix.dense_parameters
+    stored, source = (getattr(torch, one).itemsize for one in (dtype, entry.matrix.members[0].dtype))
+    if entry.parameters * stored < dense * source:
+        return entry
+    reason = no_fewer_bytes(entry.matrix, dtype)
+    return dataclasses.replace(entry, sites=None, bonds=(), parameters=dense, relative_error=0.0, reason=reason)
 
 
 def _planned_matrix(entry: MatrixPlan) -> PlannedMatrix:

@@ -61,7 +61,7 @@ def read_document(text: str, *, name: str, version: int, where: str) -> dict[str
 
 
 def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
-    """A dataclass from a JSON object: lists become tuples, unknown fields are left out.
+    """A dataclass from a JSON object: lists become tuples, unknown fields are left out, missing ones get their default.
 
     Args:
         kind: the dataclass; its annotations are among those that `_TYPES` knows.
@@ -71,13 +71,14 @@ def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
         An instance.
 
     Raises:
-        KeyError: a field that is missing.
+        KeyError: a field that is missing and has no default.
         TypeError: not an object.
         ValueError: a value of another type than its field, or a number out of range.
     """
     if not isinstance(entry, Mapping):
         raise TypeError(f"{kind.__name__.lower()}: {entry!r:.60} is no object")
-    return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in dataclasses.fields(kind)})
+    there = [one for one in dataclasses.fields(kind) if one.name in entry or one.default is dataclasses.MISSING]
+    return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in there})
 
 
 def typed(value: Any, annotation: str, name: str) -> Any:

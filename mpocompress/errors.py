@@ -54,6 +54,10 @@ class SelectionError(MPOCompressError):
     """A layer pattern matches nothing, or asks for what a layer cannot be."""
 
 
+class ModelError(MPOCompressError):
+    """The user's own model cannot be imported or built, or is not the one that a checkpoint was saved from."""
+
+
 class SitesError(MPOCompressError):
     """Site dims do not fit the matrix, or no site shape of the wanted form exists."""
 

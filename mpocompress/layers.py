@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-LayerKind = Literal["lstm", "lstm_cell", "linear"]
+LayerKind = Literal["lstm", "lstm_cell", "linear", "conv1d"]
+KindFrom = Literal["as asked", "recorded class", "model", "config", "name and shape"]
+"""From where it is known what a layer is, the surest first."""
 
 MIN_SIDE = 64
 """Matrices with a side below this stay dense by default: truncating a small output layer like the rest ruins models."""
 JOINT = "weight_joint"
 """Stands for `weight_ih` and `weight_hh` in the name of a joint matrix."""
+
+RECURRENT = re.compile(r"^(?:(?P<layer>.*)\.)?weight_(?P<part>ih|hh|hr)(?P<level>_l\d+)?(?P<reverse>_reverse)?$")
+"""The names that PyTorch gives to the weights of LSTM, GRU and RNN layers and cells."""
 
 _LEVEL = re.compile(r"_l(\d+)(?:_reverse)?$")
 
@@ -23,13 +28,23 @@ class Member:
 
     Args:
         name: its name in the state dict.
-        shape: (rows, columns).
+        shape: (rows, columns) in the matrix, rows being outputs.
         dtype: name of its dtype, as `float32`.
+        transposed: whether the file holds it as (columns, rows).
+        aliases: its other names, where it is tied.
     """
 
     name: str
     shape: tuple[int, int]
     dtype: str
+    transposed: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything a pattern may call it by: its names, and of the others also their modules."""
+        modules = (alias.rpartition(".")[0] for alias in self.aliases)
+        return (self.name, *self.aliases, *(module for module in modules if module))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +54,7 @@ class MatrixSpec:
     Args:
         name: what its cores are filed under: the tensor's own name, or that of the joint matrix.
         members: the tensors, left to right.
+        kind_from: from where it is known what its layer is.
 
     Example:
         >>> ih = Member(name="lstm.weight_ih_l0", shape=(1024, 28), dtype="float32")
@@ -49,6 +65,12 @@ class MatrixSpec:
 
     name: str
     members: tuple[Member, ...]
+    kind_from: KindFrom = "name and shape"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the file holds the matrix as (columns, rows)."""
+        return self.members[0].transposed
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,6 +101,22 @@ class LayerSpec:
     def dense_parameters(self) -> int:
         """Number of entries of its compressible tensors."""
         return sum(matrix.dense_parameters for matrix in self.forms[0])
+
+
+def is_recurrent(name: str) -> bool:
+    """Whether a tensor has the name of a weight of an LSTM, GRU or RNN.
+
+    Args:
+        name: its name.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> is_recurrent("encoder.weight_hh_l0_reverse"), is_recurrent("fc.weight")
+        (True, False)
+    """
+    return RECURRENT.match(name) is not None
 
 
 def joint_name(weight_ih: str) -> str:

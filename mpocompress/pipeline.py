@@ -13,34 +13,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mpocompress.accounting import checkpoint_report, compressed_report, dense_report, planned_target, untouched_reports
+from mpocompress.accounting import (
+    checkpoint_report,
+    compressed_report,
+    dense_report,
+    no_fewer_bytes,
+    planned_target,
+    stored_report,
+    untouched_reports,
+)
 from mpocompress.checkpoint import (
     Checkpoint,
-    check_output,
+    carried_notes,
+    check_target,
     container_for,
-    left_out,
     open_checkpoint,
-    write_checkpoint,
     write_like,
+    write_target,
 )
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
-from mpocompress.discovery import Selection
-from mpocompress.errors import FormatError, OutputError, TargetError
+from mpocompress.errors import OutputError, TargetError
 from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlanReport
-from mpocompress.planning import MatrixPlan, Survey, make_plan
+from mpocompress.planning import PLAN_TARGETS, MatrixPlan, Survey, make_plan
 from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
-from mpocompress.rewriter import compressed_tensors, dense_tensors
+from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_cores, places_of_members
+from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import read_matrix, survey_checkpoint
 from mpocompress.truncation import Truncation
+from mpocompress.user_model import UserModel
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_DTYPES}
-PLAN_TARGETS = (
-    *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
-    *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
-)
 
 StrPath = str | PathLike[str]
 
@@ -52,6 +57,7 @@ def compress(
     truncation: Truncation,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    model: UserModel | None = None,
     dtype: str | None = None,
     key: str | None = None,
     allow_pickle: bool = False,
@@ -59,19 +65,22 @@ def compress(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Compress a checkpoint file into another one.
+    """Compress a checkpoint, a file or a folder, into another one.
 
     Args:
-        source: the checkpoint.
-        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        source: the checkpoint; of one in shards, its folder or its index.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
+            without extension makes a folder, if the source is one.
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
+            or of what builds it (that is imported and run), or module path -> class.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
-        overwrite: replace an existing target.
+        overwrite: replace an existing target; a folder only if it was written here.
         progress: told how far the work is.
 
     Returns:
@@ -81,19 +90,22 @@ def compress(
         CheckpointError: the source cannot be read, or holds nothing to compress.
         OutputError: the target cannot be written.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
         TargetError: a target that no choice of bonds meets; a dtype that is none of the four, or jobs below 1.
         FormatError: the source is marked as compressed but not laid out like it.
         ReportError: figures that do not add up; a bug, and nothing is written.
     """
-    source, target = Path(source), Path(target)
+    named, source, target = target, Path(source), Path(target)
     _check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
-        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
+        container = container_for(named, checkpoint.layout)
+        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
+            model=model,
             sites=sites,
             max_bond=_bond_of_interest([truncation]),
             jobs=_jobs(jobs),
@@ -110,25 +122,23 @@ def compress(
         results = run_jobs(carry_out, made.matrices, jobs=_jobs(jobs), step="decomposing", progress=progress)
         cores = {report.name: (report, mpo) for report, mpo in results if mpo is not None}
         tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
-        container = container_for(target)
         report = checkpoint_report(
             found,
             tuple(report for report, _ in results),
             truncation=truncation,
-            notes=_left_out(container, checkpoint),
+            notes=carried_notes(container, checkpoint),
             size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
         )
-        size = write_checkpoint(
+        size = write_target(
             target,
+            container=container,
+            checkpoint=checkpoint,
             tensors=tensors,
             aliases={name: first for name, first in report.aliases.items() if first in tensors},
-            container=container,
+            shards=places_of_cores(report.compressed, _shards(checkpoint)),
             key="state_dict",
-            extras=checkpoint.extras,
-            metadata=checkpoint.metadata,
             document=report.to_json(),
             overwrite=overwrite,
-            inputs=checkpoint.files,
         )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
 
@@ -139,6 +149,8 @@ def plan(
     truncations: Sequence[Truncation] = PLAN_TARGETS,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    model: UserModel | None = None,
+    dtype: str | None = None,
     key: str | None = None,
     allow_pickle: bool = False,
     jobs: int | None = None,
@@ -151,6 +163,9 @@ def plan(
         truncations: the targets; by default bonds from 4 to 128 and fractions from 1/2 to 1/32.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
+            or of what builds it (that is imported and run), or module path -> class.
+        dtype: dtype that the cores would be stored in; by default that of the weight.
         key: where the state dict sits in a nested checkpoint.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores.
@@ -163,22 +178,27 @@ def plan(
     Raises:
         CheckpointError: the source cannot be read, or holds nothing to compress.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
-        TargetError: jobs below 1.
+        TargetError: a dtype that is none of the four, or jobs below 1.
     """
+    _check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
+            model=model,
             sites=sites,
             max_bond=_bond_of_interest(truncations),
             jobs=_jobs(jobs),
             progress=progress,
         )
     return PlanReport(
-        checkpoint=checkpoint_report(found, untouched_reports(found)),
-        choices=tuple(planned_target(found, truncation) for truncation in truncations),
+        checkpoint=checkpoint_report(
+            found, untouched_reports(found), notes=(_rounded(dtype),) if dtype is not None else ()
+        ),
+        choices=tuple(planned_target(found, truncation, dtype) for truncation in truncations),
     )
 
 
@@ -188,7 +208,7 @@ def inspect(
     """The report inside a compressed file.
 
     Args:
-        source: a file that `compress` wrote.
+        source: a file or folder that `compress` wrote.
 
     Returns:
         The report, its sums checked, the size of the file filled in.
@@ -199,9 +219,7 @@ def inspect(
         ReportError: figures in it that do not add up.
     """
     with open_checkpoint(source) as checkpoint:
-        report = _document(checkpoint)
-        totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
-        return dataclasses.replace(report, totals=totals)
+        return stored_report(checkpoint)
 
 
 def expand(
@@ -214,12 +232,13 @@ def expand(
     """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
 
     Args:
-        source: a file that `compress` wrote.
-        target: the file to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file.
+        source: a file or folder that `compress` wrote.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
+            without extension makes a folder, if the source is one.
         like: the file that was compressed. The target becomes a copy of it, of the same form and with all it holds (a
             whole module, a TorchScript archive, hyperparameters of any class), only the values of its tensors are new.
             Nothing in it is run.
-        overwrite: replace an existing target.
+        overwrite: replace an existing target; a folder only if it was written here.
 
     Returns:
         The report that the compressed file holds; its notes say what the new file could not keep.
@@ -230,28 +249,27 @@ def expand(
         ReportError: figures in it that do not add up.
         OutputError: the target cannot be written, or the dense tensors would not fit beside it.
     """
-    source, target = Path(source), Path(target)
+    named, source, target = target, Path(source), Path(target)
     with open_checkpoint(source) as checkpoint:
-        report = _document(checkpoint)
-        check_output(target, overwrite=overwrite, inputs=checkpoint.files)
+        report = stored_report(checkpoint)
+        container = container_for(named, checkpoint.layout)
+        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         _check_room(report, target)
         tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
         if like is not None:
             return _expand_like(checkpoint, report, tensors, like, target, overwrite)
         ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
-        container = container_for(target)
-        report = dataclasses.replace(report, notes=_left_out(container, checkpoint))
-        write_checkpoint(
+        report = dataclasses.replace(report, notes=carried_notes(container, checkpoint))
+        write_target(
             target,
+            container=container,
+            checkpoint=checkpoint,
             tensors=tensors,
             aliases={**ties, **report.aliases},
-            container=container,
+            shards=places_of_members(report.compressed, _shards(checkpoint)),
             key=report.source.key,
-            extras=checkpoint.extras,
-            metadata=checkpoint.metadata,
             document=None,
             overwrite=overwrite,
-            inputs=checkpoint.files,
         )
     return report
 
@@ -300,9 +318,7 @@ def _decompose(
     if not math.isfinite(error) or _lost_in_rounding(result, error, stored):
         return kept_dense(f"its cores cannot be stored as {stored} without losing more than the truncation"), None
     if mpo.parameters * DTYPES[stored].itemsize >= weight.numel() * weight.element_size():
-        return kept_dense(
-            f"in {stored} its cores take no fewer bytes than the dense weight in {entry.matrix.members[0].dtype}"
-        ), None
+        return kept_dense(no_fewer_bytes(entry.matrix, stored)), None
     if error_budget is not None and (error > error_budget or mpo.parameters >= entry.matrix.dense_parameters):
         return kept_dense(f"no smaller MPO in {stored} keeps a relative error of {error_budget:.4g}"), None
     return compressed_report(entry, result, mpo, error), mpo
@@ -314,22 +330,9 @@ def _lost_in_rounding(result: Decomposition, error: float, stored: str) -> bool:
     return abs(rounding) > ROUNDING_TOLERANCE[stored] * result.squared_norm
 
 
-def _document(checkpoint: Checkpoint) -> Report:
-    """The report inside a compressed file."""
-    if checkpoint.document is None:
-        raise FormatError(
-            where=checkpoint.path.name,
-            found="an ordinary checkpoint",
-            why="there is no compression report in it",
-            action="Give a file that mpocompress wrote, or compress this one.",
-        )
-    return Report.from_json(checkpoint.document, where=checkpoint.path.name)
-
-
-def _left_out(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What of a checkpoint a container cannot keep, as a sentence."""
-    names = left_out(container, extras=checkpoint.extras, metadata=checkpoint.metadata)
-    return (f"left out, since a {container} file cannot hold them: {', '.join(names)}",) if names else ()
+def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """Tensor -> shard; empty where all are in one file."""
+    return checkpoint.layout.shards if checkpoint.layout is not None else {}
 
 
 def _check_room(report: Report, target: Path) -> None:
@@ -351,6 +354,10 @@ def _bond_of_interest(truncations: Sequence[Truncation]) -> int | None:
         return None
     caps = [bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond is not None]
     return 2 * max(caps, default=1)
+
+
+def _rounded(dtype: str) -> str:
+    return f"counted for cores in {dtype}; what rounding to it adds to the errors is measured when they are made"
 
 
 def _check_dtype(dtype: str | None) -> None:

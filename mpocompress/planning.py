@@ -12,6 +12,12 @@ from mpocompress.layers import LayerSpec, MatrixSpec
 from mpocompress.sites import Sites
 from mpocompress.truncation import Truncation, matches
 
+PLAN_TARGETS = (
+    *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
+    *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
+)
+"""What a plan shows when nothing else is asked for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
@@ -120,7 +126,7 @@ def _check_patterns(layers: Sequence[LayerSpec], truncation: Truncation) -> None
 
 
 def _names(layer: LayerSpec, matrix: MatrixSpec) -> tuple[str, ...]:
-    return (layer.name, matrix.name, *(member.name for member in matrix.members))
+    return (layer.name, matrix.name, *(name for member in matrix.members for name in member.names))
 
 
 def _by_bond(layer: LayerSpec, surveys: Mapping[str, Survey], truncation: Truncation) -> list[MatrixPlan]:
@@ -160,7 +166,7 @@ def _by_bond(layer: LayerSpec, surveys: Mapping[str, Survey], truncation: Trunca
 
 def _bond_caps(layer: LayerSpec, matrix: MatrixSpec, truncation: Truncation) -> set[int | None]:
     """The different caps asked for the members of a matrix; None stands for no cap at all."""
-    return {truncation.bond_cap(layer.name, matrix.name, member.name) for member in matrix.members}
+    return {truncation.bond_cap(layer.name, matrix.name, *member.names) for member in matrix.members}
 
 
 def _by_error(layer: LayerSpec, surveys: Mapping[str, Survey], relative_error: float) -> list[MatrixPlan]:

@@ -32,7 +32,7 @@ class Source:
     Args:
         file: its name, without the folder.
         sha256: digest of the whole file, hexadecimal.
-        container: `torch-zip` or `safetensors`.
+        container: the kind of file, such as `torch-zip`.
         key: where the state dict sits in it; empty for the top.
         file_size_bytes: size of the file.
     """
@@ -69,7 +69,7 @@ class MatrixReport:
     Args:
         name: what its cores are filed under (`NAME.core.0`, ...); for a dense matrix, the name of the first member.
         layer: path of the module.
-        kind: `lstm`, `lstm_cell` or `linear`.
+        kind: `lstm`, `lstm_cell`, `linear` or `conv1d`.
         members: original tensor names, left to right; two for a joint LSTM matrix.
         member_columns: columns of each member.
         shape: (rows, columns) of what was decomposed.
@@ -86,6 +86,8 @@ class MatrixReport:
         source_dtype: dtype of the members.
         dtype: dtype of the stored cores.
         reason: why the matrix was kept dense; empty where it was not.
+        kind_from: from where `kind` is known: `as asked`, `recorded class`, `model`, `config` or `name and shape`.
+        transposed: whether the original tensor is the transpose of what was decomposed.
     """
 
     name: str
@@ -107,6 +109,8 @@ class MatrixReport:
     source_dtype: str
     dtype: str
     reason: str
+    kind_from: str = "name and shape"
+    transposed: bool = False
 
     @property
     def is_compressed(self) -> bool:
@@ -138,6 +142,8 @@ class MatrixReport:
             _fail(self.name, f"sites for {self.sites.shape}, shape {self.shape}", "they describe the same matrix")
         if sum(self.member_columns) != cols or len(self.member_columns) != len(self.members):
             _fail(self.name, f"member columns {self.member_columns}, shape {self.shape}", "members fill the columns")
+        if self.transposed and len(self.members) != 1:
+            _fail(self.name, f"{len(self.members)} transposed members", "only a tensor by itself is transposed")
         if self.dense_parameters != rows * cols or self.parameters != wanted:
             _fail(self.name, f"{self.parameters} parameters, counted {wanted}", "a count has one value")
         if self.is_compressed and len(self.discarded_weights) != len(self.bonds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -41,6 +41,47 @@ def core_tensors(matrix: str, mpo: MPO) -> dict[str, Tensor]:
         Name -> contiguous core of shape (left_bond, row, col, right_bond).
     """
     return {core_name(matrix, site): core.contiguous() for site, core in enumerate(mpo.cores)}
+
+
+def places_of_cores(matrices: Iterable[MatrixReport], shards: Mapping[str, str]) -> dict[str, str]:
+    """Where the tensors of a compressed checkpoint go: cores to the shard of the first member.
+
+    Args:
+        matrices: the compressed matrices.
+        shards: name -> shard, of the original; empty where there are none.
+
+    Returns:
+        Name -> shard, the original names kept.
+
+    Example:
+        >>> places_of_cores((), {"fc.bias": "a"})
+        {'fc.bias': 'a'}
+    """
+    places = dict(shards)
+    for matrix in matrices if shards else ():
+        names = (core_name(matrix.name, site) for site in range(len(matrix.bonds) + 1))
+        places |= dict.fromkeys(names, shards[matrix.members[0]])
+    return places
+
+
+def places_of_members(matrices: Iterable[MatrixReport], shards: Mapping[str, str]) -> dict[str, str]:
+    """Where the tensors of an expanded checkpoint go: members to the shard of their first core.
+
+    Args:
+        matrices: the compressed matrices.
+        shards: name -> shard, of the compressed checkpoint; empty where there are none.
+
+    Returns:
+        Name -> shard, the names of cores kept.
+
+    Example:
+        >>> places_of_members((), {"fc.bias": "a"})
+        {'fc.bias': 'a'}
+    """
+    places = dict(shards)
+    for matrix in matrices if shards else ():
+        places |= dict.fromkeys(matrix.members, shards.get(core_name(matrix.name, 0), ""))
+    return places
 
 
 def compressed_tensors(
@@ -159,4 +200,6 @@ def _members(
     precise = torch.promote_types(mpo.cores[0].dtype, torch.float32)
     dense = mpo.to(precise).to_matrix().to(getattr(torch, matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)
+    if matrix.transposed:
+        parts = tuple(part.T for part in parts)
     return {name: part.contiguous() for name, part in zip(matrix.members, parts, strict=True)}

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from mpocompress.checkpoint import Checkpoint, TensorInfo
 from mpocompress.decomposition import computable, survey
-from mpocompress.discovery import Discovery, Selection, discover
+from mpocompress.discovery import Discovery, discover_in
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
 from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers import LayerSpec, MatrixSpec
 from mpocompress.planning import Survey
 from mpocompress.report import Skipped, Source
+from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, candidates
+from mpocompress.user_model import UserModel
 
 NOT_FINITE = "holds NaN or Inf, or entries too large to square"
 LEFT_BEHIND = "small, and the weight it would be joined with holds NaN or Inf"
@@ -65,6 +67,7 @@ def survey_checkpoint(
     sites: SitesChoice,
     max_bond: int | None,
     jobs: int,
+    model: UserModel | None = None,
     progress: Progress | None = None,
 ) -> Surveyed:
     """Find the layers of a checkpoint and survey their matrices.
@@ -75,6 +78,7 @@ def survey_checkpoint(
         sites: a site shape choice for every matrix.
         max_bond: the largest bond of interest; None for all.
         jobs: matrices worked on at the same time.
+        model: the user's own model, to tell layers by their classes.
         progress: told how far the work is.
 
     Returns:
@@ -83,6 +87,7 @@ def survey_checkpoint(
     Raises:
         CheckpointError: nothing to compress, or compressed already.
         SelectionError: a pattern that matches nothing.
+        ModelError: the model cannot be built, or is another one.
     """
     if checkpoint.document is not None:
         raise CheckpointError(
@@ -91,13 +96,15 @@ def survey_checkpoint(
             why="compressing cores again would lose twice",
             action="Give the original, or expand this one first.",
         )
-    found = discover(checkpoint.tensors, selection)
+    found = discover_in(checkpoint, selection, model)
     if not found.layers:
         raise CheckpointError(
             where=checkpoint.path.name,
             found=f"{len(checkpoint.tensors)} tensors, none of them a weight to compress",
             why=_commonest(found),
-            action="Allow smaller sides or other layers, or give a checkpoint with LSTM or Linear weights.",
+            action="Make the weights plain, as it says there, and come back with that file."
+            if found.obstacles
+            else "Allow smaller sides or other layers, or give a checkpoint with LSTM or Linear weights.",
         )
     matrices = [matrix for layer in found.layers for form in layer.forms for matrix in form]
     look = partial(_survey, checkpoint=checkpoint, sites=sites, max_bond=max_bond)
@@ -124,7 +131,7 @@ def survey_checkpoint(
         surveys=surveys,
         skipped=_in_order(checkpoint.tensors, (*found.skipped, *broken)),
         tensors=checkpoint.tensors,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *found.notes),
         unmet=unmet,
     )
 
@@ -156,14 +163,18 @@ def _sound(
     members = [member for matrix in layer.forms[0] for member in matrix.members]
     broken = {member.name for member in members if not _is_finite(checkpoint.tensor(member.name))}
     alone = [
-        MatrixSpec(name=member.name, members=(member,))
+        MatrixSpec(name=member.name, members=(member,), kind_from=layer.forms[0][0].kind_from)
         for member in members
         if member.name not in broken and min(member.shape) >= min_side
     ]
     surveys.update((matrix.name, one) for matrix, one in zip(alone, look_at(alone), strict=True) if one is not None)
     kept = {matrix.name for matrix in alone}
     lost = [
-        Skipped(name=member.name, shape=member.shape, reason=NOT_FINITE if member.name in broken else LEFT_BEHIND)
+        Skipped(
+            name=member.name,
+            shape=checkpoint.tensors[member.name].shape,
+            reason=NOT_FINITE if member.name in broken else LEFT_BEHIND,
+        )
         for member in members
         if member.name not in kept
     ]
@@ -188,7 +199,8 @@ def read_matrix(matrix: MatrixSpec, checkpoint: Checkpoint) -> Tensor:
     Returns:
         Shape (rows, columns); backed by the file where there is one member.
     """
-    parts = [checkpoint.tensor(member.name) for member in matrix.members]
+    tensors = [(checkpoint.tensor(member.name), member.transposed) for member in matrix.members]
+    parts = [tensor.T if transposed else tensor for tensor, transposed in tensors]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
@@ -108,6 +109,64 @@ def test_plan_and_dry_run_write_nothing(run: Run, folder: Path) -> None:
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("columns", [80, 140])
+def test_inspect_shows_what_is_in_an_ordinary_checkpoint(run: Run, columns: int) -> None:
+    code, out, err = run("inspect", "model.pt", columns=columns)
+
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= columns
+    assert "model.pt: torch-zip, " in out
+    assert ", state dict at model" in out
+    assert re.search(r"^eligible  38,912 of 39,520 parameters \(98.5%\) in 3 weights", out, re.MULTILINE)
+    assert re.search(r"^kinds     3 by name and shape", out, re.MULTILINE)
+    assert re.search(r"^fc.weight +Linear +96x64 +6,144 +name and shape", out, re.MULTILINE)
+    rows = [line for line in out.splitlines() if re.match(r"(lstm|fc)\..* \d+x\d+ ", line)]
+    assert sum(int(numbers[0].replace(",", "")) for numbers in map(big_numbers, rows)) == 38_912
+    assert "lstm.bias_ih_l0 and 2 more: 1-D: a bias, a norm or a statistic" in out
+
+
+def test_a_plan_can_be_counted_without_reading_a_weight(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: object) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(OpenedCheckpoint, "tensor", refuse)
+    code, out, err = run("plan", "model.pt", "--dry-run")
+
+    assert (code, err) == (0, "")
+    assert len(re.findall(r"^(bond|keep) ", out, re.MULTILINE)) == 11
+    assert max(map(len, out.splitlines())) <= 80
+    assert "No weight was read. Bonds are counted in this site shape: low rank" in out
+    assert re.search(r"^keep 1/4 +9,728 ", out, re.MULTILINE)
+    assert "site shape: 3 sites" in run("plan", "model.pt", "--dry-run", "--sites", "3")[1]
+
+
+def test_a_model_of_the_user_is_run_when_asked_and_that_is_said(run: Run) -> None:
+    Path("own_model.py").write_text(
+        "from torch import nn\n\n\n"
+        "def build():\n"
+        "    return nn.ModuleDict({'lstm': nn.LSTM(64, 64), 'fc': nn.Linear(64, 96)})\n"
+    )
+    code, out, _ = run("model.pt", "--bond", "4", "--model", "own_model.py:build", "-o", "small.pt")
+
+    assert code == 0
+    assert re.search(r"^kinds +[23] by class in the given model", out, re.MULTILINE)
+    assert "Note: own_model.py:build was imported and run." in out
+    for words in (["plan", "model.pt"], ["inspect", "model.pt"], ["plan", "model.pt", "--dry-run"]):
+        out = run(*words, "--model", "own_model.py:build")[1]
+        assert "by class in the given model" in out
+        assert "own_model.py:build was imported and run." in out
+
+
+def test_a_dry_run_counts_the_dtype_of_the_cores(run: Run) -> None:
+    torch.save({"fc.weight": torch.randn(64, 64).half()}, "half.pt")
+
+    code, out, _ = run("half.pt", "--bond", "20", "--dtype", "float32", "--dry-run")
+
+    assert code == run("half.pt", "--bond", "20", "--dtype", "float32", "-o", "x.pt")[0] == 3
+    assert "counted for cores in float32" in out
+    assert re.search(r"^bond 20 +4,096 +1.00x", out, re.MULTILINE)
+
+
 def test_a_target_that_cannot_be_met_is_exit_1_in_a_dry_run_and_in_earnest(run: Run) -> None:
     code, out, _ = run("model.pt", "--max-params", "300", "--dry-run")
     assert code == 1
@@ -118,7 +177,13 @@ def test_a_target_that_cannot_be_met_is_exit_1_in_a_dry_run_and_in_earnest(run: 
 
 
 def test_json_is_one_document_on_stdout_and_nothing_else(run: Run) -> None:
-    for words in (["plan", "model.pt"], ["model.pt", "--bond", "4", "-o", "small.pt"], ["inspect", "small.pt"]):
+    for words in (
+        ["plan", "model.pt"],
+        ["plan", "model.pt", "--dry-run"],
+        ["model.pt", "--bond", "4", "-o", "small.pt"],
+        ["inspect", "small.pt"],
+        ["inspect", "model.pt"],
+    ):
         code, out, err = run(*words, "--json")
         assert (code, err) == (0, "")
         assert json.loads(out)["version"] == 1
@@ -149,7 +214,12 @@ def test_names_from_a_file_cannot_speak_to_the_terminal(run: Run) -> None:
     name = "x\x1b]0;title\x07.weight"
     torch.save({name: torch.randn(64, 64)}, "evil.pt")
 
-    for words in (["evil.pt", "--bond", "4", "-o", "small.pt"], ["plan", "evil.pt"], ["inspect", "small.pt"]):
+    for words in (
+        ["evil.pt", "--bond", "4", "-o", "small.pt"],
+        ["plan", "evil.pt"],
+        ["inspect", "small.pt"],
+        ["inspect", "evil.pt"],
+    ):
         code, out, err = run(*words)
         assert code == 0
         assert "\x1b" not in out + err
@@ -206,7 +276,10 @@ def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: 
         (["model.pt", "--bond", "4", "-o", "no/x.pt"], "no folder"),
         (["model.pt", "--bond", "zz*=4", "-o", "x.pt"], "matches no layer that can be compressed"),
         (["model.pt", "--bond", "4", "--include", "zz*", "-o", "x.pt"], "Patterns are given with --include"),
-        (["inspect", "model.pt"], "an ordinary checkpoint"),
+        (["inspect", "none.pt"], "none.pt: no such file"),
+        (["inspect", "model.pt", "--include", "zz*"], "Patterns are given with --include"),
+        (["inspect", "model.pt", "--model", "none.py:build"], "The model is given with --model."),
+        (["plan", "model.pt", "--dry-run", "--model", "none.py"], "no name after a colon"),
         (["expand", "model.pt", "-o", "x.pt"], "an ordinary checkpoint"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mpocompress.checkpoint import TensorInfo
-from mpocompress.discovery import Discovery, Selection, discover
+from mpocompress.discovery import Discovery, discover
 from mpocompress.errors import SelectionError
+from mpocompress.evidence import Evidence
+from mpocompress.selection import Selection
 
 
 def info(name: str, *shape: int, dtype: torch.dtype = torch.float32, alias_of: str | None = None) -> TensorInfo:
@@ -150,7 +153,6 @@ def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
         (info("fc.weight", 10, 64), "a side of 10, under the smallest that is compressed (64)"),
         (info("attn.in_proj_weight", 192, 64), "not an LSTM or Linear weight by its name"),
         (info("fc.weight_v", 64, 64), "not an LSTM or Linear weight by its name"),
-        (info("fc.parametrizations.weight.original0", 64, 64), "not an LSTM or Linear weight by its name"),
         (info("tok_embeddings.weight", 1000, 64), "an embedding"),
         (info("wte.weight", 1000, 64), "an embedding"),
         (info("l.weight_ih_l0", 256, 64), "an LSTM weight without its weight_hh"),
@@ -184,10 +186,237 @@ def test_a_weight_with_a_bias_is_no_embedding_whatever_its_name() -> None:
     ]
 
 
+def kinds(found: Discovery) -> dict[str, tuple[str, str]]:
+    """Layer -> its kind, and from where that is known."""
+    return {layer.name: (layer.kind, layer.forms[0][0].kind_from) for layer in found.layers}
+
+
 def test_a_transposed_weight_shows_by_its_bias() -> None:
     found = find(info("h.0.c_fc.weight", 64, 256), info("h.0.c_fc.bias", 256))
 
-    assert "transposed (Conv1D)" in reasons(found)["h.0.c_fc.weight"]
+    assert kinds(found) == {"h.0.c_fc": ("conv1d", "name and shape")}
+    (member,) = found.layers[0].forms[0][0].members
+    assert (member.shape, member.transposed) == ((256, 64), True)
+
+
+def biased(name: str, rows: int, cols: int, outputs: int) -> tuple[TensorInfo, TensorInfo]:
+    return info(f"{name}.weight", rows, cols), info(f"{name}.bias", outputs)
+
+
+def test_a_square_weight_is_transposed_where_its_namesake_is() -> None:
+    found = find(*biased("h.attn.c_proj", 64, 64, 64), *biased("h.mlp.c_proj", 256, 64, 64))
+
+    assert {kind for kind, _ in kinds(found).values()} == {"conv1d"}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        biased("h.mlp.other", 256, 64, 64),
+        (*biased("h.mlp.c_proj", 256, 64, 64), *biased("x.c_proj", 256, 64, 256)),
+        (),
+    ],
+    ids=["another name", "namesakes of both kinds", "alone"],
+)
+def test_a_square_weight_is_linear_otherwise(others: tuple[TensorInfo, ...]) -> None:
+    assert kinds(find(*biased("h.attn.c_proj", 64, 64, 64), *others))["h.attn.c_proj"][0] == "linear"
+
+
+def test_numbers_are_no_names_to_go_by() -> None:
+    found = find(*biased("a.0", 64, 128, 128), *biased("b.0", 64, 64, 64))
+
+    assert {name: kind for name, (kind, _) in kinds(found).items()} == {"a.0": "conv1d", "b.0": "linear"}
+
+
+TORCH_LSTM = "torch.nn.modules.rnn.LSTM"
+TORCH_LINEAR = "torch.nn.modules.linear.Linear"
+CONV1D = "transformers.pytorch_utils.Conv1D"
+
+
+def find_with(*infos: TensorInfo, selection: Selection = Selection(), **evidence: Any) -> Discovery:  # noqa: B008
+    return discover({one.name: one for one in infos}, selection, Evidence(**evidence))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "known"),
+    [
+        ({}, "name and shape"),
+        ({"model": {"x": TORCH_LINEAR}}, "model"),
+        ({"classes": {"x": TORCH_LINEAR}, "model": {"x": "torch.nn.modules.sparse.Embedding"}}, "recorded class"),
+        ({"classes": {"x": "__main__.Own"}, "model": {"x": TORCH_LINEAR}}, "model"),
+        ({"classes": {"x": "__main__.Own", "": "__main__.Net"}}, "name and shape"),
+        ({"classes": {"x": "torch.nn.modules.container.ParameterDict"}}, "name and shape"),
+        ({"classes": {"x": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}}, "recorded class"),
+    ],
+)
+def test_what_a_layer_is_comes_from_the_surest_source(evidence: dict[str, Any], known: str) -> None:
+    assert kinds(find_with(info("x.weight", 64, 64), **evidence)) == {"x": ("linear", known)}
+
+
+def test_what_is_asked_for_goes_before_every_class() -> None:
+    found = find_with(
+        info("x.weight", 64, 128),
+        selection=Selection(kinds={"x.weight": "conv1d"}),
+        classes={"x": "torch.nn.modules.sparse.Embedding"},
+    )
+
+    assert kinds(found) == {"x": ("conv1d", "as asked")}
+    assert found.layers[0].forms[0][0].shape == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("torch.nn.modules.sparse.Embedding", "an embedding (nn.Embedding)"),
+        ("torch.nn.modules.rnn.LSTM", "not an LSTM or Linear weight by its name"),
+        (
+            "torch.nn.modules.activation.MultiheadAttention",
+            "a weight of nn.MultiheadAttention, which is not compressed",
+        ),
+        ("torch.nn.modules.conv.Conv2d", "a weight of nn.Conv2d, which is not compressed"),
+    ],
+)
+def test_the_class_of_what_stays_is_named(name: str, reason: str) -> None:
+    assert reasons(find_with(info("x.weight", 64, 64), classes={"x": name})) == {"x.weight": reason}
+
+
+@pytest.mark.parametrize("module", [nn.LSTM(64, 64), nn.GRU(64, 64), nn.RNN(64, 64), nn.LSTMCell(64, 64)])
+def test_recurrent_layers_go_by_their_class(module: nn.Module) -> None:
+    name = f"torch.nn.modules.rnn.{type(module).__name__}"
+    found = find_with(*infos_of_prefixed("x", module), classes={"x": name})
+
+    if isinstance(module, nn.LSTM | nn.LSTMCell):
+        assert kinds(found) == {"x": ("lstm" if isinstance(module, nn.LSTM) else "lstm_cell", "recorded class")}
+    else:
+        said = f"a weight of nn.{type(module).__name__}, which is not compressed"
+        assert found.layers == ()
+        assert said in reasons(found).values()
+
+
+def test_a_gru_of_the_shape_of_an_lstm_is_a_gru_when_its_class_says_so() -> None:
+    weights = infos_of_prefixed("x", nn.LSTM(64, 64))
+
+    assert find_with(*weights, classes={"x": "torch.nn.modules.rnn.GRU"}).layers == ()
+    assert kinds(find_with(*weights, model={"x": "__main__.Gated"})) == {"x": ("lstm", "name and shape")}
+
+
+def test_an_embedding_by_name_is_a_linear_by_class() -> None:
+    found = find_with(info("embed.weight", 64, 64), classes={"embed": TORCH_LINEAR})
+
+    assert kinds(found) == {"embed": ("linear", "recorded class")}
+
+
+def test_a_conv1d_by_class_needs_no_bias_and_may_be_square() -> None:
+    found = find_with(info("x.weight", 64, 64), classes={"x": CONV1D})
+
+    assert kinds(found) == {"x": ("conv1d", "recorded class")}
+
+
+def test_a_bias_that_contradicts_the_class_is_said() -> None:
+    found = find_with(*biased("x", 64, 128, 64), classes={"x": CONV1D})
+
+    assert reasons(found)["x.weight"] == "its bias of shape (64,) does not fit a Conv1D layer"
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"model_type": "gpt2"}, "conv1d"),
+        ({"model_type": "openai-gpt"}, "conv1d"),
+        ({"model_type": "gpt_neo"}, "linear"),
+        ({"model_type": ["gpt2"], "decoder": 3, "tie_word_embeddings": "yes"}, "linear"),
+        ({"model_type": "gpt_bigcode"}, "linear"),
+        ({"model_type": "encoder-decoder", "decoder": {"model_type": "gpt2"}}, "linear"),
+        ({"model_type": "encoder-decoder", "h": {"model_type": "gpt2"}}, "conv1d"),
+        ({}, "linear"),
+    ],
+)
+def test_a_square_weight_goes_by_the_configuration(config: dict[str, object], kind: str) -> None:
+    found = find_with(*biased("h.attn.q_attn", 64, 64, 64), *biased("h.other", 64, 64, 64), config=config)
+
+    known = "config" if kind == "conv1d" else "name and shape"
+    assert kinds(found) == {"h.attn.q_attn": (kind, known), "h.other": ("linear", "name and shape")}
+
+
+def test_a_bias_that_contradicts_the_configuration_wins() -> None:
+    found = find_with(*biased("h.c_fc", 256, 64, 256), config={"model_type": "gpt2"})
+
+    assert kinds(found) == {"h.c_fc": ("linear", "name and shape")}
+
+
+TIED = [
+    ((info("encoder.weight", 1000, 64), info("decoder.weight", 1000, 64, alias_of="encoder.weight")), {}),
+    (
+        (
+            info("encoder.weight", 1000, 64),
+            info("decoder.weight", 1000, 64, alias_of="encoder.weight"),
+            info("decoder.bias", 1000),
+        ),
+        {},
+    ),
+    (
+        (
+            info("decoder.bias", 1000),
+            info("decoder.weight", 1000, 64),
+            info("encoder.weight", 1000, 64, alias_of="decoder.weight"),
+        ),
+        {},
+    ),
+    ((info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64, alias_of="net.wte.weight")), {}),
+    ((info("lm_head.weight", 1000, 64), info("net.wte.weight", 1000, 64, alias_of="lm_head.weight")), {}),
+    ((info("lm_head.weight", 1000, 64),), {"ties": {"net.wte.weight": "lm_head.weight"}}),
+    ((info("decoder.weight", 1000, 64),), {"ties": {"encoder.weight": "decoder.weight"}}),
+    ((info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64)), {"config": {"tie_word_embeddings": True}}),
+    ((info("lm_head.weight", 1000, 64),), {"config": {"tie_word_embeddings": True}}),
+    (
+        (info("a.weight", 1000, 64), info("b.weight", 1000, 64, alias_of="a.weight")),
+        {"classes": {"a": TORCH_LINEAR, "b": "torch.nn.modules.sparse.Embedding"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("infos", "evidence"), TIED, ids=[str(number) for number in range(len(TIED))])
+def test_an_output_layer_that_is_the_embedding_is_left(infos: tuple[TensorInfo, ...], evidence: dict[str, Any]) -> None:
+    found = find_with(*infos, **evidence)
+
+    assert found.layers == ()
+    said = {name: reason for name, reason in reasons(found).items() if not name.endswith("bias")}
+    assert all("embedding" in reason for reason in said.values())
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {},
+        {"config": {"tie_word_embeddings": False}},
+        {"ties": {"format": "pt", "lm_head.weight": "net.wte.weight"}},
+    ],
+)
+def test_an_output_layer_of_its_own_is_compressed(evidence: dict[str, Any]) -> None:
+    found = find_with(info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64), **evidence)
+
+    assert list(kinds(found)) == ["lm_head"]
+
+
+def test_tied_linears_of_known_class_are_one_layer() -> None:
+    found = find_with(
+        info("encoder.weight", 1000, 64),
+        info("decoder.weight", 1000, 64, alias_of="encoder.weight"),
+        classes={"encoder": TORCH_LINEAR, "decoder": TORCH_LINEAR},
+    )
+
+    assert kinds(found) == {"encoder": ("linear", "recorded class")}
+    assert found.layers[0].forms[0][0].members[0].names == ("encoder.weight", "decoder.weight", "decoder")
+
+
+def test_a_tied_embedding_can_be_asked_for_as_linear() -> None:
+    found = find_with(
+        info("head.weight", 1000, 64),
+        info("embed.weight", 1000, 64, alias_of="head.weight"),
+        selection=Selection(kinds={"head*": "linear"}),
+    )
+
+    assert kinds(found) == {"head": ("linear", "as asked")}
 
 
 def test_a_bias_of_another_size_is_said() -> None:

@@ -48,6 +48,8 @@ def test_the_report_of_a_golden_file_is_true_of_it(version: str) -> None:
     assert torch.equal(after["tied.weight"], after["fc.weight"])
     assert report.totals.dense_parameters == sum(before[name].numel() for name in before if name != "tied.weight")
     assert {matrix.kind for matrix in report.compressed} == {"lstm", "lstm_cell", "linear"}
+    # Fields that came later have a value for files from before.
+    assert {(matrix.kind_from, matrix.transposed) for matrix in report.compressed} == {("name and shape", False)}
     for matrix in report.compressed:
         dense, rebuilt = (
             torch.cat([side[name].double() for name in matrix.members], dim=1) for side in (before, after)

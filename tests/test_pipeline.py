@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mpocompress.discovery import Selection
 from mpocompress.errors import (
     CheckpointError,
     FormatError,
@@ -26,6 +25,7 @@ from mpocompress.errors import (
 )
 from mpocompress.pipeline import DTYPES, compress, expand, inspect, plan
 from mpocompress.report import MatrixReport, Report
+from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice
 from mpocompress.truncation import Truncation
 from tests.draw import decaying, random_matrix
@@ -408,17 +408,108 @@ def test_a_bare_lstm_has_no_prefix(tmp_path: Path) -> None:
     module.load_state_dict(load(tmp_path / "dense.pt"))
 
 
-def test_a_transposed_weight_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_transposed_weight_comes_back_as_it_was(tmp_path: Path, container: str) -> None:
     before = {
         "h.c_fc.weight": decaying(64, 256, 0).float(),
         "h.c_fc.bias": torch.ones(256),
+        "h.c_proj.weight": decaying(80, 80, 1).float(),
+    }
+    small = tmp_path / f"s{container}"
+    source = save(tmp_path / f"m{container}", before)
+    selection = Selection(kinds={"*c_proj*": "conv1d"})
+
+    report = compress(source, small, truncation=Truncation(max_bond=32), selection=selection, jobs=1)
+    after = check_all(report, before, small, tmp_path)
+
+    assert {matrix.name: (matrix.kind, matrix.transposed, matrix.shape) for matrix in report.compressed} == {
+        "h.c_fc.weight": ("conv1d", True, (256, 64)),
+        "h.c_proj.weight": ("conv1d", True, (80, 80)),
+    }
+    for said, real in errors_of(report, before, after).values():
+        assert said == pytest.approx(real, rel=1e-3, abs=1e-6)
+        assert real < 0.2
+    cores = load(small)
+    straight = torch.einsum("aijb,bklc->ikjl", cores["h.c_fc.weight.core.0"], cores["h.c_fc.weight.core.1"])
+    assert straight.reshape(-1).shape == (256 * 64,)
+
+
+def test_a_transposed_weight_of_two_names_stays_tied(tmp_path: Path) -> None:
+    weight = decaying(64, 256, 0).float()
+    before = {"a.weight": weight, "a.bias": torch.ones(256), "b.weight": weight}
+
+    compress(save(tmp_path / "m.pt", before), tmp_path / "s.pt", truncation=Truncation(max_bond=4), jobs=1)
+    expand(tmp_path / "s.pt", tmp_path / "d.pt")
+
+    after = load(tmp_path / "d.pt")
+    assert after["a.weight"].shape == (64, 256)
+    assert after["a.weight"].is_contiguous()
+    assert after["a.weight"].data_ptr() == after["b.weight"].data_ptr()
+
+
+def test_a_transposed_weight_that_is_not_finite_keeps_its_shape_in_the_report(tmp_path: Path) -> None:
+    before = {
+        "a.weight": torch.full((64, 256), math.nan),
+        "a.bias": torch.ones(256),
         "fc.weight": decaying(64, 64, 1).float(),
     }
+    source = save(tmp_path / "m.pt", before)
 
-    report = compress(save(tmp_path / "m.pt", before), tmp_path / "s.pt", truncation=Truncation(max_bond=4), jobs=1)
+    report = compress(source, tmp_path / "s.pt", truncation=Truncation(max_bond=4), jobs=1)
 
-    assert [matrix.name for matrix in report.matrices] == ["fc.weight"]
-    assert "Conv1D" in {one.name: one.reason for one in report.skipped}["h.c_fc.weight"]
+    assert {one.name: one.shape for one in report.skipped}["a.weight"] == (64, 256)
+
+
+def test_a_bond_for_a_tied_name_is_one_for_the_weight_it_is_tied_to(tmp_path: Path) -> None:
+    weight = decaying(64, 96, 0).float()
+    source = save(tmp_path / "m.pt", {"first.weight": weight, "second.weight": weight, "other.weight": weight.clone()})
+    for glob in ("second", "second.weight", "sec*"):
+        asked = Truncation(max_bond=8, bond_by_layer={glob: 3})
+        report = compress(source, tmp_path / "s.pt", truncation=asked, jobs=1, overwrite=True)
+        bonds = {matrix.name: matrix.bonds for matrix in report.matrices}
+        assert bonds == {"first.weight": (3,), "other.weight": (8,)}
+
+
+def test_the_model_that_was_run_is_named_in_the_report(tmp_path: Path) -> None:
+    (tmp_path / "own_net.py").write_text("import torch\n\ndef build():\n    return torch.nn.GRU(64, 64)\n")
+    spec = f"{tmp_path}/own_net.py:build"
+    gru = dict(nn.GRU(64, 64).state_dict())
+    source = save(tmp_path / "m.pt", {**gru, "fc.weight": decaying(64, 64, 1).float()})
+
+    report = compress(source, tmp_path / "s.pt", truncation=Truncation(max_bond=4), model=spec, jobs=1)
+
+    assert f"{spec} was imported and run." in report.notes
+    assert inspect(tmp_path / "s.pt").notes == report.notes
+    assert {one.name: one.reason for one in report.skipped}["weight_hh_l0"] == (
+        "a weight of nn.GRU, which is not compressed"
+    )
+
+
+def test_the_dtype_counts_in_a_plan(tmp_path: Path) -> None:
+    source = save(
+        tmp_path / "m.pt", {"fc.weight": decaying(64, 96, 0).half(), "wide.weight": decaying(64, 96, 1).half()}
+    )
+    targets = [Truncation(max_bond=8), Truncation(max_bond=22)]
+
+    planned = plan(source, truncations=targets, dtype="float32", jobs=1)
+    for choice, target in zip(planned.choices, targets, strict=True):
+        report = compress(source, tmp_path / "s.pt", truncation=target, dtype="float32", jobs=1, overwrite=True)
+        assert [one.reason for one in choice.matrices] == [one.reason for one in report.matrices]
+        assert choice.parameters == report.totals.parameters
+
+    assert "in float32 its cores take no fewer bytes" in planned.choices[1].matrices[0].reason
+    assert planned.checkpoint.notes[-1].startswith("counted for cores in float32")
+    with pytest.raises(TargetError, match="dtype: got 'int8'"):
+        plan(source, dtype="int8")
+
+
+def test_a_file_of_pieces_says_what_to_do_with_them(tmp_path: Path) -> None:
+    source = save(tmp_path / "m.pt", nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)).state_dict())
+
+    with pytest.raises(
+        CheckpointError, match=r"2 x parametrized: call .*remove_parametrizations.* Make the weights plain"
+    ):
+        plan(source)
 
 
 def test_names_with_the_characters_of_patterns_are_only_names(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import torch
 
 import mpocompress
+from mpocompress.layers import KindFrom, LayerKind
+from mpocompress.render.words import KIND_NAMES, KIND_SOURCES
 
 
 def schema(name: str) -> Any:
@@ -60,7 +62,25 @@ def test_a_plan_follows_its_schema(model: Path) -> None:
     assert [bool(choice["problem"]) for choice in document["choices"]] == [False, True, False]
 
 
-@pytest.mark.parametrize("name", ["report-1.json", "plan-1.json"])
+def test_an_overview_follows_its_schema(model: Path) -> None:
+    document = json.loads(mpocompress.overview(model).to_json(indent=2))
+
+    jsonschema.validate(document, schema("overview-1.json"))
+    assert document["format"] == "mpocompress-overview"
+    assert {weight["kind"] for weight in document["weights"]} == {"lstm", "linear"}
+
+
+def test_every_kind_and_source_is_in_the_schemas(model: Path, tmp_path: Path) -> None:
+    kinds, sources = list(get_args(LayerKind)), list(get_args(KindFrom))
+    for name in ("report-1.json", "plan-1.json"):
+        matrix = schema(name)["$defs"]["matrix"]["properties"]
+        assert (matrix["kind"]["enum"], matrix["kind_from"]["enum"]) == (kinds, sources)
+    weight = schema("overview-1.json")["properties"]["weights"]["items"]["properties"]
+    assert (weight["kind"]["enum"], weight["kind_from"]["enum"]) == (kinds, sources)
+    assert (set(KIND_NAMES), set(KIND_SOURCES)) == (set(kinds), set(sources))
+
+
+@pytest.mark.parametrize("name", ["report-1.json", "plan-1.json", "overview-1.json"])
 def test_the_schemas_are_valid_and_say_no_to_an_empty_document(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(name))
     with pytest.raises(jsonschema.ValidationError, match="is a required property"):

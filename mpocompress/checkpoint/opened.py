@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.protocol import Place, TensorInfo
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -33,6 +34,7 @@ class OpenedCheckpoint:
         config: the configuration beside the weights.
         files: every file that is read; by default `path` alone.
         place: tells where a tensor lies in the file; by default none can be replaced there.
+        layout: the folder around it, of a checkpoint that is one or is in shards.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class OpenedCheckpoint:
         config: Mapping[str, object] = MappingProxyType({}),
         files: tuple[Path, ...] = (),
         place: Callable[[str], Place | None] = lambda _: None,
+        layout: Layout | None = None,
     ) -> None:
         self.path = path
         self.container = container
@@ -64,6 +67,7 @@ class OpenedCheckpoint:
         self.classes = classes
         self.config = config
         self.files = files or (path,)
+        self.layout = layout
         self.size_bytes = sum(file.stat().st_size for file in self.files)
         self._read: Callable[[str], torch.Tensor] | None = read
         self._close = close

@@ -9,6 +9,8 @@ MARK = "mpocompress"
 STATE_DICT = "state_dict"
 EXTRAS = "extras"
 ALIASES = "mpocompress.aliases"
+SHARD = "mpocompress.shard"  # in the header of a shard: the index without which it means nothing
+FILES = "mpocompress.files"  # in a folder that was written here: the names of all its files
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
 
@@ -46,7 +48,7 @@ def own_key(where: str, key: str | None) -> str:
         >>> own_key("small.pt", None)
         'state_dict'
     """
-    if key not in (None, STATE_DICT):
+    if key not in (None, "", STATE_DICT):  # "" is the top, where a shard has its tensors
         raise CheckpointError(
             where=where,
             found=f"key {shown(key)!r} was asked for in a compressed file",

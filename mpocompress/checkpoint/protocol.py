@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 import torch
 
+from mpocompress.checkpoint.layout import Layout
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
@@ -80,14 +81,14 @@ class Place:
 
 
 class Checkpoint(Protocol):
-    """One open file: what it holds is known, its tensors are read when asked for.
+    """One open file, or folder of files: what it holds is known, its tensors are read when asked for.
 
     Use it as a context manager: leaving it closes the file, and tensors handed out before stay valid.
     """
 
     @property
     def path(self) -> Path:
-        """The file, as it was named."""
+        """The file or folder, as it was named."""
 
     @property
     def container(self) -> str:
@@ -131,6 +132,10 @@ class Checkpoint(Protocol):
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that is read; none of them may be the output."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """The folder around the weights, where a folder or an index of shards was opened; None for one file."""
 
     @property
     def document(self) -> str | None:

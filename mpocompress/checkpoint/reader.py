@@ -7,13 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mpocompress.checkpoint.bare_pickle import open_pickle
+from mpocompress.checkpoint.folder import open_folder, open_index
 from mpocompress.checkpoint.legacy_stream import open_legacy
+from mpocompress.checkpoint.own_format import SHARD
 from mpocompress.checkpoint.protocol import Checkpoint
 from mpocompress.checkpoint.running import CONTAINERS, open_by_running
 from mpocompress.checkpoint.safetensors_file import open_safetensors
+from mpocompress.checkpoint.shards import OpenFile
 from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.checkpoint.torch_export import open_torch_export
 from mpocompress.checkpoint.torch_zip import open_torch_zip, open_torchscript
+from mpocompress.errors import CheckpointError
 
 _OPENERS: dict[Form, Callable[[Path, str | None], Checkpoint]] = {
     Form.TORCH_ZIP: open_torch_zip,
@@ -23,13 +27,17 @@ _OPENERS: dict[Form, Callable[[Path, str | None], Checkpoint]] = {
     Form.PICKLE: open_pickle,
     Form.SAFETENSORS: open_safetensors,
 }
+_FOLDER_OPENERS: dict[Form, Callable[[Path, str | None, OpenFile], Checkpoint]] = {
+    Form.FOLDER: open_folder,
+    Form.JSON: open_index,
+}
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, allow_pickle: bool = False) -> Checkpoint:
     """Open a checkpoint by its content, whatever its name; no tensor data is read and nothing in it is run.
 
     Args:
-        path: the file.
+        path: the file; or a folder, or an index of shards.
         key: which dict of a training checkpoint is the state dict, dotted when deeper; None to find it.
         allow_pickle: load a pickle the ordinary way, which RUNS the code it names. Only for files that you trust and
             that cannot be read otherwise; nothing changes for forms that hold no code.
@@ -54,6 +62,22 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, all
     form = sniff(path)
     if allow_pickle and form in CONTAINERS:
         return open_by_running(path, key, form)
+    if form in _FOLDER_OPENERS:
+        return _FOLDER_OPENERS[form](path, key, _open_file)
+    opened = _open_file(path, key)
+    if SHARD in opened.metadata:
+        opened.__exit__(None, None, None)
+        raise CheckpointError(
+            where=str(path),
+            found="one shard of a compressed folder",
+            why="what its cores mean stands in the index of the folder",
+            action="Name the folder.",
+        )
+    return opened
+
+
+def _open_file(path: Path, key: str | None) -> Checkpoint:
+    form = sniff(path)
     if form not in _OPENERS:
         raise refusal(path, form)
     return _OPENERS[form](path, key)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mpocompress.checkpoint.opened import OpenedCheckpoint
-from mpocompress.checkpoint.own_format import ALIASES, MARK, check_document, inconsistent, own_key
+from mpocompress.checkpoint.own_format import ALIASES, FILES, MARK, check_document, inconsistent, own_key
 from mpocompress.checkpoint.protocol import SAFETENSORS, Checkpoint, Place, TensorInfo
 from mpocompress.checkpoint.safetensors_types import DTYPES
 from mpocompress.errors import CheckpointError
@@ -47,7 +47,7 @@ def open_safetensors(path: Path, key: str | None) -> Checkpoint:
         document = header.get(MARK)
         if document is not None:
             check_document(document, where)
-            infos |= _aliases(header.get(ALIASES), infos, where)
+            infos |= aliased(header.get(ALIASES), infos, where)
             key = own_key(where, key)
         elif key:
             raise CheckpointError(
@@ -75,7 +75,7 @@ def open_safetensors(path: Path, key: str | None) -> Checkpoint:
         key=key or "",
         tensors=infos,
         extras={},
-        metadata={name: text for name, text in sorted(header.items()) if name not in (MARK, ALIASES)},
+        metadata={name: text for name, text in sorted(header.items()) if name not in (MARK, ALIASES, FILES)},
         notes=(),
         document=document,
         read=read,
@@ -111,7 +111,24 @@ def _info(name: str, tensor_slice: Any, where: str) -> TensorInfo:
     return TensorInfo(name=name, shape=shape, dtype=dtype, size_bytes=math.prod(shape) * dtype.itemsize, alias_of=None)
 
 
-def _aliases(text: str | None, infos: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
+def aliased(text: str | None, infos: Mapping[str, TensorInfo], where: str) -> dict[str, TensorInfo]:
+    """Read which further names the tensors of a compressed checkpoint have.
+
+    Args:
+        text: the JSON text of the entry, if there is one.
+        infos: the tensors that are stored.
+        where: the file, for messages.
+
+    Returns:
+        The further names.
+
+    Raises:
+        FormatError: the entry is malformed, or does not fit the tensors.
+
+    Example:
+        >>> aliased(None, {}, "small.safetensors")
+        {}
+    """
     try:
         aliases = json.loads(text or "{}")
     except (ValueError, RecursionError):

@@ -75,11 +75,11 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
     Form.HDF5: ("an HDF5 file (Keras or similar)", _NOT_READ, _CONVERT),
     Form.PACKED: ("a packed file (tar, gzip, bzip2, xz or zstd)", _NOT_READ, "Unpack it and name the file inside."),
     Form.JSON: (
-        "JSON text, such as an index of shards or a configuration",
+        "JSON text that is no index of shards",
         _NO_MODEL,
         "Name the file with the weights.",
     ),
-    Form.FOLDER: ("a folder", _NOT_READ, "Name the file with the weights in it."),
+    Form.FOLDER: ("a folder in the place of a file", _NO_MODEL, "Name the file with the weights."),
     Form.SPECIAL: (
         "a device, pipe or socket",
         "a checkpoint is mapped into memory, which takes a plain file",

@@ -16,29 +16,13 @@ from mpocompress.checkpoint.extras import holds_anything, restore
 from mpocompress.checkpoint.fresh import Fresh
 from mpocompress.checkpoint.nesting import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
-from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP
+from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.safetensors_stream import write_safetensors
 from mpocompress.errors import OutputError, OutputExistsError
 from mpocompress.text import shown, shown_size
 
 _OVERHEAD_BYTES = 2**20
 _OVERHEAD_BYTES_PER_TENSOR = 512
-
-
-def container_for(path: str | os.PathLike[str]) -> str:
-    """Tell which container an output gets from its name.
-
-    Args:
-        path: the output.
-
-    Returns:
-        `safetensors` for that extension, `torch-zip` for every other.
-
-    Example:
-        >>> container_for("small.safetensors"), container_for("small.pt")
-        ('safetensors', 'torch-zip')
-    """
-    return SAFETENSORS if Path(path).suffix.lower() == ".safetensors" else TORCH_ZIP
 
 
 def left_out(

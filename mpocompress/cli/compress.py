@@ -14,15 +14,16 @@ from mpocompress.cli.options import (
     force_option,
     json_option,
     last_wins,
+    layer_options,
     selection,
-    selection_options,
+    shape_options,
 )
 from mpocompress.cli.terminal import progress_bar, stdout
 from mpocompress.render import show_plan, show_report
 from mpocompress.report import FLOAT_DTYPES
 
 if TYPE_CHECKING:
-    from mpocompress.discovery import ForcedKind, LSTMChoice
+    from mpocompress.selection import ForcedKind, LSTMChoice
     from mpocompress.sites import SitesChoice
     from mpocompress.truncation import Truncation
 
@@ -37,7 +38,7 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 
 @click.command()
 @click.argument("model", type=EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=str), help="File to write; .safetensors or a torch file.")
+@click.option("-o", "--output", type=click.Path(path_type=str), help="Output: *.safetensors, a torch file, a folder.")
 @click.option("--bond", type=BondType(), multiple=True, help="Target: cap of every bond; GLOB=N for single layers.")
 @click.option("--energy", type=FractionType(), help="Target: fraction of the squared singular values to keep.")
 @click.option(
@@ -48,7 +49,8 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 )
 @click.option("--keep", type=FractionType(), help="Target: fraction of the eligible parameters, over all layers.")
 @click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="Target: parameters of the whole model.")
-@selection_options
+@shape_options
+@layer_options
 @click.option(
     "--dtype",
     type=click.Choice(FLOAT_DTYPES),
@@ -73,6 +75,7 @@ def compress(
     exclude: tuple[str, ...],
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
+    own_model: str | None,
     key: str | None,
     allow_pickle: bool,
     jobs: int | None,
@@ -96,6 +99,8 @@ def compress(
                 truncations=[truncation],
                 sites=sites,
                 selection=chosen,
+                model=own_model,
+                dtype=dtype,
                 key=key,
                 allow_pickle=allow_pickle,
                 jobs=jobs,
@@ -113,6 +118,7 @@ def compress(
             truncation=truncation,
             sites=sites,
             selection=chosen,
+            model=own_model,
             dtype=dtype,
             key=key,
             allow_pickle=allow_pickle,

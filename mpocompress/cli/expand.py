@@ -11,7 +11,7 @@ from mpocompress.render import counted
 
 @click.command()
 @click.argument("file", type=EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File to write.")
+@click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File or folder to write.")
 @click.option(
     "--like", type=EXISTING, metavar="ORIGINAL", help="The original: give it back in its own form, with new weights."
 )

@@ -13,10 +13,11 @@ from mpocompress.cli.compress import compress
 from mpocompress.cli.expand import expand
 from mpocompress.cli.inspect import inspect
 from mpocompress.cli.plan import plan
-from mpocompress.errors import MPOCompressError, OutputExistsError, SelectionError
+from mpocompress.errors import ModelError, MPOCompressError, OutputExistsError, SelectionError
 
 HINTS: dict[type[MPOCompressError], str] = {
     OutputExistsError: "--force replaces it.",
+    ModelError: "The model is given with --model.",
     SelectionError: "Patterns are given with --include, --exclude, --as and --bond GLOB=N.",
 }
 
@@ -47,13 +48,14 @@ class DefaultGroup(click.Group):
 def cli() -> None:
     """Compress a trained PyTorch checkpoint.
 
-    LSTM and Linear weights become matrix product operators (MPO). No model code is needed and none is run.
+    LSTM and Linear weights become matrix product operators (MPO). No model code is needed, and none is run unless
+    --model names it.
     `mpocompress MODEL ...` is short for `mpocompress compress MODEL ...`.
 
     \b
     mpocompress plan model.pt                       what is possible
     mpocompress model.pt --bond 16 -o small.pt      compress, show what was lost
-    mpocompress inspect small.pt                    show it again
+    mpocompress inspect small.pt                    show it again; or what is in any file
     mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
 
     Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not

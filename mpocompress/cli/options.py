@@ -12,7 +12,7 @@ from mpocompress.layers import MIN_SIDE
 from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
 
 if TYPE_CHECKING:
-    from mpocompress.discovery import ForcedKind, LSTMChoice, Selection
+    from mpocompress.selection import ForcedKind, LSTMChoice, Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Value = TypeVar("Value")
@@ -63,7 +63,7 @@ class KindType(click.ParamType[tuple[str, str]]):
     """`KIND=GLOB`."""
 
     name = "KIND=GLOB"
-    kinds = ("lstm", "linear", "embedding")
+    kinds = ("lstm", "linear", "conv1d", "embedding")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Split the value."""
@@ -94,8 +94,8 @@ class FractionType(click.ParamType[float]):
         return number
 
 
-def selection_options(command: Command) -> Command:
-    """Options that say which layers, and in what form."""
+def shape_options(command: Command) -> Command:
+    """Options that say in what form, and with how many hands."""
     for option in reversed(
         (
             click.option(
@@ -108,10 +108,27 @@ def selection_options(command: Command) -> Command:
                 show_default=True,
                 help="LSTM weights as one matrix [W_ih W_hh], or apart.",
             ),
+            click.option(
+                "--jobs", type=click.IntRange(min=1), help="Matrices at a time.  [default: the number of cores]"
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def layer_options(command: Command) -> Command:
+    """Options that say which layers, and what they are."""
+    for option in reversed(
+        (
             click.option("--include", metavar="GLOB", multiple=True, help="Only these layers or tensors."),
             click.option("--exclude", metavar="GLOB", multiple=True, help="Leave these layers or tensors dense."),
             click.option(
-                "--as", "kinds", type=KindType(), multiple=True, help="Treat tensors as lstm, linear or embedding."
+                "--as",
+                "kinds",
+                type=KindType(),
+                multiple=True,
+                help="Treat tensors as lstm, linear, conv1d or embedding.",
             ),
             click.option(
                 "--min-side",
@@ -120,15 +137,19 @@ def selection_options(command: Command) -> Command:
                 show_default=True,
                 help="Leave matrices with a smaller side dense.",
             ),
-            click.option("--key", metavar="NAME", help="Where the state dict sits in a nested checkpoint."),
             click.option(
                 "--allow-pickle",
                 is_flag=True,
                 help="Load a pickle by RUNNING the code in it: only if you trust it.",
             ),
             click.option(
-                "--jobs", type=click.IntRange(min=1), help="Matrices at a time.  [default: the number of cores]"
+                "--model",
+                "own_model",
+                metavar="PLACE:NAME",
+                help="Tell layers by the classes of your own model; file.py:name or package.module:name is imported "
+                "and run.",
             ),
+            click.option("--key", metavar="NAME", help="Where the state dict sits in a nested checkpoint."),
         )
     ):
         command = option(command)
@@ -140,7 +161,7 @@ def selection(
     exclude: tuple[str, ...],
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
-    lstm: LSTMChoice,
+    lstm: LSTMChoice = "auto",
 ) -> Selection:
     """The selection that the options ask for."""
     return mpocompress.Selection(
@@ -168,4 +189,4 @@ def json_option(command: Command) -> Command:
 
 def force_option(command: Command) -> Command:
     """The option that allows replacing a file."""
-    return click.option("--force", is_flag=True, help="Replace an existing output file.")(command)
+    return click.option("--force", is_flag=True, help="Replace an existing output.")(command)

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 import click
 
 import mpocompress
-from mpocompress.cli.options import EXISTING, json_option, selection, selection_options
+from mpocompress.cli.options import EXISTING, json_option, layer_options, selection, shape_options
 from mpocompress.cli.terminal import progress_bar, stdout
-from mpocompress.render import show_plan
+from mpocompress.render import show_estimates, show_plan
 
 if TYPE_CHECKING:
-    from mpocompress.discovery import ForcedKind, LSTMChoice
+    from mpocompress.selection import ForcedKind, LSTMChoice
     from mpocompress.sites import SitesChoice
 
 
 @click.command()
 @click.argument("model", type=EXISTING)
-@selection_options
+@shape_options
+@layer_options
+@click.option("--dry-run", is_flag=True, help="Count parameters by names and shapes alone; read no weight.")
 @json_option
 def plan(
     model: str,
@@ -28,17 +30,30 @@ def plan(
     exclude: tuple[str, ...],
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
+    own_model: str | None,
     key: str | None,
     allow_pickle: bool,
     jobs: int | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Show what a range of targets would make of MODEL; write nothing."""
+    chosen = selection(include, exclude, kinds, min_side, lstm)
+    if dry_run:
+        counted = mpocompress.overview(
+            model, sites=sites, selection=chosen, model=own_model, key=key, allow_pickle=allow_pickle
+        )
+        if as_json:
+            click.echo(counted.to_json(indent=2))
+        else:
+            show_estimates(counted, stdout())
+        return
     with progress_bar() as progress:
         planned = mpocompress.plan(
             model,
             sites=sites,
-            selection=selection(include, exclude, kinds, min_side, lstm),
+            selection=chosen,
+            model=own_model,
             key=key,
             allow_pickle=allow_pickle,
             jobs=jobs,

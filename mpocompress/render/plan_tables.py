@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget, PlanReport
-from mpocompress.render.words import TARGET_NAMES, counted, fitted, fraction, shape, skipped, times
+from mpocompress.render.words import TARGET_NAMES, counted, fitted, fraction, kinds, shape, skipped, times
 from mpocompress.report import Target
 from mpocompress.text import printable
 
@@ -29,6 +29,8 @@ def show_plan(plan: PlanReport, console: Console) -> None:
         "can be compressed.",
         highlight=False,
     )
+    said = kinds(matrix.kind_from for matrix in plan.checkpoint.matrices)
+    console.print(Text(f"Kinds: {said}."), highlight=False)
     console.print(Text(f"Skipped: {skipped(plan.checkpoint)}."), highlight=False)
     console.print()
     console.print(_whole(plan))

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mpocompress.render.words import achieved, asked, fitted, shape, sites_label, skipped, times
+from mpocompress.render.words import achieved, asked, fitted, kinds, shape, sites_label, skipped, times
 from mpocompress.report import MatrixReport, Report
 from mpocompress.text import printable, shown_size
 
@@ -123,6 +123,8 @@ def _totals(report: Report) -> Table:
         )
     if report.compressed:
         grid.add_row("error", f"{report.relative_error:.4f} over all eligible weights (relative, Frobenius norm)")
+    if report.matrices:
+        grid.add_row("kinds", kinds(matrix.kind_from for matrix in report.matrices))
     grid.add_row("skipped", escape(skipped(report)))
     return grid
 

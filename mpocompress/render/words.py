@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from mpocompress.report import Report, Target
+from mpocompress.report import Report, Skipped, Target
 from mpocompress.sites import Sites
 from mpocompress.text import printable
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
+
+KIND_NAMES = {
+    "lstm": ("LSTM", "LSTMs"),
+    "lstm_cell": ("LSTM cell", "LSTM cells"),
+    "linear": ("Linear", "Linears"),
+    "conv1d": ("Conv1D", "Conv1Ds"),
+}
+"""Layers as a reader calls them: one, and several."""
+
+KIND_SOURCES = {
+    "as asked": "as asked",
+    "recorded class": "by class in the file",
+    "model": "by class in the given model",
+    "config": "by config.json",
+    "name and shape": "by name and shape",
+}
+"""How sure it is what a matrix belongs to, the surest first."""
 
 TARGET_NAMES = {
     "bond": "bond",
@@ -187,6 +204,23 @@ def achieved(target: Target) -> str:
     return f"{target.achieved:,}" if target.kind == "max_params" else f"{target.achieved:.5g}"
 
 
+def kinds(sources: Iterable[str]) -> str:
+    """From where it is known what the matrices are.
+
+    Args:
+        sources: the `kind_from` of each.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> kinds(["name and shape", "recorded class", "name and shape"])
+        '1 by class in the file, 2 by name and shape'
+    """
+    counts = Counter(sources)
+    return ", ".join(f"{counts[source]:,} {said}" for source, said in KIND_SOURCES.items() if counts[source])
+
+
 def skipped(report: Report) -> str:
     """What was passed through, by reason.
 
@@ -197,12 +231,23 @@ def skipped(report: Report) -> str:
         Text.
     """
     totals = report.totals
-    passed = totals.dense_parameters - totals.eligible_parameters
-    share = passed / totals.dense_parameters if totals.dense_parameters else 0.0
-    reasons = Counter(one.reason for one in report.skipped)
+    return left_alone(report.skipped, totals.dense_parameters - totals.eligible_parameters, totals.dense_parameters)
+
+
+def left_alone(tensors: Sequence[Skipped], passed: int, parameters: int) -> str:
+    """What is not compressed, by reason.
+
+    Args:
+        tensors: the tensors.
+        passed: their parameters.
+        parameters: those of the whole model.
+
+    Returns:
+        Text.
+    """
+    share = passed / parameters if parameters else 0.0
+    reasons = Counter(one.reason for one in tensors)
     if not reasons:
         return "nothing"
     said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return printable(
-        f"{passed:,} parameters ({share:.1%}) in {counted(len(report.skipped), 'tensor', 'tensors')}: {said}"
-    )
+    return printable(f"{passed:,} parameters ({share:.1%}) in {counted(len(tensors), 'tensor', 'tensors')}: {said}")

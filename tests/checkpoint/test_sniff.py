@@ -58,11 +58,11 @@ REFUSED: list[tuple[Callable[[Path], None], Form, str, str]] = [
     (_bytes(b"\x89HDF\r\n\x1a\n\0"), Form.HDF5, "an HDF5 file", "Convert it"),
     (_bytes(gzip.compress(b"x" * 100)), Form.PACKED, "a packed file", "Unpack it"),
     (_tar, Form.PACKED, "a packed file", "Unpack it"),
-    (_bytes(b'{"weight_map": {}}'), Form.JSON, "JSON text", "Name the file with the weights"),
+    (_bytes(b'{"n_layer": 2}'), Form.JSON, "JSON text that is no index", "Name the file with the weights"),
     (_bytes(b"1234567{"), Form.UNKNOWN, "a file of unknown form", "state_dict()"),  # text, not a header length
     (_bytes(b"\0\x01\x02"), Form.UNKNOWN, "a file of unknown form", "state_dict()"),
     (_bytes(b""), Form.EMPTY, "an empty file", "Fetch the file again"),
-    (Path.mkdir, Form.FOLDER, "a folder", "Name the file with the weights in it"),
+    (Path.mkdir, Form.FOLDER, "an empty folder", "Check the path"),
     (os.mkfifo, Form.SPECIAL, "a device, pipe or socket", "Save it to a file first"),
     (lambda path: None, Form.MISSING, "no such file", "Check the path"),
 ]

@@ -1,0 +1,167 @@
+"""Opening a folder of a model: its weights, in one file or in shards, and the configuration beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mpocompress.checkpoint.beside import look_beside, names_in
+from mpocompress.checkpoint.folder_refusal import nothing_to_read
+from mpocompress.checkpoint.index import ShardIndex, read_index
+from mpocompress.checkpoint.json_file import read_json
+from mpocompress.checkpoint.layout import CONFIG, INDEX_SUFFIX, Layout, stem_of
+from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.protocol import Checkpoint
+from mpocompress.checkpoint.shards import OpenFile, open_shards
+from mpocompress.checkpoint.sniff import Form, sniff
+from mpocompress.errors import CheckpointError
+from mpocompress.text import shown
+
+MAX_CONFIG_BYTES = 16 * 2**20
+# A shard belongs to an index and is no checkpoint by itself.
+_SHARD = re.compile(r"-\d+-of-\d+(\.mpo)?\.(safetensors|bin)$")
+_SAFETENSORS = re.compile(r"\.safetensors(\.index\.json)?$")
+_TORCH = re.compile(r"model\.bin(\.index\.json)?$")
+_COMPRESSED = re.compile(r"\.mpo\.safetensors(\.index\.json)?$")
+# The usual names, in the order in which transformers looks for them.
+_USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_MOST_SHOWN = 5
+
+
+def open_folder(path: Path, key: str | None, open_file: OpenFile) -> Checkpoint:
+    """Open the one checkpoint in a folder.
+
+    Usual names are taken before others, then safetensors before torch files.
+
+    Args:
+        path: a folder.
+        key: where the state dict is in a torch file; None to find it.
+        open_file: opens one file.
+
+    Returns:
+        The open checkpoint; `notes` name what was passed over.
+
+    Raises:
+        CheckpointError: there is none, there are several, or it cannot be read.
+        FormatError: it is marked as ours but not laid out like it.
+    """
+    path = path if path.name else path.resolve()  # the report calls the model by the name of its folder
+    name, passed_over = _choose(path)
+    notes = (f"{shown(name)} was read, and not {_listed(passed_over)} beside it",) if passed_over else ()
+    if name.endswith(INDEX_SUFFIX):
+        return _open_shards(read_index(path / name), path, key, open_file, notes)
+    return _open_single(path / name, path, key, open_file, notes)
+
+
+def open_index(path: Path, key: str | None, open_file: OpenFile) -> Checkpoint:
+    """Open a checkpoint in shards by its index.
+
+    Args:
+        path: a JSON file.
+        key: where the state dict is in each shard; None for the top.
+        open_file: opens one file.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        CheckpointError: it is no index, or the checkpoint cannot be read.
+        FormatError: it is marked as ours but not laid out like it.
+    """
+    return _open_shards(read_index(path), path, key, open_file, ())
+
+
+def _choose(folder: Path) -> tuple[str, tuple[str, ...]]:
+    """The file or index to open, and the ones that are passed over."""
+    names = [name for name in names_in(folder) if not (folder / name).is_dir()]
+    whole = [name for name in names if not _SHARD.search(name)]
+    in_safetensors = [name for name in whole if _SAFETENSORS.search(name)]
+    found = in_safetensors + [name for name in whole if _TORCH.search(name)]
+    if not found:
+        raise nothing_to_read(folder, [name for name in names if _SHARD.search(name)])
+    compressed = [name for name in found if _COMPRESSED.search(name)]
+    if len(compressed) not in (0, len(found)):
+        raise _several(folder, found)
+    usual = [name for name in _USUAL if name in found]
+    chosen = usual or _without_shards(folder, in_safetensors or found)
+    if len(chosen) > 1 and not usual:
+        raise _several(folder, found)
+    others = [name for name in found if name != chosen[0]]
+    shards = _named_by(folder / chosen[0]) if others else ()
+    return chosen[0], tuple(name for name in others if name not in shards)
+
+
+def _without_shards(folder: Path, names: list[str]) -> list[str]:
+    """Leave out files that an index among them names."""
+    shards = {shard for name in names for shard in _named_by(folder / name)} if len(names) > 1 else set()
+    return [name for name in names if name not in shards] or names
+
+
+def _named_by(path: Path) -> set[str]:
+    return set(read_index(path).shards) if path.name.endswith(INDEX_SUFFIX) else set()
+
+
+def _open_shards(
+    index: ShardIndex, path: Path, key: str | None, open_file: OpenFile, notes: tuple[str, ...]
+) -> Checkpoint:
+    layout = _layout(index.path, (index.path.name, *index.shards))
+    return open_shards(
+        index, key, open_file, path=path, layout=layout, config=_config(layout), files=_config_file(layout), notes=notes
+    )
+
+
+def _open_single(file: Path, path: Path, key: str | None, open_file: OpenFile, notes: tuple[str, ...]) -> Checkpoint:
+    layout = _layout(file, (file.name,))
+    config = _config(layout)
+    inner = open_file(file, key)
+    return OpenedCheckpoint(
+        path=path,
+        container=inner.container,
+        key=inner.key,
+        tensors=inner.tensors,
+        extras=inner.extras,
+        metadata=inner.metadata,
+        notes=(*notes, *inner.notes),
+        document=inner.document,
+        read=inner.tensor,
+        close=lambda: inner.__exit__(None, None, None),
+        classes=inner.classes,
+        config=config,
+        files=(*inner.files, *_config_file(layout)),
+        layout=layout,
+    )
+
+
+def _layout(file: Path, weights: tuple[str, ...]) -> Layout:
+    beside, left = look_beside(file.parent, weights)
+    return Layout(folder=file.parent, stem=stem_of(file.name), shards={}, beside=beside, left=left)
+
+
+def _config_file(layout: Layout) -> tuple[Path, ...]:
+    path = layout.folder / CONFIG
+    return (path,) if sniff(path) is not Form.MISSING else ()
+
+
+def _config(layout: Layout) -> Mapping[str, object]:
+    action = "Fetch the folder again, or move the file out of it."
+    files = _config_file(layout)
+    return read_json(files[0], largest=MAX_CONFIG_BYTES, what="configuration", action=action) if files else {}
+
+
+def _several(folder: Path, names: list[str]) -> CheckpointError:
+    return CheckpointError(
+        where=str(folder),
+        found=f"several checkpoints: {_listed(names)}",
+        why="it cannot be told which one is meant",
+        action="Name one of them in place of the folder.",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(shown, names[:_MOST_SHOWN])) + (", ..." if len(names) > _MOST_SHOWN else "")

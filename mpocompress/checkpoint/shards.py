@@ -1,0 +1,131 @@
+"""Reading a checkpoint in shards: every header once, and few shards open at any time."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from mpocompress.checkpoint.extras import holds_anything
+from mpocompress.checkpoint.index import ShardIndex, check_contents
+from mpocompress.checkpoint.layout import Layout
+from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.own_format import SHARD, inconsistent, own_key
+from mpocompress.checkpoint.protocol import Checkpoint, TensorInfo
+from mpocompress.checkpoint.safetensors_file import aliased
+from mpocompress.text import shown
+
+MOST_OPEN = 4  # weights are read in file order, several at a time
+OpenFile = Callable[[Path, str | None], Checkpoint]
+
+
+def open_shards(
+    index: ShardIndex,
+    key: str | None,
+    open_file: OpenFile,
+    *,
+    path: Path,
+    layout: Layout,
+    config: Mapping[str, object],
+    files: tuple[Path, ...],
+    notes: tuple[str, ...],
+) -> OpenedCheckpoint:
+    """Open a checkpoint in shards.
+
+    Args:
+        index: its index, every shard of which is there.
+        key: where the state dict is in each shard; None for the top.
+        open_file: opens one file.
+        path: what the user named, the folder or the index.
+        layout: the folder, without the shards of each tensor.
+        config: the configuration beside the index.
+        files: further files that were read.
+        notes: what the user should know already.
+
+    Returns:
+        The open checkpoint; tensors come shard by shard.
+
+    Raises:
+        CheckpointError: a shard cannot be read, or does not belong to the index.
+        FormatError: the index or a shard is marked as ours but not laid out like it.
+    """
+    where = str(index.path)
+    shard_key = key or ""
+    if index.document is not None:
+        key, shard_key = own_key(where, key), ""
+    infos: dict[str, TensorInfo] = {}
+    contents: dict[str, tuple[str, ...]] = {}
+    metadata: dict[str, str] = {}
+    said = list(notes)
+    classes: dict[str, str] = {}
+    container = ""
+    for shard in index.shards:
+        with open_file(index.path.with_name(shard), shard_key) as opened:
+            _check_shard(index, shard, opened)
+            contents[shard] = tuple(opened.tensors)
+            infos |= opened.tensors
+            metadata = {name: text for name, text in opened.metadata.items() if name != SHARD} | metadata
+            said += [f"{shown(shard)}: {note}" for note in opened.notes]
+            if holds_anything(opened.extras):
+                said.append(f"{shown(shard)}: what it holds beside its tensors is not carried over")
+            classes |= opened.classes
+            container = container or opened.container
+    said += check_contents(index, contents)
+    shard_of = {name: shard for shard, names in contents.items() for name in names}
+    if index.document is not None:
+        infos |= aliased(index.aliases, infos, where)
+    shards = _Shards(index, shard_key, open_file)
+    return OpenedCheckpoint(
+        path=path,
+        container=container,
+        key=key or "",
+        tensors=infos,
+        extras={},
+        metadata=metadata,
+        notes=tuple(said),
+        document=index.document,
+        read=lambda name: shards.read(shard_of[name], name),
+        close=shards.close,
+        classes=classes,
+        config=config,
+        files=(index.path, *(index.path.with_name(shard) for shard in index.shards), *files),
+        layout=dataclasses.replace(layout, shards=shard_of),
+    )
+
+
+class _Shards:
+    """The shards that are open now: those used last, at most `MOST_OPEN`, for any number of threads."""
+
+    def __init__(self, index: ShardIndex, key: str, open_file: OpenFile) -> None:
+        self._index, self._key, self._open_file = index, key, open_file
+        self._open: OrderedDict[str, Checkpoint] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: str, name: str) -> torch.Tensor:
+        with self._lock:  # held while reading, so that no other thread closes the shard
+            if shard not in self._open:
+                while len(self._open) >= MOST_OPEN:
+                    _close(self._open.popitem(last=False)[1])
+                self._open[shard] = self._open_file(self._index.path.with_name(shard), self._key)
+            self._open.move_to_end(shard)
+            return self._open[shard].tensor(name)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._open:
+                _close(self._open.popitem()[1])
+
+
+def _close(checkpoint: Checkpoint) -> None:
+    checkpoint.__exit__(None, None, None)
+
+
+def _check_shard(index: ShardIndex, shard: str, opened: Checkpoint) -> None:
+    if opened.document is not None:
+        raise inconsistent(str(index.path), f"shard {shown(shard)} is a whole compressed file")
+    if SHARD in opened.metadata and index.document is None:
+        raise inconsistent(str(index.path), f"{shown(shard)} belongs to the index of a compressed folder, not this")
