@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mpocompress import Truncation, compress, expand, inspect
 from mpocompress.checkpoint import open_checkpoint
-from mpocompress.errors import CheckpointError
+from mpocompress.errors import CheckpointError, OutputError
 from tests.forms.every import FORMS
 from tests.forms.model import CLASSES, state
 from tests.forms.registry import Form
@@ -74,7 +74,24 @@ def test_it_is_compressed_to_the_same_bits_and_comes_back_under_its_names(
         assert name in compressed or torch.equal(dense[name], tensor), name
 
 
-@each(form for form in FORMS if form.container and form.container != "pickle")
+IN_PLACE = [
+    form for form in FORMS if form.container and form.container != "pickle" and form.group != "Folders and shards"
+]
+"""Forms that are one file, whose tensors lie in it as they are."""
+
+
+@each(form for form in FORMS if form.container and form not in IN_PLACE)
+def test_a_form_that_cannot_be_given_back_says_so(form: Form, tmp_path: Path) -> None:
+    source, small = made(form, tmp_path), tmp_path / "small.pt"
+    compress(source, small, truncation=FOUR, key=form.key, jobs=1)
+
+    with pytest.raises(OutputError, match="its tensors cannot be replaced where they lie. Expand without an original"):
+        expand(small, tmp_path / "back", like=source)
+
+    assert not (tmp_path / "back").exists()
+
+
+@each(IN_PLACE)
 def test_it_comes_back_in_its_own_form(form: Form, tmp_path: Path) -> None:
     source, small = made(form, tmp_path), tmp_path / "small.pt"
     back = tmp_path / f"back{source.suffix}"
