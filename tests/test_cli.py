@@ -115,7 +115,7 @@ def test_inspect_shows_what_is_in_an_ordinary_checkpoint(run: Run, columns: int)
 
     assert (code, err) == (0, "")
     assert max(map(len, out.splitlines())) <= columns
-    assert "model.pt: torch-zip, " in out
+    assert "model.pt: a torch file, " in out
     assert ", state dict at model" in out
     assert re.search(r"^eligible  38,912 of 39,520 parameters \(98.5%\) in 3 weights", out, re.MULTILINE)
     assert re.search(r"^kinds     3 by name and shape", out, re.MULTILINE)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mpocompress.overview_report import Overview
 from mpocompress.render.words import (
+    FORMS,
     KIND_NAMES,
     KIND_SOURCES,
     TARGET_NAMES,
@@ -83,7 +84,8 @@ def _facts(overview: Overview) -> Table:
     several = f" in {overview.files} files" if overview.files > 1 else ""
     where = f", state dict at {overview.key}" if overview.key else ""
     size = shown_size(overview.file_size_bytes)
-    grid.add_row("file", Text(printable(f"{overview.file}: {overview.container}, {size}{several}{where}")))
+    form = FORMS.get(overview.container, overview.container)
+    grid.add_row("file", Text(printable(f"{overview.file}: {form}, {size}{several}{where}")))
     tensors = counted(sum(held.tensors for held in overview.dtypes), "tensor", "tensors")
     tied = f", {counted(len(overview.aliases), 'more name', 'more names')} tied to them" if overview.aliases else ""
     dtypes = ", ".join(f"{shown_size(held.size_bytes)} {held.dtype}" for held in overview.dtypes)

@@ -37,6 +37,15 @@ TARGET_NAMES = {
     "max_params": "max parameters",
 }
 
+FORMS = {
+    "torch-zip": "a torch file",
+    "torch-legacy": "a torch file of the form before PyTorch 1.6",
+    "torchscript": "a TorchScript archive",
+    "torch-export": "an exported program",
+    "pickle": "a bare pickle",
+    "safetensors": "safetensors",
+}
+
 
 def times(before: int, after: int) -> str:
     """How many times smaller.
@@ -73,7 +82,7 @@ def fraction(value: float) -> str:
 
 
 def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
-    """Names made to fit a column: what all of them share is left out, then they are cut, but not their first number.
+    """Names made to fit a column: what all of them share is left out, then they are cut, and stay apart.
 
     Args:
         names: the names.
@@ -87,6 +96,8 @@ def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
         (['0.key', '1.value'], 'layer.NAME.weight')
         >>> fitted(["encoder.weight"], 8), fitted(["encoder.layer.12.attention.key"], 10)
         ((['….weight'], ''), (['12…ion.key'], ''))
+        >>> fitted(["one.rnn.weight_ih", "two.rnn.weight_ih", "bias"], 12)[0]
+        ['one.rn…ht_ih', 'two.rn…ht_ih', 'bias']
     """
     shown = [printable(name) for name in names]
     pattern = ""
@@ -100,7 +111,9 @@ def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
             whole = [*parts[0][:head], "NAME", *parts[0][len(parts[0]) - tail :]]
             shown = [".".join(one[head : len(one) - tail]) for one in parts]
             pattern = ".".join(whole)
-    return [_cut(name, width) for name in shown], pattern
+    cut = [_cut(name, width) for name in shown]
+    seen = Counter(cut)
+    return [_cut_inside(name, width) if seen[one] > 1 else one for name, one in zip(shown, cut, strict=True)], pattern
 
 
 def _cut(name: str, width: int) -> str:
@@ -108,8 +121,15 @@ def _cut(name: str, width: int) -> str:
     if len(name) <= width:
         return name
     number = _NUMBER.search(name)
-    head = f"{number[1]}…" if number is not None and len(number[1]) < width // 2 else "…"
+    lost = number is not None and number.start(1) < len(name) - width + 1
+    head = f"{number[1]}…" if number is not None and lost and len(number[1]) < width // 2 else "…"
     return head + name[len(head) - width :]
+
+
+def _cut_inside(name: str, width: int) -> str:
+    """A name cut in its middle, where cut at its start it would look like another."""
+    start = width // 2
+    return name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"
 
 
 def counted(number: int, singular: str, plural: str) -> str:
