@@ -122,11 +122,43 @@ class Curve:
         return tuple(choose_bond(tail, discarded_budget=share) for tail in self.tails)
 
 
-def best_under_cap(curves: Sequence[Curve], max_bond: int) -> Curve | None:
-    """The shape with the smallest error under a bond cap, among those that make the matrix smaller.
+def unknown(sites: Sites) -> Curve:
+    """The curve of a matrix nobody looked at: any bond may lose all of it.
 
-    Only shapes of the fewest sites compete: at the same cap more sites cost several times the parameters, so their
-    smaller error would say nothing.
+    Args:
+        sites: the site shape.
+
+    Returns:
+        The curve, known up to no bond at all.
+
+    Example:
+        >>> from mpocompress.sites import low_rank
+        >>> unknown(low_rank(4, 4)).error((2,))
+        1.0
+    """
+    return Curve(sites=sites, tails=(np.array([1.0]),) * (len(sites.dims) - 1))
+
+
+def competing(shapes: Sequence[Sites], max_bond: int) -> tuple[Sites, ...]:
+    """The site shapes that a bond cap chooses from: those that make the matrix smaller, of the fewest sites.
+
+    At the same cap more sites cost several times the parameters, so their smaller error would say nothing.
+
+    Args:
+        shapes: site shapes of one matrix.
+        max_bond: the cap.
+
+    Returns:
+        Some of them, in the same order; none when none makes the matrix smaller.
+    """
+    fewest = min((len(one.dims) for one in shapes), default=0)
+    return tuple(
+        one for one in shapes if len(one.dims) == fewest and one.parameters(one.capped(max_bond)) < math.prod(one.shape)
+    )
+
+
+def best_under_cap(curves: Sequence[Curve], max_bond: int) -> Curve | None:
+    """The shape with the smallest error under a bond cap, among those that compete.
 
     Args:
         curves: candidates, fastest first.
@@ -135,12 +167,8 @@ def best_under_cap(curves: Sequence[Curve], max_bond: int) -> Curve | None:
     Returns:
         The curve, or None when none makes the matrix smaller.
     """
-    cuts = min((len(curve.tails) for curve in curves), default=0)
-    smaller = [
-        curve
-        for curve in curves
-        if len(curve.tails) == cuts and curve.sites.parameters(curve.sites.capped(max_bond)) < curve.dense_parameters
-    ]
+    shapes = competing([curve.sites for curve in curves], max_bond)
+    smaller = [curve for curve in curves if curve.sites in shapes]
     return _least(smaller, [curve.error(curve.sites.capped(max_bond)) for curve in smaller])
 
 

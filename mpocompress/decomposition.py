@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from tensorly.tenalg import svd_interface
 from torch import Tensor
 
-from mpocompress.contraction import to_site_tensor
+from mpocompress.contraction import has_row_blocks, row_blocks, to_dtype, to_site_tensor
 from mpocompress.curve import Curve, best_under_cap, best_under_error, best_under_parameters
 from mpocompress.errors import DecompositionError, SitesError, TargetError
+from mpocompress.lanczos import LARGE_ENTRIES
 from mpocompress.mpo import MPO
 from mpocompress.sites import Sites, SitesChoice, candidates, low_rank
-from mpocompress.svd import LARGE_NORM, SMALL_NORM, spectrum, squared_norm, truncated_svd
+from mpocompress.svd import BLOCK_ENTRIES, LARGE_NORM, SMALL_NORM, missed, spectrum, squared_norm, truncated_svd
 from mpocompress.truncation import Truncation, choose_bond, tail_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -121,6 +122,7 @@ def factorise(
     *,
     bonds: Sequence[int] | None = None,
     relative_error: float | None = None,
+    norm: float | None = None,
 ) -> Decomposition:
     """Sweep a matrix from the first site to the last, truncating every cut.
 
@@ -130,6 +132,7 @@ def factorise(
         bonds: a bond for every cut, or
         relative_error: the smallest bonds whose relative Frobenius error stays within this, for the whole matrix: every
             cut may use an even share of what the cuts before it left over.
+        norm: its squared Frobenius norm, where `computable` found it already; it is then not looked through again.
 
     Returns:
         The decomposition, cores in the dtype of the computation (float32 or float64).
@@ -146,12 +149,14 @@ def factorise(
         >>> round(result.relative_error, 6), round(result.discarded_weights[0], 6)
         (0.5, 1.0)
     """
-    matrix, total = computable(weight, sites)
+    if norm is None or sites.shape != tuple(weight.shape):
+        weight, norm = computable(weight, sites)
+    total = norm
     allowance = math.inf if relative_error is None else relative_error**2 * total
     dims = sites.dims
     cores: list[Tensor] = []
     discarded: list[float] = []
-    rest, rest_weight, left = to_site_tensor(matrix, sites), total, 1
+    rest, rest_weight, left = to_site_tensor(weight.detach(), sites, _precise(weight.dtype, total)), total, 1
     with tl.backend_context("pytorch", local_threadsafe=True):
         for cut in range(len(dims) - 1):
             unfolding = rest.reshape(left * dims[cut], -1)
@@ -179,6 +184,7 @@ def factorise_within(
     *,
     relative_error: float,
     stored: torch.dtype,
+    norm: float | None = None,
 ) -> tuple[Decomposition, MPO, float]:
     """The smallest bonds whose error stays within a limit once the cores are rounded to the dtype they are stored in.
 
@@ -187,6 +193,7 @@ def factorise_within(
         sites: the site shape.
         relative_error: what is allowed.
         stored: dtype of the cores.
+        norm: its squared Frobenius norm, where that is known.
 
     Returns:
         The decomposition, its MPO in the stored dtype, and the relative error measured on that; more than was allowed
@@ -205,9 +212,9 @@ def factorise_within(
     """
     allowed = relative_error
     for _ in range(ROUNDING_TRIES):
-        result = factorise(weight, sites, relative_error=allowed)
+        result = factorise(weight, sites, relative_error=allowed, norm=norm)
         mpo = result.mpo.to(stored)
-        error = measured_error(weight, mpo)
+        error = measured_error(weight, mpo, norm)
         if error <= relative_error or not math.isfinite(error):
             break
         # What rounding added is no matter of bonds: leave room for it, and truncate less.
@@ -222,6 +229,7 @@ def survey(
     *,
     max_bond: int | None = None,
     member_columns: Sequence[int] = (),
+    norm: float | None = None,
 ) -> tuple[Curve, ...]:
     """What each site shape would cost and lose, for every bond up to a cap, without making any core.
 
@@ -231,6 +239,7 @@ def survey(
         max_bond: the largest bond of interest; None for all.
         member_columns: columns of each member of a joint matrix; in the low-rank shape, whose bonds reach all of them
             alike, each is then followed by itself as well.
+        norm: its squared Frobenius norm, where `computable` gave both; it is then not looked through again.
 
     Returns:
         One curve for every shape, in the same order.
@@ -246,7 +255,7 @@ def survey(
     """
     curves = []
     for shape in shapes:
-        matrix, total = computable(weight, shape)
+        matrix, total = computable(weight, shape) if norm is None else (weight, norm)
         if len(member_columns) > 1 and shape == low_rank(*shape.shape):
             curves.append(_joint_curve(matrix, shape, max_bond, member_columns))
             continue
@@ -277,12 +286,14 @@ def _shares(values: Tensor, total: float) -> NDArray[np.float64]:
 def measured_error(
     weight: Tensor,  # shape: (rows, cols)
     mpo: MPO,
+    norm: float | None = None,
 ) -> float:
     """Relative Frobenius error of an MPO, measured entry by entry on the matrix it multiplies out to.
 
     Args:
         weight: the dense matrix.
-        mpo: its decomposition, in any dtype; multiplied out in float32 at least.
+        mpo: its decomposition, in any dtype; multiplied out in float32 at least, a large one some rows at a time.
+        norm: the squared Frobenius norm of `weight`, where `computable` found it already.
 
     Returns:
         The Frobenius norm of the difference over that of `weight`; 0 for a zero matrix that came out as zero.
@@ -295,16 +306,30 @@ def measured_error(
         >>> round(measured_error(torch.eye(4), mpo), 6)
         0.5
     """
-    matrix, norm = computable(weight)
-    missed = squared_norm(mpo.to(matrix.dtype).to_matrix().sub_(matrix))
-    return math.sqrt(missed / norm) if norm else math.sqrt(missed)
+    if norm is None:
+        weight, norm = computable(weight)
+    precise = _precise(weight.dtype, norm)
+    if weight.numel() > LARGE_ENTRIES and has_row_blocks(mpo.sites):
+        blocks = row_blocks(mpo.to(precise).cores, mpo.sites, BLOCK_ENTRIES)
+        squares = sum(
+            squared_norm(block.sub_(weight[start : start + len(block)].to(precise))) for start, block in blocks
+        )
+    else:
+        squares = squared_norm(mpo.to(precise).to_matrix().sub_(weight.detach().to(precise)))
+    return math.sqrt(squares / norm) if norm else math.sqrt(squares)
+
+
+def _precise(dtype: torch.dtype, norm: float) -> torch.dtype:
+    """The dtype to compute in: float32 at least, float64 where squares would not fit into that."""
+    safe = norm == 0.0 or SMALL_NORM < norm < LARGE_NORM
+    return torch.promote_types(dtype, torch.float32) if safe else torch.float64
 
 
 def _discarded_weight(unfolding: Tensor, u: Tensor, rest: Tensor, difference: float, total: float) -> float:
     """The squared Frobenius norm of what a truncation left out of an unfolding."""
     if len(rest) == min(unfolding.shape):
         return 0.0
-    return squared_norm(unfolding - u @ rest) if difference < SMALL_SHARE * total else difference
+    return missed(unfolding, u, rest) if difference < SMALL_SHARE * total else difference
 
 
 def computable(
@@ -345,7 +370,7 @@ def computable(
             why="the products of the row and column dims are the sides of the matrix",
             action="Choose dims whose products are its sides.",
         )
-    matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    matrix = to_dtype(weight.detach(), torch.promote_types(weight.dtype, torch.float32))
     norm = squared_norm(matrix)
     if not math.isfinite(norm):
         broken = int((~torch.isfinite(matrix)).sum())
@@ -355,5 +380,4 @@ def computable(
             why="singular values of such a matrix do not exist" if broken else "their squares do not fit into float64",
             action="Repair the weight, or leave this layer out.",
         )
-    safe = norm == 0.0 or SMALL_NORM < norm < LARGE_NORM
-    return (matrix if safe else matrix.double()), norm
+    return matrix.to(_precise(weight.dtype, norm)), norm

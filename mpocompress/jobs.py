@@ -1,8 +1,9 @@
-"""Work on many matrices side by side: threads, each with one BLAS thread, results in order."""
+"""Work on many matrices side by side: threads, each with one BLAS thread, results in order, memory bounded."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+MEMORY_BYTES = 128 * 2**20
+"""Memory that jobs running at the same time may ask for together; what needs more runs alone."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many items are done, and how many there are."""
@@ -29,8 +33,9 @@ def run_jobs(
     jobs: int,
     step: str,
     progress: Progress | None = None,
+    size_bytes: Callable[[Item], int] | None = None,
 ) -> list[Result]:
-    """Apply a function to every item, several at a time.
+    """Apply a function to every item, several at a time as far as memory goes.
 
     Every job runs on one BLAS thread, however many jobs there are: two threads of one each are faster than one of two,
     and the same sums are then formed in the same order, so that the result does not depend on the number of jobs.
@@ -41,6 +46,7 @@ def run_jobs(
         jobs: how many at a time.
         step: name of the step, for `progress`.
         progress: told after every item, in the calling thread.
+        size_bytes: memory that an item needs; an item waits until it fits beside those running (see `MEMORY_BYTES`).
 
     Returns:
         The results, in the order of the items.
@@ -53,8 +59,14 @@ def run_jobs(
         [1, 2]
     """
     results = []
-    with _one_blas_thread(), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(work, item) for item in items]
+    share = _Share(MEMORY_BYTES)
+
+    def bounded(item: Item) -> Result:
+        with share.of(size_bytes(item) if size_bytes is not None else 0):
+            return work(item)
+
+    with one_blas_thread(), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        futures = [pool.submit(bounded, item) for item in items]
         try:
             for done, future in enumerate(futures):
                 if progress is not None:
@@ -68,8 +80,31 @@ def run_jobs(
     return results
 
 
+class _Share:
+    """A number of bytes shared out among threads."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, size_bytes: int) -> Iterator[None]:
+        """Hold so many bytes; wait for others to give theirs back, unless nobody holds any."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size_bytes <= self._size_bytes)
+            self._taken += size_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size_bytes
+                self._changed.notify_all()
+
+
 @contextmanager
-def _one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
+    """Let every product in the block run on one thread: small ones only lose by more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from mpocompress.accounting import (
-    checkpoint_report,
-    compressed_report,
-    dense_report,
-    no_fewer_bytes,
-    planned_target,
-    stored_report,
-    untouched_reports,
-)
+from mpocompress.accounting import checkpoint_report, planned_target, stored_report, untouched_reports
 from mpocompress.checkpoint import (
     Checkpoint,
+    Spool,
     carried_notes,
     check_target,
     container_for,
@@ -31,21 +21,18 @@ from mpocompress.checkpoint import (
     write_like,
     write_target,
 )
-from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
 from mpocompress.errors import OutputError, TargetError
-from mpocompress.jobs import Progress, available_cores, run_jobs
-from mpocompress.mpo import MPO
+from mpocompress.execution import DTYPES, Task, carry_out
+from mpocompress.jobs import Progress, available_cores, one_blas_thread
 from mpocompress.plan_report import PlanReport
-from mpocompress.planning import PLAN_TARGETS, MatrixPlan, Survey, make_plan
-from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport, Report
+from mpocompress.planning import PLAN_TARGETS
+from mpocompress.report import Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_cores, places_of_members
 from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
-from mpocompress.survey import read_matrix, survey_checkpoint
+from mpocompress.survey import survey_checkpoint
 from mpocompress.truncation import Truncation
 from mpocompress.user_model import UserModel
-
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_DTYPES}
 
 StrPath = str | PathLike[str]
 
@@ -102,44 +89,37 @@ def compress(
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
-        found = survey_checkpoint(
-            checkpoint,
-            selection=selection,
-            model=model,
-            sites=sites,
-            max_bond=_bond_of_interest([truncation]),
-            jobs=_jobs(jobs),
-            progress=progress,
-        )
-        made = make_plan(found.layers, found.surveys, truncation, found.other_parameters)
-        carry_out = partial(
-            _decompose,
-            checkpoint=checkpoint,
-            error_budget=truncation.error_budget,
-            dtype=dtype,
-            surveys=found.surveys,
-        )
-        results = run_jobs(carry_out, made.matrices, jobs=_jobs(jobs), step="decomposing", progress=progress)
-        cores = {report.name: (report, mpo) for report, mpo in results if mpo is not None}
-        tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
-        report = checkpoint_report(
-            found,
-            tuple(report for report, _ in results),
-            truncation=truncation,
-            notes=carried_notes(container, checkpoint),
-            size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-        )
-        size = write_target(
-            target,
-            container=container,
-            checkpoint=checkpoint,
-            tensors=tensors,
-            aliases={name: first for name, first in report.aliases.items() if first in tensors},
-            shards=places_of_cores(report.compressed, _shards(checkpoint)),
-            key="state_dict",
-            document=report.to_json(),
-            overwrite=overwrite,
-        )
+        with Spool(target) as spool:
+            task = Task(
+                checkpoint=checkpoint,
+                spool=spool,
+                truncation=truncation,
+                sites=sites,
+                selection=selection,
+                model=model,
+                dtype=dtype,
+            )
+            found, done = carry_out(task, jobs=_jobs(jobs), progress=progress)
+            cores = {one.report.name: (one.report, mpo) for one in done if (mpo := one.mpo(spool)) is not None}
+            tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
+            report = checkpoint_report(
+                found,
+                tuple(one.report for one in done),
+                truncation=truncation,
+                notes=carried_notes(container, checkpoint),
+                size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+            )
+            size = write_target(
+                target,
+                container=container,
+                checkpoint=checkpoint,
+                tensors=tensors,
+                aliases={name: first for name, first in report.aliases.items() if first in tensors},
+                shards=places_of_cores(report.compressed, _shards(checkpoint)),
+                key="state_dict",
+                document=report.to_json(),
+                overwrite=overwrite,
+            )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
 
 
@@ -190,7 +170,7 @@ def plan(
             selection=selection,
             model=model,
             sites=sites,
-            max_bond=_bond_of_interest(truncations),
+            truncations=truncations,
             jobs=_jobs(jobs),
             progress=progress,
         )
@@ -255,22 +235,23 @@ def expand(
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         _check_room(report, target)
-        tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name)
-        if like is not None:
-            return _expand_like(checkpoint, report, tensors, like, target, overwrite)
-        ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
-        report = dataclasses.replace(report, notes=carried_notes(container, checkpoint))
-        write_target(
-            target,
-            container=container,
-            checkpoint=checkpoint,
-            tensors=tensors,
-            aliases={**ties, **report.aliases},
-            shards=places_of_members(report.compressed, _shards(checkpoint)),
-            key=report.source.key,
-            document=None,
-            overwrite=overwrite,
-        )
+        with Spool(target) as spool, one_blas_thread():
+            tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name, spool=spool)
+            if like is not None:
+                return _expand_like(checkpoint, report, tensors, like, target, overwrite)
+            ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
+            report = dataclasses.replace(report, notes=carried_notes(container, checkpoint))
+            write_target(
+                target,
+                container=container,
+                checkpoint=checkpoint,
+                tensors=tensors,
+                aliases={**ties, **report.aliases},
+                shards=places_of_members(report.compressed, _shards(checkpoint)),
+                key=report.source.key,
+                document=None,
+                overwrite=overwrite,
+            )
     return report
 
 
@@ -295,65 +276,22 @@ def _expand_like(
     return dataclasses.replace(report, notes=tuple(notes))
 
 
-def _decompose(
-    entry: MatrixPlan,
-    *,
-    checkpoint: Checkpoint,
-    error_budget: float | None,
-    dtype: str | None,
-    surveys: Mapping[str, Survey],
-) -> tuple[MatrixReport, MPO | None]:
-    """Carry out the plan of one matrix and measure what it lost; an MPO of None keeps it dense."""
-    kept_dense = partial(dense_report, entry.layer, entry.kind, entry.matrix, surveys[entry.matrix.name].squared_norm)
-    if entry.sites is None:
-        return kept_dense(entry.reason), None
-    stored = dtype or entry.matrix.members[0].dtype
-    weight = read_matrix(entry.matrix, checkpoint)
-    if error_budget is None:
-        result = factorise(weight, entry.sites, bonds=entry.bonds)
-        mpo = result.mpo.to(DTYPES[stored])
-        error = measured_error(weight, mpo)
-    else:
-        result, mpo, error = factorise_within(weight, entry.sites, relative_error=error_budget, stored=DTYPES[stored])
-    if not math.isfinite(error) or _lost_in_rounding(result, error, stored):
-        return kept_dense(f"its cores cannot be stored as {stored} without losing more than the truncation"), None
-    if mpo.parameters * DTYPES[stored].itemsize >= weight.numel() * weight.element_size():
-        return kept_dense(no_fewer_bytes(entry.matrix, stored)), None
-    if error_budget is not None and (error > error_budget or mpo.parameters >= entry.matrix.dense_parameters):
-        return kept_dense(f"no smaller MPO in {stored} keeps a relative error of {error_budget:.4g}"), None
-    return compressed_report(entry, result, mpo, error), mpo
-
-
-def _lost_in_rounding(result: Decomposition, error: float, stored: str) -> bool:
-    """Whether rounding the cores to their dtype lost what it may not: their numbers are too small or large for it."""
-    rounding = error**2 * result.squared_norm - sum(result.discarded_weights)
-    return abs(rounding) > ROUNDING_TOLERANCE[stored] * result.squared_norm
-
-
 def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:
     """Tensor -> shard; empty where all are in one file."""
     return checkpoint.layout.shards if checkpoint.layout is not None else {}
 
 
 def _check_room(report: Report, target: Path) -> None:
-    """Refuse to expand what the disk cannot hold, before anything is multiplied out."""
-    needed = sum(m.dense_parameters * DTYPES[m.source_dtype].itemsize for m in report.compressed)
+    """Refuse to expand what the disk cannot hold, before anything is multiplied out: once put aside, once written."""
+    needed = 2 * sum(m.dense_parameters * DTYPES[m.source_dtype].itemsize for m in report.compressed)
     free = shutil.disk_usage(target.resolve().parent).free
     if needed > free:
         raise OutputError(
             where=target.name,
-            found=f"{needed:,} bytes of dense weights to write",
+            found=f"{needed:,} bytes to write: the dense weights, and once more while they are put together",
             why=f"the disk has {free:,} bytes free",
             action="Free some space, or write to another disk. If the file is not yours, it may be made to fill disks.",
         )
-
-
-def _bond_of_interest(truncations: Sequence[Truncation]) -> int | None:
-    """How far the spectra must be known: twice the largest cap, since forms are compared at equal parameters."""
-    if any(one.kind != "bond" for one in truncations):
-        return None
-    caps = [bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond is not None]
-    return 2 * max(caps, default=1)
 
 
 def _rounded(dtype: str) -> str:

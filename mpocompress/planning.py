@@ -86,6 +86,8 @@ def make_plan(
     surveys: Mapping[str, Survey],
     truncation: Truncation,
     other_parameters: int,
+    *,
+    check: bool = True,
 ) -> Plan:
     """Choose form, site shape and bonds of every matrix.
 
@@ -94,6 +96,7 @@ def make_plan(
         surveys: what is known of every matrix of every form, by name.
         truncation: the target.
         other_parameters: parameters of the model outside the layers; they count under `max_params`.
+        check: whether every bond pattern must match one of the layers.
 
     Returns:
         The plan.
@@ -102,7 +105,8 @@ def make_plan(
         TargetError: a budget below what any choice of bonds needs.
         SelectionError: a bond for layers that do not exist.
     """
-    _check_patterns(layers, truncation)
+    if check:
+        check_patterns(layers, truncation)
     if truncation.keep is not None or truncation.max_params is not None:
         entries = _by_budget(layers, surveys, truncation, other_parameters)
     elif truncation.error_budget is not None:
@@ -112,8 +116,16 @@ def make_plan(
     return Plan(matrices=tuple(entries))
 
 
-def _check_patterns(layers: Sequence[LayerSpec], truncation: Truncation) -> None:
-    """Refuse a bond whose glob means no layer."""
+def check_patterns(layers: Sequence[LayerSpec], truncation: Truncation) -> None:
+    """Refuse a bond whose glob means no layer.
+
+    Args:
+        layers: all layers.
+        truncation: the target.
+
+    Raises:
+        SelectionError: a bond for layers that do not exist.
+    """
     names = [name for layer in layers for form in layer.forms for matrix in form for name in _names(layer, matrix)]
     for glob in truncation.bond_by_layer:
         if not any(matches(glob, name) for name in names):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint import Spool, Spooled, TensorInfo
+from mpocompress.contraction import has_row_blocks, row_blocks
 from mpocompress.errors import CheckpointError, FormatError
+from mpocompress.lanczos import LARGE_ENTRIES
 from mpocompress.mpo import MPO
 from mpocompress.report import MatrixReport, Report
+from mpocompress.svd import BLOCK_ENTRIES
 
 
 def core_name(matrix: str, site: int) -> str:
@@ -130,6 +134,7 @@ def dense_tensors(
     read: Callable[[str], Tensor],
     *,
     where: str,
+    spool: Spool,
 ) -> dict[str, Tensor]:
     """The tensors of an ordinary dense checkpoint: every matrix multiplied out and cut into its members again.
 
@@ -138,9 +143,11 @@ def dense_tensors(
         names: the tensors of the compressed file, in file order.
         read: gives one of them by name.
         where: the file, for messages.
+        spool: where rebuilt weights go, one at a time.
 
     Returns:
-        Name -> tensor under the original names, in the original dtypes; tied tensors left out.
+        Name -> tensor under the original names, in the original dtypes; tied tensors left out. Rebuilt ones are mapped
+        from the spool.
 
     Raises:
         FormatError: cores that are missing, that contradict the report, or that hold NaN or Inf.
@@ -163,21 +170,21 @@ def dense_tensors(
             why="a weight is stored once",
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Spooled] = {}
     for name, info in names.items():
         matrix = by_core.get(name)
         if matrix is None:
             if info.alias_of is None:
                 tensors[name] = read(name)
         elif matrix.members[0] not in tensors:
-            tensors.update(_members(matrix, names, read, where))
-    return tensors
+            tensors.update((member, spool.add(part)) for member, part in _members(matrix, names, read, where))
+    return {name: spool.tensor(held) if isinstance(held, Spooled) else held for name, held in tensors.items()}
 
 
 def _members(
     matrix: MatrixReport, names: Mapping[str, TensorInfo], read: Callable[[str], Tensor], where: str
-) -> dict[str, Tensor]:
-    """The members of one compressed matrix, dense."""
+) -> Iterator[tuple[str, Tensor]]:
+    """The members of one compressed matrix by name, dense."""
     cores = [core_name(matrix.name, site) for site in range(len(matrix.bonds) + 1)]
     chain = (1, *matrix.bonds, 1)
     wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
@@ -197,9 +204,17 @@ def _members(
             why="none is ever written",
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
-    precise = torch.promote_types(mpo.cores[0].dtype, torch.float32)
-    dense = mpo.to(precise).to_matrix().to(getattr(torch, matrix.source_dtype))
+    dense = _dense(mpo, getattr(torch, matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)
-    if matrix.transposed:
-        parts = tuple(part.T for part in parts)
-    return {name: part.contiguous() for name, part in zip(matrix.members, parts, strict=True)}
+    yield from zip(matrix.members, (part.T if matrix.transposed else part for part in parts), strict=True)
+
+
+def _dense(mpo: MPO, dtype: torch.dtype) -> Tensor:
+    """The dense matrix in a dtype, multiplied out in float32 at least; a large one some rows at a time."""
+    precise = mpo.to(torch.promote_types(mpo.cores[0].dtype, torch.float32))
+    if math.prod(mpo.shape) <= LARGE_ENTRIES or not has_row_blocks(mpo.sites):
+        return precise.to_matrix().to(dtype)
+    dense = torch.empty(mpo.shape, dtype=dtype)
+    for start, block in row_blocks(precise.cores, mpo.sites, BLOCK_ENTRIES):
+        dense[start : start + len(block)] = block
+    return dense

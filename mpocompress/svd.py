@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mpocompress.lanczos import LARGE_ENTRIES, dominant_range, orthonormal, outside
+
 GRAM_SIDE = 512
 """Short sides up to this always go through the Gram matrix."""
 KRYLOV_SHARE = 8
@@ -33,6 +35,8 @@ LOST_SHARE = 0.02
 """Share of singular values that may be below that ratio before a float32 spectrum is formed again in float64."""
 NORM_RUN = 4096
 """Entries that `squared_norm` adds up in the tensor's own dtype."""
+BLOCK_ENTRIES = 2**18
+"""Entries of a large matrix that are compared at a time."""
 SMALL_NORM, LARGE_NORM = 1e-30, 1e30
 """Squared norms outside of these are not safe to form in float32."""
 SEED = 20121194
@@ -109,7 +113,7 @@ def spectrum(
         u, s, v = _krylov_svd(matrix, bond)
         residual = total - squared_norm(s)
         if residual < FLOAT32_FLOOR**2 * total:
-            residual = squared_norm(matrix - (u * s) @ v)
+            residual = missed(matrix, u, s[:, None] * v)
         return Spectrum(values=s.double().numpy(), residual=residual)
     precise = matrix.double() if short <= GRAM_SIDE else matrix
     eigenvalues = torch.linalg.eigvalsh(_gram(precise))
@@ -142,6 +146,30 @@ def squared_norm(
     if tensor.dtype == torch.float32 and not SMALL_NORM < norm < LARGE_NORM:
         return float(torch.linalg.vector_norm(flat, dtype=torch.float64) ** 2)
     return norm
+
+
+def missed(
+    matrix: Tensor,  # shape: (p, q)
+    left: Tensor,  # shape: (p, n)
+    right: Tensor,  # shape: (n, q)
+) -> float:
+    """The squared Frobenius norm of a matrix less a product; of a large one in blocks of rows.
+
+    Args:
+        matrix: the matrix.
+        left: first factor of the product.
+        right: second factor.
+
+    Returns:
+        The squared norm of the difference.
+    """
+    if matrix.numel() <= LARGE_ENTRIES:
+        return squared_norm(matrix - left @ right)
+    step, squares = max(1, BLOCK_ENTRIES // matrix.shape[1]), 0.0
+    for start in range(0, len(matrix), step):
+        rows = slice(start, start + step)
+        squares += squared_norm(torch.addmm(matrix[rows], left[rows], right, alpha=-1))
+    return squares
 
 
 def _by_krylov(short: int, bond: int) -> bool:
@@ -181,7 +209,9 @@ def _gram_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _krylov_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular triplets inside a block Krylov space, started at random."""
+    """Singular triplets inside a block Krylov space, started at random or, for a large matrix, from a sample."""
+    if matrix.numel() > LARGE_ENTRIES:
+        return _lanczos_svd(matrix, bond)
     generator = torch.Generator().manual_seed(SEED)
     width = min(bond + max(bond // 2, 8), *matrix.shape)
     total = squared_norm(matrix)
@@ -189,16 +219,26 @@ def _krylov_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
     basis, coefficients = matrix.new_empty(matrix.shape[0], 0), matrix.new_empty(0, matrix.shape[1])
     captured = [0.0]
     for _ in range(min(MAX_BLOCKS, min(matrix.shape) // width)):
-        fresh = _orthonormal(matrix @ block)
-        for _ in range(2 if len(coefficients) else 0):  # once leaves rounding errors of the first block
-            fresh = _orthonormal(fresh - basis @ (basis.T @ fresh))
+        fresh = orthonormal(matrix @ block)
+        fresh = outside(basis, fresh) if len(coefficients) else fresh
         rows = fresh.T @ matrix
         basis, coefficients = torch.cat((basis, fresh), dim=1), torch.cat((coefficients, rows))
         captured.append(float(torch.linalg.eigvalsh((coefficients @ coefficients.T).double())[-bond:].sum()))
         if _converged(captured, total):
             break
-        block = _orthonormal(rows.T)
+        block = orthonormal(rows.T)
     return _from_range(basis, coefficients, bond)
+
+
+def _lanczos_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular triplets of a large matrix."""
+    found = dominant_range(matrix, bond)
+    rotation = torch.linalg.eigh((found.images.T @ found.images).double())[1]
+    kept = rotation[:, -bond:].flip(1).to(matrix.dtype)
+    near, triangle = torch.linalg.qr(found.images @ kept)
+    turn, s, turn_back = torch.linalg.svd(triangle)
+    near, far = near @ turn, found.basis @ (kept @ turn_back.T)
+    return (near, s, far.T) if found.of_rows else (far, s, near.T)
 
 
 def _converged(captured: list[float], total: float) -> bool:
@@ -221,8 +261,3 @@ def _from_range(basis: Tensor, coefficients: Tensor, bond: int) -> tuple[Tensor,
     long, small = torch.linalg.qr(coefficients.T)
     u, s, v = torch.linalg.svd(small.T, full_matrices=False)
     return basis @ u[:, :bond], s[:bond], v[:bond] @ long.T
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    basis: Tensor = torch.linalg.qr(columns)[0]
-    return basis

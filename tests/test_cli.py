@@ -311,3 +311,38 @@ def test_the_module_runs_as_a_program(folder: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("39,520 parameters")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from mpocompress import pipeline
+from mpocompress.checkpoint import writer
+from mpocompress.cli.main import main
+
+step = sys.argv.pop(1)
+
+def stop(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+
+if step == "writing":
+    writer._write_torch = stop
+else:
+    pipeline.carry_out = pipeline.dense_tensors = stop
+main()
+"""
+
+
+@pytest.mark.parametrize("step", ["working", "writing"])
+@pytest.mark.parametrize("command", [["model.pt", "--bond", "4"], ["expand", "small.pt"]])
+def test_ctrl_c_leaves_one_line_and_no_file(folder: Path, run: Run, step: str, command: list[str]) -> None:
+    run("model.pt", "--bond", "4", "-o", "small.pt")
+    before = sorted(path.name for path in folder.iterdir())
+    arguments = [sys.executable, "-c", INTERRUPTED, step, *command, "-o", "out.pt"]
+
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=folder)
+
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr.splitlines()[-1:] == ["Stopped; nothing was written."]
+    assert "Traceback" not in ended.stderr
+    assert sorted(path.name for path in folder.iterdir()) == before

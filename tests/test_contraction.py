@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorly.tt_matrix import TTMatrix
 
-from mpocompress.contraction import to_matrix, to_site_tensor
+from mpocompress.contraction import (
+    KEPT_BYTES,
+    empty,
+    has_row_blocks,
+    keeping_memory,
+    row_blocks,
+    to_matrix,
+    to_site_tensor,
+)
 from mpocompress.sites import Sites, low_rank
 from tests.draw import EPS, site_shapes
 
@@ -105,3 +113,32 @@ def test_the_dense_matrix_is_new() -> None:
     matrix.zero_()
 
     assert core.sum() == 2
+
+
+@given(site_shapes(most_sites=2), st.integers(1, 4), st.integers(1, 60))
+def test_row_blocks_are_the_matrix(sites: Sites, bond: int, entries: int) -> None:
+    generator = torch.Generator().manual_seed(bond)
+    (rows, more_rows), (cols, more_cols) = sites.row_dims, sites.col_dims
+    first = torch.randn(1, rows, cols, bond, generator=generator, dtype=torch.float64)
+    second = torch.randn(bond, more_rows, more_cols, 1, generator=generator, dtype=torch.float64)
+    if not has_row_blocks(sites):
+        assert not sites.anti_aligned
+        return
+
+    blocks = list(row_blocks((first, second), sites, entries))
+
+    assert [start for start, _ in blocks] == list(itertools.accumulate([len(b) for _, b in blocks[:-1]], initial=0))
+    torch.testing.assert_close(torch.cat([block for _, block in blocks]), to_matrix((first, second), sites))
+
+
+def test_kept_memory_is_lent_again_only_when_nobody_holds_it() -> None:
+    shape = (KEPT_BYTES // 4,)
+    with keeping_memory():
+        first = empty(shape, torch.float32)
+        view, place = first[3:5], first.data_ptr()
+        del first
+        second = empty(shape, torch.float32)
+        assert second.data_ptr() != place
+        del view, second
+        kept = {empty(shape, torch.float32).data_ptr() for _ in range(3)}
+        assert len(kept) == 1

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from mpocompress.jobs import available_cores, run_jobs
+from mpocompress.jobs import MEMORY_BYTES, available_cores, run_jobs
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
@@ -90,3 +90,33 @@ def test_every_job_has_one_thread_and_the_number_of_threads_comes_back() -> None
 
 def test_the_cores_are_those_this_process_may_use() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
+
+
+def test_items_that_do_not_fit_together_run_one_after_another() -> None:
+    running: list[int] = []
+    together: list[int] = []
+
+    def work(size: int) -> None:
+        running.append(size)
+        together.append(sum(running))
+        running.remove(size)
+
+    sizes = [MEMORY_BYTES // 2 + 1] * 20 + [2 * MEMORY_BYTES]
+    run_jobs(work, sizes, jobs=4, step="hold", size_bytes=lambda size: size)
+
+    assert max(together) == 2 * MEMORY_BYTES  # that one alone
+    assert sorted(together) == sorted(sizes)
+
+
+def test_items_that_fit_together_run_together() -> None:
+    meeting = threading.Barrier(2, timeout=30)
+
+    run_jobs(lambda _: meeting.wait(), [1, 2], jobs=2, step="meet", size_bytes=lambda _: MEMORY_BYTES // 2)
+
+
+def test_memory_is_given_back_by_an_item_that_fails() -> None:
+    def work(item: int) -> int:
+        return 1 // item
+
+    with pytest.raises(ZeroDivisionError):
+        run_jobs(work, [0, 1, 2], jobs=2, step="fail", size_bytes=lambda _: MEMORY_BYTES)

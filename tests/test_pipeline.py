@@ -23,7 +23,8 @@ from mpocompress.errors import (
     SitesError,
     TargetError,
 )
-from mpocompress.pipeline import DTYPES, compress, expand, inspect, plan
+from mpocompress.execution import DTYPES
+from mpocompress.pipeline import compress, expand, inspect, plan
 from mpocompress.report import MatrixReport, Report
 from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice
@@ -722,18 +723,22 @@ def test_a_plan_says_which_targets_cannot_be_met_and_shows_the_rest(tmp_path: Pa
     assert json.loads(made.to_json())["format"] == "mpocompress-plan"
 
 
-def test_progress_is_told_for_both_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("truncation", "steps"),
+    [(Truncation(max_bond=4), ["decomposing"]), (Truncation(keep=0.5), ["surveying", "decomposing"])],
+)
+def test_progress_is_told_for_every_step(tmp_path: Path, truncation: Truncation, steps: list[str]) -> None:
     said: list[tuple[str, int, int]] = []
 
     compress(
         save(tmp_path / "m.pt", state()),
         tmp_path / "small.pt",
-        truncation=Truncation(max_bond=4),
+        truncation=truncation,
         jobs=2,
         progress=lambda *one: said.append(one),
     )
 
-    assert list(dict.fromkeys(step for step, _, _ in said)) == ["surveying", "decomposing"]
+    assert list(dict.fromkeys(step for step, _, _ in said)) == steps
     assert all(0 <= done <= count for _, done, count in said)
 
 

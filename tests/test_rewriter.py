@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from mpocompress.accounting import dense_report
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint import Spool, TensorInfo
 from mpocompress.decomposition import factorise
 from mpocompress.errors import FormatError, MPOCompressError
 from mpocompress.layers import MatrixSpec, Member
@@ -145,14 +147,22 @@ def test_a_core_never_takes_the_name_of_another_tensor(name: str) -> None:
         compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
 
 
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    with Spool(tmp_path / "dense.pt") as made:
+        yield made
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dense_tensors_come_back_in_their_names_shapes_and_dtypes(dtype: torch.dtype, stored: torch.dtype) -> None:
+def test_dense_tensors_come_back_in_their_names_shapes_and_dtypes(
+    dtype: torch.dtype, stored: torch.dtype, spool: Spool
+) -> None:
     tensors = model(dtype)
     report, mpo = joint(tensors, dtype=stored)
     small = compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
 
-    dense = dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt")
+    dense = dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt", spool=spool)
 
     assert list(dense) == list(tensors)
     for name, tensor in tensors.items():
@@ -163,7 +173,7 @@ def test_dense_tensors_come_back_in_their_names_shapes_and_dtypes(dtype: torch.d
         assert (dense[name].double() - tensor.double()).abs().max() <= 60 * eps
 
 
-def test_a_core_that_is_missing_is_said() -> None:
+def test_a_core_that_is_missing_is_said(spool: Spool) -> None:
     tensors = model()
     report, mpo = joint(tensors)
     small = compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
@@ -171,17 +181,17 @@ def test_a_core_that_is_missing_is_said() -> None:
     del small["lstm.weight_joint.core.1"]
     message = r"small.pt: no tensor 'lstm.weight_joint.core.1'; the report says .* damaged or was edited"
     with pytest.raises(FormatError, match=message):
-        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt")
+        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt", spool=spool)
     del small["lstm.weight_joint.core.0"]
     with pytest.raises(FormatError, match=r"no tensor 'lstm.weight_joint.core.0', and 1 more missing"):
-        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt")
+        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt", spool=spool)
 
 
 @pytest.mark.parametrize(
     "core",
     [torch.ones(1, 8, 2, 3), torch.ones(1, 8, 2), torch.ones(2, 8, 1, 16), torch.ones(1, 8, 2, 10, dtype=torch.int32)],
 )
-def test_a_core_of_another_shape_or_kind_is_refused(core: Tensor) -> None:
+def test_a_core_of_another_shape_or_kind_is_refused(core: Tensor, spool: Spool) -> None:
     tensors = model()
     report, mpo = joint(tensors, bond=10)
     small = compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
@@ -190,14 +200,14 @@ def test_a_core_of_another_shape_or_kind_is_refused(core: Tensor) -> None:
     with pytest.raises(
         FormatError, match=r"small.pt, lstm.weight_joint: cores of shapes .*; the report says .*, floating point"
     ):
-        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt")
+        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt", spool=spool)
 
 
-def test_a_member_never_takes_the_name_of_another_tensor() -> None:
+def test_a_member_never_takes_the_name_of_another_tensor(spool: Spool) -> None:
     tensors = model()
     report, mpo = joint(tensors)
     small = compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
     small["lstm.weight_hh"] = torch.zeros(3)
 
     with pytest.raises(MPOCompressError, match=r"lstm\.weight_hh"):
-        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt")
+        dense_tensors(report_of(report), infos(small), small.__getitem__, where="small.pt", spool=spool)

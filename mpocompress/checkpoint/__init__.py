@@ -5,6 +5,7 @@ from mpocompress.checkpoint.output import FOLDER, carried_notes, check_target, c
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff
+from mpocompress.checkpoint.spool import Spool, Spooled
 from mpocompress.checkpoint.writer import check_output, left_out, write_checkpoint
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "TORCH_ZIP",
     "Checkpoint",
     "Form",
+    "Spool",
+    "Spooled",
     "TensorInfo",
     "carried_notes",
     "check_output",

@@ -15,6 +15,8 @@ from mpocompress.cli.inspect import inspect
 from mpocompress.cli.plan import plan
 from mpocompress.errors import ModelError, MPOCompressError, OutputExistsError, SelectionError
 
+INTERRUPTED = 130
+"""What a shell makes of a process that Ctrl-C ended: 128 and the number of the signal."""
 HINTS: dict[type[MPOCompressError], str] = {
     OutputExistsError: "--force replaces it.",
     ModelError: "The model is given with --model.",
@@ -59,7 +61,7 @@ def cli() -> None:
     mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
 
     Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not
-    met.
+    met; 130 stopped by Ctrl-C, nothing written.
     """  # noqa: D301 - click reads the backspace
 
 
@@ -74,7 +76,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _leave("Stopped; nothing was written.", 1)
+        _leave("Stopped; nothing was written.", INTERRUPTED)
     except MemoryError:
         _leave("Error: out of memory; nothing was written. Where there is --jobs, --jobs 1 needs the least.", 1)
     sys.exit(code if isinstance(code, int) else 0)

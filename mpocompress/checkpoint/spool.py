@@ -1,0 +1,133 @@
+"""Tensors put aside on the disk until a file is written, so that finished work takes no memory."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mpocompress.checkpoint.fresh import packed
+from mpocompress.errors import OutputError
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spooled:
+    """Where a tensor lies in a spool.
+
+    Args:
+        offset: its first byte.
+        shape: its dimensions.
+        dtype: its element type.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Spool:
+    """A nameless temporary file beside an output; it is gone when it is closed, however the process ends.
+
+    Several threads may add to it. Use it as a context manager.
+
+    Args:
+        beside: the output; the file is made in its folder, where the room is needed anyway.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, Spool(Path(folder, "small.pt")) as spool:
+        ...     place = spool.add(torch.ones(2, 2))
+        ...     spool.tensor(place).sum()
+        tensor(4.)
+    """
+
+    def __init__(self, beside: Path) -> None:
+        self._beside = beside
+        self._lock = threading.Lock()
+        self._size_bytes = 0
+        self._map: mmap.mmap | None = None
+        try:
+            folder = Path(os.path.realpath(beside)).parent
+            self._stream = tempfile.TemporaryFile(dir=folder, prefix=".", suffix=".tmp")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def add(self, tensor: Tensor) -> Spooled:
+        """Write a tensor to the end of the file.
+
+        Args:
+            tensor: a dense tensor.
+
+        Returns:
+            Its place.
+
+        Raises:
+            OutputError: the disk is full, or fails.
+        """
+        content = packed(tensor).reshape(-1).view(torch.uint8).numpy()
+        with self._lock:
+            offset = -(-self._size_bytes // _ALIGNMENT) * _ALIGNMENT
+            try:
+                self._stream.seek(offset)
+                self._stream.write(content.data)
+            except OSError as error:
+                raise self._refusal(error) from error
+            self._size_bytes = offset + content.nbytes
+        return Spooled(offset=offset, shape=tuple(tensor.shape), dtype=tensor.dtype)
+
+    def tensor(self, place: Spooled) -> Tensor:
+        """Give a tensor back, mapped from the file: it takes no memory of its own.
+
+        Args:
+            place: where it is.
+
+        Returns:
+            The tensor, its storage exactly its elements; valid also after the spool is closed.
+
+        Raises:
+            OutputError: the disk is full, or fails.
+        """
+        count = int(torch.Size(place.shape).numel())
+        if not count:
+            return torch.empty(place.shape, dtype=place.dtype)
+        with self._lock:
+            if self._map is None or len(self._map) < place.offset + count * place.dtype.itemsize:
+                try:
+                    self._stream.flush()
+                    # Copy on write, since torch cannot tell that a buffer must not be written to.
+                    self._map = mmap.mmap(self._stream.fileno(), self._size_bytes, access=mmap.ACCESS_COPY)
+                except OSError as error:
+                    raise self._refusal(error) from error
+            mapped = self._map
+        return torch.frombuffer(mapped, dtype=place.dtype, count=count, offset=place.offset).reshape(place.shape)
+
+    def __enter__(self) -> Self:
+        """Return the spool itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file; its room is free again once no tensor from it is in use."""
+        self._map = None
+        self._stream.close()
+
+    def _refusal(self, error: OSError) -> OutputError:
+        return OutputError(
+            where=str(self._beside),
+            found=f"finished tensors cannot be put aside in its folder ({error.strerror or error})",
+            why="they would not fit into memory together; nothing was written",
+            action="Check the free space and the permissions of the folder.",
+        )

@@ -1,0 +1,82 @@
+"""Large matrices, made small: the limit of their size is lowered, so that the exact answer is at hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mpocompress import lanczos, svd
+from mpocompress.lanczos import dominant_range, draw_rows
+from mpocompress.svd import truncated_svd
+
+
+def spectra(kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    rows, cols = {"tall": (1500, 600), "wide": (600, 1500)}.get(kind, (800, 800))
+    matrix = torch.randn(rows, cols, generator=generator)
+    if kind == "power law":
+        return (matrix / torch.arange(1, cols + 1) ** 0.5) @ torch.randn(cols, cols, generator=generator)
+    if kind == "large rows":
+        matrix[100:104] *= 50
+    if kind == "large columns":
+        matrix[:, 100:104] *= 50
+    if kind == "few entries":
+        few = torch.zeros(rows, cols)
+        few[20:40, 30:50] = matrix[:20, :20]
+        return few
+    return matrix
+
+
+KINDS = ("gaussian", "tall", "wide", "power law", "large rows", "large columns", "few entries")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bond", [1, 4, 16, 64])
+def test_the_error_is_within_a_thousandth_of_the_best(kind: str, bond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svd, "LARGE_ENTRIES", 0)
+    matrix = spectra(kind)
+    u, s, v = truncated_svd(matrix, bond)
+    best = torch.linalg.svdvals(matrix.double())[bond:].norm()
+    error = (matrix.double() - u.double() * s.double() @ v.double()).norm()
+
+    # Nothing but rounding is left where the rank is below the bond.
+    assert error <= best * 1.001 + 1e-5 * matrix.norm()
+    torch.testing.assert_close(u.T @ u, torch.eye(bond), rtol=0, atol=5e-5)
+    assert torch.equal(truncated_svd(matrix, bond)[0], u)
+
+
+def test_a_matrix_of_few_entries_that_is_not_large_is_found_too() -> None:
+    matrix = spectra("few entries")
+    u, s, v = truncated_svd(matrix, 16)
+
+    assert (matrix - (u * s) @ v).norm() <= 1.001 * torch.linalg.svdvals(matrix)[16:].norm()
+
+
+def test_the_zero_matrix_has_a_range_of_nothing() -> None:
+    assert dominant_range(torch.zeros(40, 50), 2).images.norm() == 0
+
+
+def test_rows_are_drawn_with_their_energy() -> None:
+    squares = torch.ones(1000)
+    squares[7] = 1000.0
+    drawn = draw_rows(squares, 100, torch.Generator().manual_seed(1))
+
+    assert 49 <= int((drawn == 7).sum()) <= 51
+    assert len(set(drawn.tolist())) == len(drawn) - int((drawn == 7).sum()) + 1
+    assert set(draw_rows(torch.zeros(4), 4, torch.Generator()).tolist()) == {0, 1, 2, 3}
+
+
+def test_a_large_matrix_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    settled = lanczos._settled
+
+    def count(captured: list[float], total: float) -> bool:
+        passes.append(len(captured))
+        return settled(captured, total)
+
+    monkeypatch.setattr(lanczos, "_settled", count)
+
+    dominant_range(spectra("power law"), 16)
+
+    assert passes[-1] <= 5
