@@ -316,7 +316,7 @@ def test_the_module_runs_as_a_program(folder: Path) -> None:
 INTERRUPTED = """
 import os, signal, sys
 from mpocompress import pipeline
-from mpocompress.checkpoint import writer
+from mpocompress.checkpoint.writing import writer
 from mpocompress.cli.main import main
 
 step = sys.argv.pop(1)

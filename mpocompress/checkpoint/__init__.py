@@ -1,12 +1,12 @@
 """Reading and writing checkpoints: by content, lazily, running nothing; all or nothing on the way out."""
 
-from mpocompress.checkpoint.like import write_like
 from mpocompress.checkpoint.output import FOLDER, carried_notes, check_target, container_for, write_target
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff
-from mpocompress.checkpoint.spool import Spool, Spooled
-from mpocompress.checkpoint.writer import check_output, left_out, write_checkpoint
+from mpocompress.checkpoint.writing.like import write_like
+from mpocompress.checkpoint.writing.spool import Spool, Spooled
+from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
 
 __all__ = [
     "FOLDER",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint.folder_output import check_apart, check_folder
-from mpocompress.checkpoint.folder_writer import write_folder
+from mpocompress.checkpoint.folders.permission import check_apart, check_folder
+from mpocompress.checkpoint.folders.writer import write_folder
 from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint
-from mpocompress.checkpoint.writer import check_output, left_out, write_checkpoint
+from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
 from mpocompress.text import shown
 
 FOLDER = "folder"

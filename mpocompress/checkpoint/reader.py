@@ -6,17 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mpocompress.checkpoint.bare_pickle import open_pickle
-from mpocompress.checkpoint.folder import open_folder, open_index
-from mpocompress.checkpoint.legacy_stream import open_legacy
+from mpocompress.checkpoint.folders.reader import open_folder, open_index
+from mpocompress.checkpoint.folders.shards import OpenFile
+from mpocompress.checkpoint.forms.bare_pickle import open_pickle
+from mpocompress.checkpoint.forms.legacy_stream import open_legacy
+from mpocompress.checkpoint.forms.running import CONTAINERS, open_by_running
+from mpocompress.checkpoint.forms.safetensors_file import open_safetensors
+from mpocompress.checkpoint.forms.torch_export import open_torch_export
+from mpocompress.checkpoint.forms.torch_zip import open_torch_zip, open_torchscript
 from mpocompress.checkpoint.own_format import SHARD
 from mpocompress.checkpoint.protocol import Checkpoint
-from mpocompress.checkpoint.running import CONTAINERS, open_by_running
-from mpocompress.checkpoint.safetensors_file import open_safetensors
-from mpocompress.checkpoint.shards import OpenFile
 from mpocompress.checkpoint.sniff import Form, refusal, sniff
-from mpocompress.checkpoint.torch_export import open_torch_export
-from mpocompress.checkpoint.torch_zip import open_torch_zip, open_torchscript
 from mpocompress.errors import CheckpointError
 
 _OPENERS: dict[Form, Callable[[Path, str | None], Checkpoint]] = {

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from mpocompress.checkpoint import open_checkpoint
-from mpocompress.checkpoint.shards import MOST_OPEN
+from mpocompress.checkpoint.folders.shards import MOST_OPEN
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import assert_same, contents
 from tests.checkpoint.folders import CONFIG, edit_index, make_folder, split, weight_map, weights

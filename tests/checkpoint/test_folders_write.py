@@ -14,7 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mpocompress import Report, Selection, Truncation, compress, expand, inspect
-from mpocompress.checkpoint import FOLDER, container_for, folder_writer, open_checkpoint, writer
+from mpocompress.checkpoint import FOLDER, container_for, open_checkpoint
+from mpocompress.checkpoint.folders import writer as folder_writer
+from mpocompress.checkpoint.writing import writer
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import assert_same, contents
 from tests.checkpoint.folders import edit_index, make_folder, split, tree, weight_map, weights

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpocompress.checkpoint import pickle_reader
-from mpocompress.checkpoint.pickle_builders import builder
-from mpocompress.checkpoint.pickle_reader import read_pickle
-from mpocompress.checkpoint.pickle_values import Global, Instance
+from mpocompress.checkpoint.pickles import reader as pickle_reader
+from mpocompress.checkpoint.pickles.builders import builder
+from mpocompress.checkpoint.pickles.reader import read_pickle
+from mpocompress.checkpoint.pickles.values import Global, Instance
 from mpocompress.errors import CheckpointError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

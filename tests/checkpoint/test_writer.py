@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mpocompress.checkpoint import check_output, container_for, left_out, open_checkpoint, write_checkpoint
-from mpocompress.checkpoint.fresh import Fresh
+from mpocompress.checkpoint.writing.fresh import Fresh
 from mpocompress.errors import FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import state_dict
 

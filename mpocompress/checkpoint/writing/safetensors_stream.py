@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.fresh import packed
 from mpocompress.checkpoint.safetensors_types import CODES
+from mpocompress.checkpoint.writing.fresh import packed
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
 

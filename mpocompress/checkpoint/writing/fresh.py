@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.structure import is_dense
+from mpocompress.checkpoint.contents.structure import is_dense
 
 
 def packed(tensor: torch.Tensor) -> torch.Tensor:

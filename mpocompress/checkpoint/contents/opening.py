@@ -9,13 +9,13 @@ from types import MappingProxyType
 
 import torch
 
-from mpocompress.checkpoint.extras import Split, split
-from mpocompress.checkpoint.nesting import choose
+from mpocompress.checkpoint.contents.extras import Split, split
+from mpocompress.checkpoint.contents.nesting import choose
+from mpocompress.checkpoint.contents.structure import check_structure, is_dense, tensors_in
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_document, inconsistent, own_key
-from mpocompress.checkpoint.pickle_values import Instance, UnusualTensor
+from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
 from mpocompress.checkpoint.protocol import Checkpoint, Place, TensorInfo
-from mpocompress.checkpoint.structure import check_structure, is_dense, tensors_in
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 

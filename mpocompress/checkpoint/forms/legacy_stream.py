@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.contents import open_contents
-from mpocompress.checkpoint.pickle_builders import builder
-from mpocompress.checkpoint.pickle_reader import read_pickle
-from mpocompress.checkpoint.pickle_values import Global, Instance
+from mpocompress.checkpoint.contents.opening import open_contents
+from mpocompress.checkpoint.pickles.builders import builder
+from mpocompress.checkpoint.pickles.reader import read_pickle
+from mpocompress.checkpoint.pickles.values import Global, Instance
 from mpocompress.checkpoint.protocol import TORCH_LEGACY, Checkpoint
 from mpocompress.checkpoint.storages import Storage, mapped, native, part, place_in, storage_dtype
 from mpocompress.errors import CheckpointError

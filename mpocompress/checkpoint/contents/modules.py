@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 
-from mpocompress.checkpoint.pickle_values import Instance, UnusualTensor
+from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
 
 _PARTS = ("_parameters", "_buffers", "_modules")
 _SCRIPTED = "__torch__."

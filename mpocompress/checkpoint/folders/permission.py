@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from mpocompress.checkpoint.index import MAX_INDEX_BYTES
-from mpocompress.checkpoint.json_file import read_json
+from mpocompress.checkpoint.folders.index import MAX_INDEX_BYTES
+from mpocompress.checkpoint.folders.json_file import read_json
 from mpocompress.checkpoint.layout import INDEX_SUFFIX
 from mpocompress.checkpoint.own_format import FILES
 from mpocompress.errors import CheckpointError, OutputError, OutputExistsError

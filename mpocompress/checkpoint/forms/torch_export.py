@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.contents import open_contents
+from mpocompress.checkpoint.contents.opening import open_contents
+from mpocompress.checkpoint.forms.zip_records import ZipRecords
 from mpocompress.checkpoint.protocol import TORCH_EXPORT, Checkpoint
 from mpocompress.checkpoint.storages import Storage, mapped, native, part, place_in, tensor_over
-from mpocompress.checkpoint.zip_records import ZipRecords
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint.contents import open_contents
-from mpocompress.checkpoint.legacy_stream import read_stream
-from mpocompress.checkpoint.pickle_builders import builder
-from mpocompress.checkpoint.pickle_reader import read_pickle
+from mpocompress.checkpoint.contents.opening import open_contents
+from mpocompress.checkpoint.forms.legacy_stream import read_stream
+from mpocompress.checkpoint.pickles.builders import builder
+from mpocompress.checkpoint.pickles.reader import read_pickle
 from mpocompress.checkpoint.protocol import PICKLE, Checkpoint
 from mpocompress.checkpoint.storages import Storage, native
 from mpocompress.errors import CheckpointError

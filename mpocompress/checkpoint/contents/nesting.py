@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.modules import is_module, module_state
-from mpocompress.checkpoint.pickle_values import Instance
-from mpocompress.checkpoint.structure import is_dense
+from mpocompress.checkpoint.contents.modules import is_module, module_state
+from mpocompress.checkpoint.contents.structure import is_dense
+from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mpocompress.checkpoint.pickle_reader import Build
-from mpocompress.checkpoint.pickle_values import Global, Instance, UnusualTensor, as_key
+from mpocompress.checkpoint.pickles.reader import Build
+from mpocompress.checkpoint.pickles.values import Global, Instance, UnusualTensor, as_key
 from mpocompress.checkpoint.storages import Storage, tensor_over
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint.extras import holds_anything
-from mpocompress.checkpoint.index import ShardIndex, check_contents
+from mpocompress.checkpoint.contents.extras import holds_anything
+from mpocompress.checkpoint.folders.index import ShardIndex, check_contents
+from mpocompress.checkpoint.forms.safetensors_file import aliased
 from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import SHARD, inconsistent, own_key
 from mpocompress.checkpoint.protocol import Checkpoint, TensorInfo
-from mpocompress.checkpoint.safetensors_file import aliased
 from mpocompress.text import shown
 
 MOST_OPEN = 4  # weights are read in file order, several at a time

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mpocompress.checkpoint.json_file import read_json
+from mpocompress.checkpoint.folders.json_file import read_json
 from mpocompress.checkpoint.own_format import ALIASES, MARK, check_document, inconsistent
 from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.errors import CheckpointError

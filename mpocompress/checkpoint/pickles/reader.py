@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.pickle_values import Global, Instance, as_key
+from mpocompress.checkpoint.pickles.values import Global, Instance, as_key
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 

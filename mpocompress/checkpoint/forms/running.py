@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.contents import open_contents
-from mpocompress.checkpoint.pickle_values import Instance
+from mpocompress.checkpoint.contents.opening import open_contents
+from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.checkpoint.protocol import PICKLE, TORCH_LEGACY, TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.sniff import Form
 from mpocompress.errors import CheckpointError

@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mpocompress.checkpoint.beside import look_beside, names_in
-from mpocompress.checkpoint.folder_refusal import nothing_to_read
-from mpocompress.checkpoint.index import ShardIndex, read_index
-from mpocompress.checkpoint.json_file import read_json
+from mpocompress.checkpoint.folders.beside import look_beside, names_in
+from mpocompress.checkpoint.folders.index import ShardIndex, read_index
+from mpocompress.checkpoint.folders.json_file import read_json
+from mpocompress.checkpoint.folders.refusal import nothing_to_read
+from mpocompress.checkpoint.folders.shards import OpenFile, open_shards
 from mpocompress.checkpoint.layout import CONFIG, INDEX_SUFFIX, Layout, stem_of
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.protocol import Checkpoint
-from mpocompress.checkpoint.shards import OpenFile, open_shards
 from mpocompress.checkpoint.sniff import Form, sniff
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown

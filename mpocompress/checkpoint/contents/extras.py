@@ -9,10 +9,24 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.modules import class_name
-from mpocompress.checkpoint.nesting import StateDict, is_averaged, is_weight, named_children, resolve, state_dicts
-from mpocompress.checkpoint.pickle_values import Instance
-from mpocompress.checkpoint.structure import MAX_DEPTH, foreign_type, is_dense, leaves, tensor_bytes, tensors_in
+from mpocompress.checkpoint.contents.modules import class_name
+from mpocompress.checkpoint.contents.nesting import (
+    StateDict,
+    is_averaged,
+    is_weight,
+    named_children,
+    resolve,
+    state_dicts,
+)
+from mpocompress.checkpoint.contents.structure import (
+    MAX_DEPTH,
+    foreign_type,
+    is_dense,
+    leaves,
+    tensor_bytes,
+    tensors_in,
+)
+from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
 

@@ -10,11 +10,11 @@ from typing import BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.atomic import replacing
+from mpocompress.checkpoint.forms.zip_records import is_zip, renew_checksums
 from mpocompress.checkpoint.protocol import Checkpoint, Place
 from mpocompress.checkpoint.storages import mapped, part
-from mpocompress.checkpoint.writer import check_output, check_space
-from mpocompress.checkpoint.zip_records import is_zip, renew_checksums
+from mpocompress.checkpoint.writing.atomic import replacing
+from mpocompress.checkpoint.writing.writer import check_output, check_space
 from mpocompress.errors import OutputError
 from mpocompress.text import shown
 

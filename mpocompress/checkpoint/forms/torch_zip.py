@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint.contents import open_contents
-from mpocompress.checkpoint.pickle_builders import builder
-from mpocompress.checkpoint.pickle_reader import read_pickle
-from mpocompress.checkpoint.pickle_values import Global
+from mpocompress.checkpoint.contents.opening import open_contents
+from mpocompress.checkpoint.forms.zip_records import ZipRecords
+from mpocompress.checkpoint.pickles.builders import builder
+from mpocompress.checkpoint.pickles.reader import read_pickle
+from mpocompress.checkpoint.pickles.values import Global
 from mpocompress.checkpoint.protocol import TORCH_ZIP, TORCHSCRIPT, Checkpoint
 from mpocompress.checkpoint.storages import Storage, mapped, native, part, place_in, storage_dtype
-from mpocompress.checkpoint.zip_records import ZipRecords
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown, shown_size
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mpocompress.checkpoint.pickle_values import Global, Instance, UnusualTensor
+from mpocompress.checkpoint.pickles.values import Global, Instance, UnusualTensor
 from mpocompress.errors import CheckpointError
 
 MAX_DEPTH = 100

@@ -11,13 +11,13 @@ from typing import BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.atomic import replacing
-from mpocompress.checkpoint.extras import holds_anything, restore
-from mpocompress.checkpoint.fresh import Fresh
-from mpocompress.checkpoint.nesting import named_children
+from mpocompress.checkpoint.contents.extras import holds_anything, restore
+from mpocompress.checkpoint.contents.nesting import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
 from mpocompress.checkpoint.protocol import SAFETENSORS
-from mpocompress.checkpoint.safetensors_stream import write_safetensors
+from mpocompress.checkpoint.writing.atomic import replacing
+from mpocompress.checkpoint.writing.fresh import Fresh
+from mpocompress.checkpoint.writing.safetensors_stream import write_safetensors
 from mpocompress.errors import OutputError, OutputExistsError
 from mpocompress.text import shown, shown_size
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from mpocompress.checkpoint.beside import names_in
+from mpocompress.checkpoint.folders.beside import names_in
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 

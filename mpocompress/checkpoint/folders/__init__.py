@@ -1,0 +1,1 @@
+"""Models in folders and in shards: reading and writing them."""
