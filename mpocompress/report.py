@@ -336,6 +336,13 @@ class Report:
                 notes=typed(document.get("notes", []), "tuple[str, ...]", "notes"),
             )
             report.check()
+        except ReportError as error:
+            raise ReportError(
+                where=f"{where}, {error.where}",
+                found=error.found,
+                why=error.why,
+                action="The file is damaged or was edited: compress the original checkpoint again.",
+            ) from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(
                 where=where,

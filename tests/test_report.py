@@ -212,7 +212,7 @@ def test_a_number_that_is_changed_contradicts_the_others(path: tuple[str | int, 
     for key in path:
         place = place[key]
 
-    with pytest.raises(ReportError, match="Report this as a bug, with the command and the file"):
+    with pytest.raises(ReportError, match="The file is damaged or was edited: compress the original"):
         read(changed_at(path, place + 1))
 
 

@@ -31,6 +31,7 @@ class Form(Enum):
     LFS_POINTER = auto()
     GGUF = auto()
     HDF5 = auto()
+    TORCH_TAR = auto()
     PACKED = auto()
     JSON = auto()
     FOLDER = auto()
@@ -73,6 +74,11 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
     ),
     Form.GGUF: ("a GGUF file", _NOT_READ, _CONVERT),
     Form.HDF5: ("an HDF5 file (Keras or similar)", _NOT_READ, _CONVERT),
+    Form.TORCH_TAR: (
+        "a tar archive as torch.save wrote it in 2016 and 2017",
+        _NOT_READ,
+        "Load it with torch.load(..., weights_only=True) and save it again with torch.save.",
+    ),
     Form.PACKED: ("a packed file (tar, gzip, bzip2, xz or zstd)", _NOT_READ, "Unpack it and name the file inside."),
     Form.JSON: (
         "JSON text that is no index of shards",
@@ -94,6 +100,8 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
     ),
     Form.UNKNOWN: ("a file of unknown form", _NOT_READ, _SAVE_STATE_DICT),
 }
+
+_TORCH_TAR_FIRST = (b"sys_info", b"pickle", b"storages", b"tensors")
 
 _STARTS: tuple[tuple[bytes, Form], ...] = (
     # The oldest pickles have no mark: these are the first instructions of a dict, a list and an object.
@@ -167,7 +175,7 @@ def _sniff_head(head: bytes) -> Form:
         if head.startswith(start):
             return form
     if head[257:262] == b"ustar":
-        return Form.PACKED
+        return Form.TORCH_TAR if head.partition(b"\0")[0] in _TORCH_TAR_FIRST else Form.PACKED
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER_BYTES:
         return Form.SAFETENSORS
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:

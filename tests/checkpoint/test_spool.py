@@ -36,6 +36,6 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     with Spool(tmp_path / "small.pt") as spool:
         spool._stream.close()
-        spool._stream = Path("/dev/full").open("wb", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
+        spool._stream = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
         with pytest.raises(OutputError, match=r"No space left on device.* nothing was written"):
             spool.add(torch.ones(10))

@@ -34,9 +34,8 @@ def scripted_half(folder: Path) -> Path:
 
 @group.refused(
     "frozen TorchScript (`torch.jit.freeze`)",
-    "no state dict",
-    "torch.save(model.state_dict(), ...)",
-    note="its weights are constants of the code",
+    "a TorchScript archive without parameters",
+    "Compress the module as it was before torch.jit.freeze",
 )
 def frozen(folder: Path) -> Path:
     torch.jit.save(torch.jit.freeze(torch.jit.script(model())), folder / "model.pt")

@@ -85,7 +85,7 @@ def test_a_form_that_cannot_be_given_back_says_so(form: Form, tmp_path: Path) ->
     source, small = made(form, tmp_path), tmp_path / "small.pt"
     compress(source, small, truncation=FOUR, key=form.key, jobs=1)
 
-    with pytest.raises(OutputError, match=r"its tensors cannot be replaced where they lie\. Expand without"):
+    with pytest.raises(OutputError, match=r"Expand (without an original|into a folder instead)"):
         expand(small, tmp_path / "back", like=source)
 
     assert not (tmp_path / "back").exists()

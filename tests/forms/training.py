@@ -200,7 +200,7 @@ def lightning_plain(folder: Path) -> Path:
     "a Lightning checkpoint with objects among its hyper-parameters",
     "torch-zip",
     prefix="model.",
-    says=["hyper_parameters: a value of type .*Namespace"],
+    says=[r"hyper_parameters\S*: a value of type .*Namespace"],
 )
 def lightning_with_objects(folder: Path) -> Path:
     return saved(lightning(args=argparse.Namespace(lr=1), loss=nn.MSELoss()), folder / "last.ckpt")

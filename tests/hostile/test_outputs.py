@@ -90,7 +90,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
 
     with pytest.raises(OutputError, match=r"are needed and 1 bytes are free; the disk would be full\. Free some space"):
         compress(source, tmp_path / "out.pt", truncation=FOUR, jobs=1)
-    with pytest.raises(OutputError, match=r"bytes of dense weights to write; the disk has 1 bytes free\. Free some"):
+    with pytest.raises(OutputError, match=r"bytes to write: the dense weights, .* 1 bytes free\. Free some"):
         expand(tmp_path / "small.pt", tmp_path / "out.pt")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -104,7 +104,8 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(work: Path, run: Run)
         outcome = run("compress", "model.pt", "--bond", "4", "-o", name, "--jobs", "1", largest_file_bytes=1000)
 
         assert outcome.code == 1
-        assert "writing failed (File too large); nothing was written" in outcome.err
+        assert "(File too large)" in outcome.err
+        assert "nothing was written" in outcome.err
         assert sorted(work.iterdir()) == before
 
 
@@ -139,7 +140,7 @@ def test_ctrl_c_leaves_what_was_there(
     with pytest.raises(SystemExit) as left:
         main()
 
-    assert left.value.code == 1
+    assert left.value.code == 130
     assert capsys.readouterr().err.strip() == "Stopped; nothing was written."
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -20,15 +20,21 @@ from mpocompress.checkpoint.contents.nesting import (
 )
 from mpocompress.checkpoint.contents.structure import (
     MAX_DEPTH,
-    foreign_type,
+    NOTHING,
+    emptied,
     is_dense,
+    is_plain_key,
     leaves,
+    plain_part,
     tensor_bytes,
     tensors_in,
 )
 from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
+
+_MOST = 10
+"""Values of one entry that are named in notes one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +81,8 @@ def split(root: object, state: StateDict) -> Split:
     rest = {name: value for name, value in state.value.items() if name not in tensors}
     if isinstance(places[-1], Instance):
         notes.append(_of_object(places[-1], ".".join(state.path), "its weights are taken"))
-    kept = {name: value for name, value in rest.items() if _keep((*state.path, name), value, state, notes)}
-    inner: Any = copy.copy(places[-1]) if isinstance(places[-1], dict) else {}  # keeps the type, and `_metadata`
-    inner.clear()
+    kept = _all_kept(rest, state.path, state, notes)
+    inner: Any = emptied(places[-1]) if isinstance(places[-1], dict) else {}
     inner.update(kept)
     for depth in range(len(state.path) - 1, -1, -1):
         inner = _around(places[depth], state.path[: depth + 1], inner, state, notes)
@@ -89,19 +94,26 @@ def _around(place: object, path: tuple[str, ...], inner: Any, state: StateDict, 
     if isinstance(place, Instance):
         notes.append(_of_object(place, ".".join(path[:-1]), f"its {shown(path[-1])} is taken"))
         return {path[-1]: inner}
-    kept = {
-        name: value
-        for name, value in named_children(place).items()
-        if name != path[-1] and _keep((*path[:-1], name), value, state, notes)
-    }
+    beside = {name: value for name, value in named_children(place).items() if name != path[-1]}
+    kept = _all_kept(beside, path[:-1], state, notes)
     if isinstance(place, dict):
-        outer = copy.copy(place)
-        outer.clear()
-        outer.update(
-            (name, inner if name == path[-1] else kept[name]) for name in place if name in {**kept, path[-1]: 0}
-        )
+        outer = emptied(place)
+        kept[path[-1]] = inner
+        outer.update((name, kept[name]) for name in place if name in kept)
         return outer
     return [inner if str(n) == path[-1] else kept.get(str(n)) for n in range(len(named_children(place)))]
+
+
+def _all_kept(entries: Mapping[Any, Any], path: tuple[str, ...], state: StateDict, notes: list[str]) -> dict[Any, Any]:
+    kept: dict[Any, Any] = {}
+    for name, value in entries.items():
+        if not is_plain_key(name):
+            notes.append(
+                f"{shown('.'.join(path)) or 'the file'}: an entry whose key is no plain value is not carried over"
+            )
+        elif (part := _kept((*path, name), value, state, notes)) is not NOTHING:
+            kept[name] = part
+    return kept
 
 
 def _of_object(value: Instance, key: str, taken: str) -> str:
@@ -185,15 +197,21 @@ def _is_entry(name: object, value: object) -> bool:
     return isinstance(name, str) and isinstance(value, torch.Tensor) and is_dense(value)
 
 
-def _keep(path: tuple[object, ...], value: object, state: StateDict, notes: list[str]) -> bool:
-    """Decide on one entry beside the tensors, and say so where the user would want to know."""
-    name, size_bytes = shown(".".join(str(part) for part in path)), tensor_bytes(value)
+def _kept(path: tuple[object, ...], value: object, state: StateDict, notes: list[str]) -> object:
+    """What is kept of one entry beside the tensors, `NOTHING` at all or part of it; says what the user should know."""
+    name = shown(".".join(str(part) for part in path))
     reason = _drop_reason(str(path[-1]), value, state)
     if reason:
-        notes.append(f"{name}: {reason} ({shown_size(size_bytes)}) is not carried over")
-    elif next(tensors_in(value), None) is not None:
-        notes.append(f"{name}: {shown_size(size_bytes)} of tensors beside the state dict are carried over as they are")
-    return reason is None
+        notes.append(f"{name}: {reason} ({shown_size(tensor_bytes(value))}) is not carried over")
+        return NOTHING
+    kept, left_out = plain_part(value, ".".join(str(part) for part in path))
+    notes += [f"{shown(place)}: a value of type {shown(kind)} is not carried over" for place, kind in left_out[:_MOST]]
+    if len(left_out) > _MOST:
+        notes.append(f"{name}: {len(left_out) - _MOST:,} more values in it are not carried over")
+    if next(tensors_in(kept), None) is not None:
+        size = shown_size(tensor_bytes(kept))
+        notes.append(f"{name}: {size} of tensors beside the state dict are carried over as they are")
+    return kept
 
 
 def _drop_reason(name: str, value: object, state: StateDict) -> str | None:
@@ -208,8 +226,7 @@ def _drop_reason(name: str, value: object, state: StateDict) -> str | None:
         return "an averaged copy of the weights"
     if isinstance(value, dict) and any(found.value.keys() == state.value.keys() for found in state_dicts(value)):
         return "another copy of the weights"
-    foreign = foreign_type(value)
-    return f"a value of type {shown(foreign)}" if foreign else None
+    return None
 
 
 def _all_are(value: object, test: Callable[[dict[Any, Any]], bool]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -21,6 +23,8 @@ _PLAIN_LEAVES = (
     *(torch.Size, torch.dtype, torch.device, torch.Tensor, torch.nn.Parameter),
 )
 _END = object()
+NOTHING = object()
+"""What is left of a value that cannot be held at all."""
 
 
 def check_structure(root: object, where: str) -> None:
@@ -141,34 +145,88 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return ordinary and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_nested
 
 
-def foreign_type(root: object) -> str | None:
-    """Return the name of a type in `root` that a plain weights-only torch.save cannot hold.
+def plain_part(root: object, name: str) -> tuple[object, tuple[tuple[str, str], ...]]:
+    """Return what of a value a plain weights-only torch.save can hold.
 
     Args:
-        root: any value.
+        root: any value, at most `MAX_DEPTH` deep.
+        name: where it stands.
 
     Returns:
-        The first such type, or what is named in the pickle; None if there is none.
+        The value itself where it can hold all of it. Otherwise a copy without the rest (None in its place in lists), or
+        `NOTHING`; and for every part left out where it stood, and its type.
 
     Example:
-        >>> foreign_type({"a": [1, None]}), foreign_type({"a": [object()]})
-        (None, 'object')
+        >>> plain_part({"lr": 0.1, "path": object()}, "args")
+        ({'lr': 0.1}, (('args.path', 'object'),))
     """
-    if isinstance(root, _CONTAINERS) and type(root) not in (*_PLAIN_CONTAINERS, torch.Size):
-        return _type_name(root)
-    seen = {id(root)}
-    stack = [_children(root)] if isinstance(root, _CONTAINERS) else [iter((root,))]
-    while stack:
-        child = next(stack[-1], _END)
-        if child is _END:
-            stack.pop()
-        elif type(child) in _PLAIN_CONTAINERS:
-            if id(child) not in seen:
-                seen.add(id(child))
-                stack.append(_children(child))
-        elif type(child) not in _PLAIN_LEAVES:
-            return _type_name(child)
-    return None
+    left_out: list[tuple[str, str]] = []
+    seen: dict[int, object] = {}
+
+    def part(value: object, place: str) -> object:
+        if type(value) in _PLAIN_LEAVES:
+            return value
+        if type(value) not in _PLAIN_CONTAINERS:
+            left_out.append((place, _type_name(value)))
+            return NOTHING
+        if id(value) not in seen:
+            before = len(left_out)
+            copied = _copied(value, place, part)
+            whole = len(left_out) == before and not (isinstance(value, dict) and len(copied) < len(value))
+            seen[id(value)] = value if whole else copied
+        return seen[id(value)]
+
+    return part(root, name), tuple(left_out)
+
+
+def _copied(value: Any, place: str, part: Callable[[object, str], object]) -> Any:
+    """A container with the parts of its entries, those that have none left out."""
+    if not isinstance(value, dict):
+        parts = [part(inner, f"{place}.{number}") for number, inner in enumerate(value)]
+        return type(value)([None if inner is NOTHING else inner for inner in parts])
+    copied = emptied(value)
+    for key, inner in value.items():
+        kept = part(inner, f"{place}.{key}") if is_plain_key(key) else part(key, f"{place}, a key")
+        if kept is not NOTHING:
+            copied[key] = kept
+    return copied
+
+
+def emptied(value: dict[Any, Any]) -> dict[Any, Any]:
+    """Return an empty dict of the same type, with the versions that a state dict carries.
+
+    Args:
+        value: any dict.
+
+    Returns:
+        A new dict.
+
+    Example:
+        >>> emptied(torch.nn.Linear(1, 1).state_dict())._metadata
+        {'': {'version': 1}}
+    """
+    copied = copy.copy(value)
+    copied.clear()
+    if isinstance(value, OrderedDict) and plain_part(vars(value), "")[1]:
+        vars(copied).clear()
+    return copied
+
+
+def is_plain_key(key: object) -> bool:
+    """Tell whether a key of a dict can be held by a plain weights-only torch.save.
+
+    Args:
+        key: any key.
+
+    Returns:
+        Whether it can.
+
+    Example:
+        >>> is_plain_key(("a", 1)), is_plain_key(torch.ones(1))
+        (True, False)
+    """
+    inner = key if type(key) is tuple else (key,)
+    return all(type(one) in _PLAIN_LEAVES and not isinstance(one, torch.Tensor) for one in inner)
 
 
 def _type_name(value: object) -> str:

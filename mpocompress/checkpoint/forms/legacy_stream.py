@@ -74,7 +74,8 @@ def read_stream(stream: BinaryIO, memory: torch.UntypedStorage, where: str) -> t
     nothing = _Pieces(where)
     magic, version, machine = (_values(stream, where, nothing) for _ in range(3))
     if magic != MAGIC or version != _VERSION or not isinstance(machine, dict):
-        raise _damaged(where, f"version {shown(repr(version))}", "no such version was ever written")
+        number = f"version {version}" if isinstance(version, int) and version != _VERSION else "a head"
+        raise _damaged(where, f"{number} of the form before PyTorch 1.6", "no such thing was ever written")
     start = stream.tell()
     pieces = _Pieces(where)  # once to learn how large the pieces are, once more when it is known where they lie
     _values(stream, where, pieces)

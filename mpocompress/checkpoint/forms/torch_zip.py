@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mpocompress.checkpoint.contents.opening import open_contents
+from mpocompress.checkpoint.contents.structure import tensors_in
 from mpocompress.checkpoint.forms.zip_records import ZipRecords
 from mpocompress.checkpoint.pickles.builders import builder
 from mpocompress.checkpoint.pickles.reader import read_pickle
@@ -39,6 +40,13 @@ def open_torch_zip(path: Path, key: str | None, *, container: str = TORCH_ZIP) -
         storages = _Storages(path, records)
         pickle = io.BytesIO(records.read("data.pkl"))
         root = read_pickle(pickle, str(path), build=builder(str(path)), fetch=storages.fetch)
+        if container == TORCHSCRIPT and next(tensors_in(root), None) is None:
+            raise CheckpointError(
+                where=str(path),
+                found="a TorchScript archive without parameters",
+                why="it was frozen, or traced from a function: its weights are constants of the program",
+                action="Compress the module as it was before torch.jit.freeze, or its state dict.",
+            )
         big_endian = "byteorder" in records and records.read("byteorder").strip() == b"big"
 
         def read(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mpocompress.checkpoint.pickles.reader import Build
-from mpocompress.checkpoint.pickles.values import Global, Instance, UnusualTensor, as_key
+from mpocompress.checkpoint.pickles.values import Global, Instance, Keys, UnusualTensor
 from mpocompress.checkpoint.storages import Storage, tensor_over
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -54,6 +54,7 @@ def builder(where: str, others: Mapping[str, Callable[..., object]] | None = Non
         >>> build("torch.Size", ((2, 3),)), build("net.Net", ()).class_name
         (torch.Size([2, 3]), 'net.Net')
     """
+    plain = _plain()
     memory = {**_UNUSUAL, **_tensors(where), **(others or {})}
 
     def build(name: str, arguments: tuple[Any, ...]) -> object:
@@ -67,7 +68,7 @@ def builder(where: str, others: Mapping[str, Callable[..., object]] | None = Non
         if name in memory:
             return memory[name](*arguments)
         try:
-            return _PLAIN[name](*arguments)
+            return plain[name](*arguments)
         except (KeyError, TypeError, ValueError, RuntimeError):  # unknown, or called in a way that is
             return Instance(name, arguments)
 
@@ -135,10 +136,6 @@ def _unusual(kind: str) -> Callable[..., object]:
     return lambda *_: UnusualTensor(kind=kind)
 
 
-def _ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((as_key(key), value) for key, value in (pairs.items() if isinstance(pairs, dict) else pairs))
-
-
 def _encoded(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"bytes written in {encoding}")
@@ -169,26 +166,35 @@ def _numpy_number(dtype: object, data: object) -> object:
     return np.frombuffer(data, np.dtype(code).newbyteorder(">" if big_endian else "<"), count=1)[0].item()
 
 
-_PLAIN: dict[str, Callable[..., object]] = {
-    "builtins.set": lambda entries=(): set(map(as_key, entries)),
-    "builtins.frozenset": lambda entries=(): frozenset(map(as_key, entries)),
-    "builtins.dict": lambda pairs=(): dict(_ordered(pairs)),
-    "builtins.list": lambda entries=(): list(entries),
-    "builtins.complex": lambda real=0.0, imaginary=0.0: complex(float(real), float(imaginary)),
-    "builtins.bytes": lambda: b"",
-    "builtins.bytearray": lambda data=b"", *_: bytearray(data.encode("latin-1") if isinstance(data, str) else data),
-    "_codecs.encode": _encoded,
-    "collections.OrderedDict": _ordered,
-    "collections.defaultdict": lambda _=None, pairs=(): dict(_ordered(pairs)),
-    "collections.Counter": lambda counts=(): Counter(dict(_ordered(counts))),
-    "copyreg._reconstructor": _reconstructed,
-    "copyreg.__newobj__": _new,
-    "copyreg.__newobj_ex__": _new,
-    "numpy.core.multiarray.scalar": _numpy_number,
-    "numpy._core.multiarray.scalar": _numpy_number,
-    "torch.Size": lambda size=(): torch.Size(size),
-    "torch.device": torch.device,
-}
+def _plain() -> dict[str, Callable[..., object]]:
+    """The functions that make plain Python values, by name."""
+    key = Keys()
+
+    def pairs(given: Any = ()) -> OrderedDict[Any, Any]:
+        return OrderedDict((key(name), value) for name, value in (given.items() if isinstance(given, dict) else given))
+
+    return {
+        "builtins.set": lambda entries=(): set(map(key, entries)),
+        "builtins.frozenset": lambda entries=(): frozenset(map(key, entries)),
+        "builtins.dict": lambda given=(): dict(pairs(given)),
+        "builtins.list": lambda entries=(): list(entries),
+        "builtins.complex": lambda real=0.0, imaginary=0.0: complex(float(real), float(imaginary)),
+        "builtins.bytes": lambda: b"",
+        "builtins.bytearray": lambda data=b"", *_: bytearray(data.encode("latin-1") if isinstance(data, str) else data),
+        "_codecs.encode": _encoded,
+        "collections.OrderedDict": pairs,
+        "collections.defaultdict": lambda _=None, given=(): dict(pairs(given)),
+        "collections.Counter": lambda counts=(): Counter(dict(pairs(counts))),
+        "copyreg._reconstructor": _reconstructed,
+        "copyreg.__newobj__": _new,
+        "copyreg.__newobj_ex__": _new,
+        "numpy.core.multiarray.scalar": _numpy_number,
+        "numpy._core.multiarray.scalar": _numpy_number,
+        "torch.Size": lambda size=(): torch.Size(size),
+        "torch.device": torch.device,
+    }
+
+
 _UNUSUAL: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_qtensor": _unusual("quantized"),
     "torch._utils._rebuild_nested_tensor": _unusual("nested"),

@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.pickles.values import Global, Instance, as_key
+from mpocompress.checkpoint.pickles.values import Global, Instance, Keys
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
-MAX_INSTRUCTIONS = 20_000_000
+MAX_WORK = 20_000_000
+"""Instructions followed and values copied, at most; what makes large objects counts several times."""
 
 Build = Callable[[str, tuple[Any, ...]], object]
 """Makes a value from the name of what a pickle calls and the arguments of the call."""
@@ -26,6 +27,8 @@ Build = Callable[[str, tuple[Any, ...]], object]
 Fetch = Callable[[object], object]
 """Gives what a persistent id stands for: memory that is kept beside the pickle."""
 
+_DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+_TEXT_SHARE = 256  # so many characters or bytes cost as much to copy as one value
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
@@ -64,15 +67,14 @@ def read_pickle(
     """
     machine = _Machine(build, fetch)
     try:
-        for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
+        for instruction, argument, _ in pickletools.genops(stream):
             if instruction.name == "STOP":
                 return machine.result()
             step = _STEPS.get(instruction.name)
             if step is None:
                 raise _MalformedError(f"instruction {instruction.name}")
+            machine.spend(_COSTS.get(instruction.name, 1))
             step(machine, argument)
-            if count == MAX_INSTRUCTIONS:
-                raise _MalformedError(f"more than {MAX_INSTRUCTIONS:,} instructions")
         raise _MalformedError("it has no end")
     except CheckpointError:
         raise
@@ -95,6 +97,14 @@ class _Machine:
         self._below: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._globals: dict[str, object] = {}
+        self._key = Keys()
+        self._work = 0
+
+    def spend(self, work: int) -> None:
+        """Count work, up to what any checkpoint takes."""
+        self._work += work
+        if self._work > MAX_WORK:
+            raise _MalformedError(f"more than {MAX_WORK:,} instructions and copies")
 
     def result(self) -> object:
         if self._below or len(self._stack) != 1:
@@ -158,7 +168,7 @@ class _Machine:
 
     def op_frozenset(self, _: object) -> None:
         values = self._above_mark()
-        self._stack.append(frozenset(map(as_key, values)))
+        self._stack.append(frozenset(map(self._key, values)))
 
     def op_append(self, _: object) -> None:
         value = self._stack.pop()
@@ -207,6 +217,7 @@ class _Machine:
             parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # the second is of __slots__
             if all(isinstance(part, dict | None) for part in parts):
                 for part in parts:
+                    self.spend(len(part or ()))
                     value.attributes.update(part or {})
             else:
                 value.attributes["__setstate__"] = state
@@ -232,13 +243,13 @@ class _Machine:
             raise _MalformedError("a name that is no text")
         full = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
         if full not in self._globals:
-            dtype = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
-            self._globals[full] = dtype if isinstance(dtype, torch.dtype) else Global(full)
+            self._globals[full] = _DTYPES.get(full) or Global(full)
         self._stack.append(self._globals[full])
 
     def _call(self, function: object, arguments: object) -> None:
         if not isinstance(arguments, tuple):
             raise _MalformedError("arguments that are no tuple")
+        self.spend(sum(map(_extent, arguments)))
         if isinstance(function, Global):
             self._stack.append(self._build(function.name, arguments))
         else:
@@ -249,7 +260,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, set):
-            target.update(map(as_key, values))
+            target.update(map(self._key, values))
         elif isinstance(target, Instance):
             target.entries.extend(values)
         else:
@@ -260,7 +271,14 @@ class _Machine:
         into = target.items if isinstance(target, Instance) else target
         if not isinstance(into, dict) or len(values) % 2:
             raise _MalformedError(f"{len(values)} keys and values for a {type(target).__name__}")
-        into.update((as_key(values[place]), values[place + 1]) for place in range(0, len(values), 2))
+        into.update((self._key(values[place]), values[place + 1]) for place in range(0, len(values), 2))
+
+
+def _extent(value: object) -> int:
+    """What copying a value costs."""
+    if isinstance(value, str | bytes | bytearray):
+        return len(value) // _TEXT_SHARE
+    return len(value) if isinstance(value, list | dict | set | frozenset | tuple) else 0
 
 
 def _pushing(make: Callable[[], object]) -> Callable[[_Machine, Any], None]:
@@ -306,6 +324,10 @@ _SPECIAL: dict[str, Callable[[_Machine, Any], None]] = {
         ],
         _Machine.op_push,  # the decoded argument is the value
     ),
+}
+_COSTS = {
+    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "DICT", "LIST"), 2),
+    **dict.fromkeys(("EMPTY_SET", "FROZENSET", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"), 8),
 }
 _STEPS = {
     instruction.name: _SPECIAL.get(instruction.name) or getattr(_Machine, f"op_{instruction.name.lower()}", None)

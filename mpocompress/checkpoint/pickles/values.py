@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-_MAX_KEY_DEPTH = 4
+_MOST_IN_KEY = 64
+_MOST_TUPLES_OF_NUMBERS = 8192
 _LARGEST_KEY = 2**63  # larger integers can be made to collide in a dict
 
 
@@ -61,36 +62,47 @@ class UnusualTensor:
 
 
 _PLAIN_KEYS = (
-    *(str, bytes, float, complex, bool, type(None), torch.dtype, torch.device),
+    *(str, bytes, float, bool, type(None), torch.dtype, torch.device),
     *(torch.Tensor, Global, Instance, UnusualTensor),  # a tensor is hashed as an object, not by its elements
 )
 
 
-def as_key(value: object) -> Any:
-    """Return a value that may become a key of a dict or an entry of a set.
+class Keys:
+    """Lets values become keys of dicts and entries of sets, as long as hashing them is sure to be quick.
 
     Hashing a tuple goes through all of it, on the C stack: a deep one ends the process, a doubled one never returns.
-
-    Args:
-        value: any value.
-
-    Returns:
-        The value.
-
-    Raises:
-        TypeError: it is not plain, or a deep tuple.
+    And of numbers, unlike of text, the hash is known beforehand: many tuples of them can be made to collide.
 
     Example:
-        >>> as_key(("a", 1))
+        >>> Keys()(("a", 1))
         ('a', 1)
     """
-    _check_key(value, 1)
-    return value
 
+    def __init__(self) -> None:
+        self._tuples_of_numbers = 0
 
-def _check_key(value: object, depth: int) -> None:
-    if isinstance(value, tuple) and depth <= _MAX_KEY_DEPTH:
-        for inner in value:
-            _check_key(inner, depth + 1)
-    elif not isinstance(value, _PLAIN_KEYS) and not (isinstance(value, int) and abs(value) < _LARGEST_KEY):
-        raise TypeError(f"{type(value).__name__} as a key")
+    def __call__(self, value: Any) -> Any:
+        """Return a value that may become a key.
+
+        Args:
+            value: any value.
+
+        Returns:
+            The value.
+
+        Raises:
+            TypeError: it is not plain, a long or deep tuple, or one of too many tuples of numbers.
+        """
+        parts = [value]
+        for part in parts:  # grows while it is walked
+            if isinstance(part, tuple):
+                parts.extend(part)
+                if len(parts) > _MOST_IN_KEY:
+                    raise TypeError("a long or deep tuple as a key")
+            elif not isinstance(part, _PLAIN_KEYS) and not (isinstance(part, int) and abs(part) < _LARGEST_KEY):
+                raise TypeError(f"{type(part).__name__} as a key")
+        if len(parts) > 1 and any(isinstance(part, int | float) for part in parts):
+            self._tuples_of_numbers += 1
+            if self._tuples_of_numbers > _MOST_TUPLES_OF_NUMBERS:
+                raise TypeError(f"more than {_MOST_TUPLES_OF_NUMBERS:,} tuples of numbers as keys")
+        return value

@@ -72,6 +72,13 @@ def write_like(
 def _places(original: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[str, Place]:
     """Where each tensor goes; refuses tensors that are not those of the original."""
     wanted = {name: info for name, info in original.tensors.items() if info.alias_of is None and info.size_bytes}
+    if original.layout is not None:
+        raise OutputError(
+            where=str(original.path),
+            found="a folder, or shards",
+            why="only a single file can be given back in its own form",
+            action="Expand into a folder instead: it gets the same layout.",
+        )
     places: dict[str, Place] = {}
     for name, info in wanted.items():
         if name not in tensors:

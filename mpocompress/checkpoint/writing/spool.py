@@ -60,7 +60,8 @@ class Spool:
         self._map: mmap.mmap | None = None
         try:
             folder = Path(os.path.realpath(beside)).parent
-            self._stream = tempfile.TemporaryFile(dir=folder, prefix=".", suffix=".tmp")  # noqa: SIM115 (closed below)
+            # Not buffered: what failed to be written must not fail once more when the file is closed.
+            self._stream = tempfile.TemporaryFile(buffering=0, dir=folder, prefix=".", suffix=".tmp")  # noqa: SIM115
         except OSError as error:
             raise self._refusal(error) from error
 
@@ -81,7 +82,9 @@ class Spool:
             offset = -(-self._size_bytes // _ALIGNMENT) * _ALIGNMENT
             try:
                 self._stream.seek(offset)
-                self._stream.write(content.data)
+                rest = memoryview(content.data)
+                while rest:
+                    rest = rest[self._stream.write(rest) :]
             except OSError as error:
                 raise self._refusal(error) from error
             self._size_bytes = offset + content.nbytes
@@ -105,7 +108,6 @@ class Spool:
         with self._lock:
             if self._map is None or len(self._map) < place.offset + count * place.dtype.itemsize:
                 try:
-                    self._stream.flush()
                     # Copy on write, since torch cannot tell that a buffer must not be written to.
                     self._map = mmap.mmap(self._stream.fileno(), self._size_bytes, access=mmap.ACCESS_COPY)
                 except OSError as error:
