@@ -100,7 +100,9 @@ def test_training_state_is_dropped_with_a_note_and_the_rest_kept(tmp_path: Path)
         "lr_schedulers": [scheduler],
         "amp": {"scale": 1.0, "growth_factor": 2.0},
         "my_optim": {"momentum": torch.ones(3, 3)},
-        "ema": {"shadow_params": [torch.ones(4, 4)]},
+        "ema": {"shadow_params": [torch.ones(6, 4)]},
+        "optimal_head": {"w": torch.ones(2, 2)},
+        "avg_pool": {"w": torch.ones(2, 2)},
         "average_loss": torch.tensor(0.5),
         "state_dict": state_dict(),
     }
@@ -110,10 +112,16 @@ def test_training_state_is_dropped_with_a_note_and_the_rest_kept(tmp_path: Path)
             "lr_schedulers: scheduler state (0 bytes) is not carried over",
             "amp: gradient scaler state (0 bytes) is not carried over",
             "my_optim: optimizer state (36 bytes) is not carried over",
-            "ema: an averaged copy of the weights (64 bytes) is not carried over",
-            "average_loss: 4 bytes of tensors beside the state dict are carried over as they are",
+            "ema: an averaged copy of the weights (96 bytes) is not carried over",
+            "optimal_head: 16 bytes of tensors are carried over as they are",
+            "avg_pool: 16 bytes of tensors are carried over as they are",
+            "average_loss: 4 bytes of tensors are carried over as they are",
         )
-        assert checkpoint.extras == {
+        extras = checkpoint.extras
+        assert isinstance(extras, dict)
+        assert torch.equal(extras.pop("optimal_head")["w"], torch.ones(2, 2))
+        assert torch.equal(extras.pop("avg_pool")["w"], torch.ones(2, 2))
+        assert extras == {
             "epoch": 3,
             "optimizer": {"name": "adam", "lr": 0.1},
             "average_loss": torch.tensor(0.5),
@@ -156,7 +164,7 @@ def test_entries_of_a_state_dict_that_are_no_tensors_come_back(tmp_path: Path) -
     state["sparse"] = torch.eye(3).to_sparse()
     with open_checkpoint(_saved(tmp_path, state)) as checkpoint:
         assert "sparse" not in checkpoint.tensors
-        assert checkpoint.notes == ("sparse: 0 bytes of tensors beside the state dict are carried over as they are",)
+        assert checkpoint.notes == ("sparse: 60 bytes of tensors are carried over as they are",)
     back: Any = _write(tmp_path / "back.pt", tmp_path / "model.pt")
     assert back._metadata == metadata
     assert back["1._extra_state"] == {"scale": 2.0}

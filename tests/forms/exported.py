@@ -44,7 +44,7 @@ def frozen(folder: Path) -> Path:
 
 @group.refused(
     "quantized TorchScript",
-    "is a tensor that is packed, as quantized weights are",
+    "is an object that packs quantized weights",
     "Compress the model as it was before",
 )
 def quantized_script(folder: Path) -> Path:

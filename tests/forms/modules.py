@@ -93,11 +93,19 @@ def quantized_model() -> nn.Module:
     return net
 
 
-@group.read("a quantized module (`quantize_dynamic` of the Linear layers)", "torch-zip", without=["fc", "out"])
+@group.refused(
+    "a quantized module (`quantize_dynamic` of the Linear layers)",
+    "_packed_params is an object that packs quantized weights",
+    "ordinary floating-point tensors",
+)
 def quantized(folder: Path) -> Path:
     return saved(quantized_model(), folder / "model.pt")
 
 
-@group.read("the state dict of such a module", "torch-zip", without=["fc", "out"], says=["fc.* not carried over"])
+@group.refused(
+    "the state dict of such a module",
+    "fc._packed_params._packed_params is made of a quantized tensor",
+    "ordinary floating-point tensors",
+)
 def quantized_state(folder: Path) -> Path:
     return saved(quantized_model().state_dict(), folder / "model.pt")

@@ -52,7 +52,7 @@ def without_data(folder: Path) -> Path:
     return saved({**tensors, "fc.weight": tensors["fc.weight"].to("meta")}, folder / "model.pt")
 
 
-@group.refused("a `DTensor` among the weights", "fc.weight is a tensor that is", "ordinary floating-point tensors")
+@group.refused("a `DTensor` among the weights", "fc.weight is a tensor of class", "ordinary floating-point tensors")
 def sharded_tensor(folder: Path) -> Path:
     tensors = state()
     with process_group():

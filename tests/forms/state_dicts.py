@@ -148,7 +148,7 @@ def sparse_beside(folder: Path) -> Path:
     return saved({**state(), "table": torch.eye(3).to_sparse()}, folder / "model.pt")
 
 
-@group.refused("a quantized tensor among the weights", "table is a tensor that is quantized", "ordinary floating-point")
+@group.refused("a quantized tensor among the weights", "table is a quantized tensor", "ordinary floating-point")
 def quantized_beside(folder: Path) -> Path:
     table = torch.quantize_per_tensor(torch.eye(64), 0.1, 0, torch.qint8)
     return saved({**state(), "table": table}, folder / "model.pt")

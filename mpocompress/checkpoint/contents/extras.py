@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
 
+_OPTIMIZER = re.compile(r"(?<![a-z])optim(i[sz]ers?|s)?(?![a-z])")
 _MOST = 10
 """Values of one entry that are named in notes one by one."""
 
@@ -204,29 +206,63 @@ def _kept(path: tuple[object, ...], value: object, state: StateDict, notes: list
     if reason:
         notes.append(f"{name}: {reason} ({shown_size(tensor_bytes(value))}) is not carried over")
         return NOTHING
+    for copied in _copies(value, state):
+        value = _without(value, copied.path)
+        size = shown_size(tensor_bytes(copied.value))
+        notes.append(f"{name}.{shown(copied.key)}: another copy of the weights ({size}) is not carried over")
     kept, left_out = plain_part(value, ".".join(str(part) for part in path))
     notes += [f"{shown(place)}: a value of type {shown(kind)} is not carried over" for place, kind in left_out[:_MOST]]
     if len(left_out) > _MOST:
         notes.append(f"{name}: {len(left_out) - _MOST:,} more values in it are not carried over")
     if next(tensors_in(kept), None) is not None:
         size = shown_size(tensor_bytes(kept))
-        notes.append(f"{name}: {size} of tensors beside the state dict are carried over as they are")
+        notes.append(f"{name}: {size} of tensors are carried over as they are")
     return kept
+
+
+def _copies(value: object, state: StateDict) -> list[StateDict]:
+    """The dicts in a value that hold the same names as the state dict."""
+    return [found for found in state_dicts(value) if found.value.keys() == state.value.keys()]
+
+
+def _without(value: Any, path: tuple[str, ...]) -> Any:
+    """A copy of nested containers without what stands at a path; None in its place in lists, and for objects."""
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        copied[path[0]] = _without(value[path[0]], path[1:]) if path[1:] else None
+        return copied
+    if isinstance(value, list | tuple):
+        entries: list[Any] = list(value)
+        entries[int(path[0])] = _without(value[int(path[0])], path[1:]) if path[1:] else None
+        return entries
+    return value  # an object is not carried over in any case
 
 
 def _drop_reason(name: str, value: object, state: StateDict) -> str | None:
     holds_weights = any(is_weight(tensor) for tensor in tensors_in(value))
-    if _all_are(value, _is_optimizer) or (holds_weights and "optim" in name.lower()):
+    if _all_are(value, _is_optimizer) or (holds_weights and _OPTIMIZER.search(name.lower())):
         return "optimizer state"
     if _all_are(value, _is_scheduler):
         return "scheduler state"
     if _all_are(value, _is_scaler):
         return "gradient scaler state"
-    if holds_weights and is_averaged(name):
+    if holds_weights and is_averaged(name) and _resembles(value, state):
         return "an averaged copy of the weights"
-    if isinstance(value, dict) and any(found.value.keys() == state.value.keys() for found in state_dicts(value)):
-        return "another copy of the weights"
-    return None
+    return "another copy of the weights" if any(not found.path for found in _copies(value, state)) else None
+
+
+def _resembles(value: object, state: StateDict) -> bool:
+    """Whether weights are those of the state dict, under other prefixes or without names."""
+    for found in state_dicts(value):
+        for name in found.value:
+            parts = str(name).split(".")
+            if any(".".join(parts[start:]) in state.value for start in range(len(parts))):
+                return True
+    shapes = {tensor.shape for tensor in state.value.values() if isinstance(tensor, torch.Tensor)}
+    return isinstance(value, dict | list | tuple) and any(
+        isinstance(part, list | tuple) and part and all(isinstance(t, torch.Tensor) and t.shape in shapes for t in part)
+        for part in (value, *named_children(value).values())
+    )
 
 
 def _all_are(value: object, test: Callable[[dict[Any, Any]], bool]) -> bool:

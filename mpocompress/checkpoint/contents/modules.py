@@ -14,6 +14,8 @@ from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
 _PARTS = ("_parameters", "_buffers", "_modules")
 _SCRIPTED = "__torch__."
 _PACKED = "torch.classes."  # objects of C++, such as packed quantized weights
+_OF_CPP = "torch.ScriptObject"
+_PACKED_WEIGHTS = UnusualTensor(kind="an object that packs quantized weights")
 _MANGLED = re.compile(r"___torch_mangle_\d+\.")
 _MOST_NAMES = 1_000_000
 
@@ -52,10 +54,11 @@ def module_state(module: Instance) -> ModuleState:
         module: for which `is_module` holds.
 
     Returns:
-        Its state, in the order of `nn.Module.state_dict`; what is shared comes under each of its names.
+        Its state, in the order of `nn.Module.state_dict`; what is shared comes under each of its names. A part that
+        only its own code could put into tensors stands there as an `UnusualTensor`.
 
     Raises:
-        ValueError: a module that contains itself, or more names than any model has.
+        ValueError: a module that contains itself, two tensors of one name, or more names than any model has.
 
     Example:
         >>> fc = Instance("torch.nn.modules.linear.Linear")
@@ -72,7 +75,9 @@ def module_state(module: Instance) -> ModuleState:
         if id(current) in around or len(classes) + len(tensors) > _MOST_NAMES:
             raise ValueError("a module that contains itself")
         classes[path] = class_name(current)
-        tensors.update((_join(path, name), tensor) for name, tensor in _tensors(current))
+        for name, tensor in _tensors(current):
+            if tensors.setdefault(_join(path, name), tensor) is not tensor:
+                raise ValueError(f"two tensors of the name {_join(path, name)}")
         inner = [(_join(path, name), child, (*around, id(current))) for name, child in _modules(current)]
         stack.extend(reversed(inner))
     return ModuleState(tensors=tensors, classes=classes)
@@ -100,8 +105,15 @@ def _tensors(module: Instance) -> Iterator[tuple[str, object]]:
             if isinstance(value, torch.Tensor | UnusualTensor):
                 yield name, value
             elif isinstance(value, Instance) and _PACKED in value.class_name:
-                yield name, UnusualTensor(kind="packed, as quantized weights are")
+                yield name, _PACKED_WEIGHTS
         return
+    for name, value in module.attributes.items():
+        if isinstance(value, Instance) and value.class_name == _OF_CPP:
+            yield name, _PACKED_WEIGHTS
+    for name, value in module.attributes["_modules"].items():
+        if value is not None and not is_module(value):
+            kind = class_name(value) if isinstance(value, Instance) else type(value).__name__
+            yield str(name), UnusualTensor(kind=f"a module of class {kind} that is saved in a way of its own")
     transient = module.attributes.get("_non_persistent_buffers_set")
     left_out = transient if isinstance(transient, set) else set()
     for part in ("_parameters", "_buffers"):

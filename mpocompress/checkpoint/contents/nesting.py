@@ -182,7 +182,8 @@ def named_children(value: object) -> Mapping[Any, Any]:
     """Give what a container or object holds, by name.
 
     Args:
-        value: a dict, a list or tuple (entries by number), an object (its attributes and items), or anything else.
+        value: a dict, a list or tuple (entries by number), an object (what it was made of by number, its attributes and
+            items), or anything else.
 
     Returns:
         Name -> value; the dict itself where it is one; empty for what holds nothing.
@@ -195,7 +196,10 @@ def named_children(value: object) -> Mapping[Any, Any]:
         return value
     if isinstance(value, list | tuple):
         return {str(number): entry for number, entry in enumerate(value)}
-    return {**value.attributes, **value.items} if isinstance(value, Instance) else {}
+    if not isinstance(value, Instance):
+        return {}
+    listed = {str(number): entry for number, entry in enumerate((*value.arguments, *value.entries))}
+    return {**listed, **value.attributes, **value.items}
 
 
 def _named(root: object, where: str, key: str, names: str) -> StateDict:

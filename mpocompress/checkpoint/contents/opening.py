@@ -11,7 +11,7 @@ import torch
 
 from mpocompress.checkpoint.contents.extras import Split, split
 from mpocompress.checkpoint.contents.nesting import choose
-from mpocompress.checkpoint.contents.structure import check_structure, is_dense, tensors_in
+from mpocompress.checkpoint.contents.structure import check_structure, is_dense, leaves, plain_part, tensors_in
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_document, inconsistent, own_key
 from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
@@ -99,6 +99,8 @@ def _contents(root: object, where: str, key: str | None) -> _Contents:
         for name, value in state.items():
             if not isinstance(name, str) or not isinstance(value, torch.Tensor) or not is_dense(value):
                 raise inconsistent(where, f"entry {shown(str(name))} of {STATE_DICT!r} is no ordinary tensor")
+        for place, kind in plain_part(extras, EXTRAS)[1]:
+            raise inconsistent(where, f"{shown(place)} is of type {shown(kind)}")
         parts = Split(tensors=state, extras=extras, notes=())
         return _Contents(document=document, key=own_key(where, key), parts=parts)
     if not isinstance(root, dict | list | tuple | Instance):
@@ -109,7 +111,7 @@ def _contents(root: object, where: str, key: str | None) -> _Contents:
             action="Save the state dict: torch.save(model.state_dict(), ...).",
         )
     found = choose(root, where, key)
-    check_structure(found.value, where)
+    check_structure(found.value, where)  # once more: the first time, objects were not looked into
     for name, value in found.value.items():
         _check_entry(shown(str(name)), value, where)
     return _Contents(document=None, key=found.key, parts=split(root, found), classes=found.classes)
@@ -124,10 +126,11 @@ def _check_entry(name: str, value: object, where: str) -> None:
             why="there is nothing to compress in it",
             action="Save the model after its weights were loaded.",
         )
-    if isinstance(value, UnusualTensor):
+    unusual = next((leaf for leaf in leaves(value) if isinstance(leaf, UnusualTensor)), None)
+    if unusual is not None:
         raise CheckpointError(
             where=where,
-            found=f"{name} is a tensor that is {value.kind}",
+            found=f"{name} is {'' if unusual is value else 'made of '}{shown(unusual.kind)}",
             why="the model would not be whole without it, and it cannot be carried over",
             action="Compress the model as it was before, with ordinary floating-point tensors.",
         )

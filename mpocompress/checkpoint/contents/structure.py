@@ -122,9 +122,11 @@ def tensor_bytes(root: object) -> int:
     """
     sizes = {}
     for tensor in tensors_in(root):
-        if is_dense(tensor):
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+        parts = (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+        for part in parts:
+            if is_dense(part):
+                storage = part.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
     return sum(sizes.values())
 
 
@@ -233,7 +235,7 @@ def _type_name(value: object) -> str:
     if isinstance(value, Instance):
         return value.class_name
     if isinstance(value, UnusualTensor):
-        return f"Tensor, {value.kind}"
+        return value.kind
     return f"class or function ({value.name})" if isinstance(value, Global) else type(value).__name__
 
 

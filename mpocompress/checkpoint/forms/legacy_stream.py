@@ -74,13 +74,12 @@ def read_stream(stream: BinaryIO, memory: torch.UntypedStorage, where: str) -> t
     nothing = _Pieces(where)
     magic, version, machine = (_values(stream, where, nothing) for _ in range(3))
     if magic != MAGIC or version != _VERSION or not isinstance(machine, dict):
-        number = f"version {version}" if isinstance(version, int) and version != _VERSION else "a head"
-        raise _damaged(where, f"{number} of the form before PyTorch 1.6", "no such thing was ever written")
+        raise _damaged(where, "a head that no torch.save ever wrote", "it is damaged or made to do harm")
     start = stream.tell()
     pieces = _Pieces(where)  # once to learn how large the pieces are, once more when it is known where they lie
     _values(stream, where, pieces)
     names = _values(stream, where, nothing)
-    if not isinstance(names, list) or len(names) != len(set(map(str, names))):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise _damaged(where, "no list of its pieces of memory", "it is damaged or made to do harm")
     big_endian = machine.get("little_endian") is False
     pieces.place(names, memory, stream.tell(), big_endian)
@@ -117,11 +116,11 @@ class _Pieces:
         """Whether it is known where they lie."""
         return self._memory is not None
 
-    def place(self, names: list[object], memory: torch.UntypedStorage, start: int, big_endian: bool) -> None:
+    def place(self, names: list[str], memory: torch.UntypedStorage, start: int, big_endian: bool) -> None:
         """Find where each piece lies, from the position behind the pickles on."""
         whole = torch.empty(0, dtype=torch.uint8).set_(memory)
         found: dict[str, torch.UntypedStorage] = {}
-        for name in map(str, names):
+        for name in names:
             dtype, count = self._dtypes.get(name), self._counts.get(name)
             head = bytes(whole[start : start + _COUNT_BYTES].tolist())
             if (

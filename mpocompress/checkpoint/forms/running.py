@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mpocompress.checkpoint.contents.opening import open_contents
-from mpocompress.checkpoint.pickles.values import Instance
+from mpocompress.checkpoint.contents.structure import is_dense
+from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
 from mpocompress.checkpoint.protocol import PICKLE, TORCH_LEGACY, TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.sniff import Form
 from mpocompress.errors import CheckpointError
@@ -63,7 +65,10 @@ def _described(value: Any, seen: dict[int, object]) -> object:
     """Objects as the inert reader would give them, so that all that follows is the same."""
     if id(value) in seen:
         return seen[id(value)]
-    if isinstance(value, torch.Tensor) or not (isinstance(value, dict | list | tuple) or hasattr(value, "__dict__")):
+    if isinstance(value, torch.Tensor):
+        known = is_dense(value) or value.is_meta or value.layout is torch.sparse_coo
+        return value if known else UnusualTensor(kind=f"a tensor of class {type(value).__name__}, {value.layout}")
+    if not (isinstance(value, dict | list | tuple) or hasattr(value, "__dict__")):
         return value
     if isinstance(value, type) or (callable(value) and not isinstance(value, torch.nn.Module)):
         return value
@@ -75,9 +80,11 @@ def _described(value: Any, seen: dict[int, object]) -> object:
         entries.extend(_described(inner, seen) for inner in value)
         return entries
     if isinstance(value, dict):
-        items = type(value)() if type(value).__name__ in ("dict", "OrderedDict") else {}
+        items: dict[Any, Any] = OrderedDict() if isinstance(value, OrderedDict) else {}
         seen[id(value)] = items
         items.update((name, _described(inner, seen)) for name, inner in value.items())
+        if isinstance(items, OrderedDict):
+            vars(items).update((name, _described(inner, seen)) for name, inner in vars(value).items())
         return items
     made = Instance(f"{type(value).__module__}.{type(value).__qualname__}")
     seen[id(value)] = made

@@ -84,6 +84,7 @@ def open_torch_export(path: Path, key: str | None) -> Checkpoint:
             close=records.close,
             classes=_classes(records, where),
             place=partial(place_in, file),
+            notes=("its weights are taken; the program and its constants are not carried over",),
         )
     except BaseException:
         records.close()

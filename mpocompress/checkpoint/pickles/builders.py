@@ -95,7 +95,7 @@ def _tensors(where: str) -> dict[str, Callable[..., object]]:
             raise TypeError("a tensor made in no known way")
         plain = kind.name in ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
         make = rebuild.get(function.name)
-        return make(*arguments) if plain and make is not None else UnusualTensor(kind=f"a {kind.name}")
+        return make(*arguments) if plain and make is not None else UnusualTensor(kind=f"a tensor of class {kind.name}")
 
     rebuild: dict[str, Callable[..., object]] = {
         "torch._utils._rebuild_tensor": typed,
@@ -120,7 +120,7 @@ def _first(tensor: object, *_: object) -> object:
 def _sparse(layout: object, data: object) -> object:
     kind = layout.arguments[:1] if isinstance(layout, Instance) else ()
     if kind != ("torch.sparse_coo",) or not isinstance(data, tuple):
-        return UnusualTensor(kind="sparse")
+        return UnusualTensor(kind="a sparse tensor")
     indices, values, size, *_ = data
     # Its indices are not checked here: they may be wrong, and are carried over as they are.
     return torch.sparse_coo_tensor(indices, values, size, check_invariants=False)
@@ -140,6 +140,12 @@ def _encoded(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"bytes written in {encoding}")
     return text.encode("latin-1")
+
+
+def _bytearray(data: bytes | str = b"", *_: object) -> bytearray:
+    if not isinstance(data, bytes | str):  # a number would ask for so many bytes
+        raise TypeError("bytes of something else")
+    return bytearray(data.encode("latin-1") if isinstance(data, str) else data)
 
 
 def _reconstructed(kind: object, base: object, state: object) -> Instance:
@@ -180,7 +186,7 @@ def _plain() -> dict[str, Callable[..., object]]:
         "builtins.list": lambda entries=(): list(entries),
         "builtins.complex": lambda real=0.0, imaginary=0.0: complex(float(real), float(imaginary)),
         "builtins.bytes": lambda: b"",
-        "builtins.bytearray": lambda data=b"", *_: bytearray(data.encode("latin-1") if isinstance(data, str) else data),
+        "builtins.bytearray": _bytearray,
         "_codecs.encode": _encoded,
         "collections.OrderedDict": pairs,
         "collections.defaultdict": lambda _=None, given=(): dict(pairs(given)),
@@ -196,8 +202,8 @@ def _plain() -> dict[str, Callable[..., object]]:
 
 
 _UNUSUAL: dict[str, Callable[..., object]] = {
-    "torch._utils._rebuild_qtensor": _unusual("quantized"),
-    "torch._utils._rebuild_nested_tensor": _unusual("nested"),
-    "torch._utils._rebuild_wrapper_subclass": _unusual("of a class of its own"),
-    "torch._utils._rebuild_sparse_csr_tensor": _unusual("sparse"),
+    "torch._utils._rebuild_qtensor": _unusual("a quantized tensor"),
+    "torch._utils._rebuild_nested_tensor": _unusual("a nested tensor"),
+    "torch._utils._rebuild_wrapper_subclass": _unusual("a tensor of a class of its own"),
+    "torch._utils._rebuild_sparse_csr_tensor": _unusual("a sparse tensor"),
 }

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 _MOST_IN_KEY = 64
-_MOST_TUPLES_OF_NUMBERS = 8192
-_LARGEST_KEY = 2**63  # larger integers can be made to collide in a dict
+_MOST_KNOWN = 8192
+_LARGEST_NARROW = 2**63
+_NUMBERS = (int, float, complex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,14 @@ class UnusualTensor:
     """A tensor of a kind that is not rebuilt.
 
     Args:
-        kind: in words, such as `quantized`.
+        kind: in words, such as `a quantized tensor`.
     """
 
     kind: str
 
 
 _PLAIN_KEYS = (
-    *(str, bytes, float, bool, type(None), torch.dtype, torch.device),
+    *(str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device),
     *(torch.Tensor, Global, Instance, UnusualTensor),  # a tensor is hashed as an object, not by its elements
 )
 
@@ -71,7 +72,8 @@ class Keys:
     """Lets values become keys of dicts and entries of sets, as long as hashing them is sure to be quick.
 
     Hashing a tuple goes through all of it, on the C stack: a deep one ends the process, a doubled one never returns.
-    And of numbers, unlike of text, the hash is known beforehand: many tuples of them can be made to collide.
+    And of numbers, unlike of text, the hash is known beforehand: many tuples of them, or many huge ones, can be made to
+    collide.
 
     Example:
         >>> Keys()(("a", 1))
@@ -79,7 +81,7 @@ class Keys:
     """
 
     def __init__(self) -> None:
-        self._tuples_of_numbers = 0
+        self._known = 0
 
     def __call__(self, value: Any) -> Any:
         """Return a value that may become a key.
@@ -91,18 +93,23 @@ class Keys:
             The value.
 
         Raises:
-            TypeError: it is not plain, a long or deep tuple, or one of too many tuples of numbers.
+            TypeError: it is not plain, a long or deep tuple, or one of too many whose hash is known beforehand.
         """
         parts = [value]
         for part in parts:  # grows while it is walked
-            if isinstance(part, tuple):
+            if isinstance(part, tuple | frozenset):
                 parts.extend(part)
                 if len(parts) > _MOST_IN_KEY:
                     raise TypeError("a long or deep tuple as a key")
-            elif not isinstance(part, _PLAIN_KEYS) and not (isinstance(part, int) and abs(part) < _LARGEST_KEY):
+            elif not isinstance(part, _PLAIN_KEYS):
                 raise TypeError(f"{type(part).__name__} as a key")
-        if len(parts) > 1 and any(isinstance(part, int | float) for part in parts):
-            self._tuples_of_numbers += 1
-            if self._tuples_of_numbers > _MOST_TUPLES_OF_NUMBERS:
-                raise TypeError(f"more than {_MOST_TUPLES_OF_NUMBERS:,} tuples of numbers as keys")
+        if (len(parts) > 1 and any(isinstance(part, _NUMBERS) for part in parts)) or _is_wide(value):
+            self._known += 1
+            if self._known > _MOST_KNOWN:
+                raise TypeError(f"more than {_MOST_KNOWN:,} tuples of numbers, or huge numbers, as keys")
         return value
+
+
+def _is_wide(value: object) -> bool:
+    """Whether a number is of a kind that has many with the same hash."""
+    return isinstance(value, complex) or (type(value) is int and abs(value) >= _LARGEST_NARROW)
