@@ -149,49 +149,65 @@ def tensor_over(
     return torch.empty(0, dtype=dtype).set_(storage.memory, offset, size, stride)
 
 
-def place_in(file: torch.UntypedStorage, tensor: torch.Tensor, *, swapped: bool = False) -> Place:
+def place_in(file: torch.UntypedStorage, tensor: torch.Tensor, *, turned: bool = False) -> Place:
     """Tell where a tensor lies in the mapped file it was laid over.
 
     Args:
         file: the whole file.
         tensor: laid over a `part` of it.
-        swapped: whether its bytes are swapped.
+        turned: whether its bytes are in the order of the other kind of processor.
 
     Returns:
         The place.
     """
-    return Place(offset=tensor.data_ptr() - file.data_ptr(), stride=tensor.stride(), swapped=swapped)
+    return Place(offset=tensor.data_ptr() - file.data_ptr(), stride=tensor.stride(), swapped=turned)
+
+
+def swapped(
+    tensor: torch.Tensor,
+) -> torch.Tensor:
+    """Turn the bytes of every element around.
+
+    Args:
+        tensor: contiguous.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+
+    Example:
+        >>> swapped(torch.tensor([1], dtype=torch.int16))
+        tensor([256], dtype=torch.int16)
+    """
+    width = tensor.dtype.itemsize // (2 if tensor.is_complex() else 1)
+    as_bytes = tensor.reshape(-1).view(torch.uint8).reshape(-1, width).flip(1).contiguous()
+    return as_bytes.reshape(-1).view(tensor.dtype).reshape(tensor.shape)
 
 
 def native(
     tensor: torch.Tensor,
     *,
-    swapped: bool = False,
+    turned: bool = False,
 ) -> torch.Tensor:
     """Give a tensor over a mapped file as one that can be computed with.
 
     Args:
         tensor: laid over a file.
-        swapped: whether the bytes of every element are in the order of the other kind of processor.
+        turned: whether the bytes of every element are in the order of the other kind of processor.
 
     Returns:
-        The tensor itself, without gradient; a copy where its bytes are swapped, or lie where no element may start.
+        The tensor itself, without gradient; a copy where its bytes are turned, or lie where no element may start.
 
     Example:
         >>> memory = torch.UntypedStorage([0, 0, 0, 7])
         >>> number = tensor_over(Storage(memory=memory, dtype=torch.int32), torch.int32, 0, (1,), (1,), "x.pt")
-        >>> native(number, swapped=True)
+        >>> native(number, turned=True)
         tensor([7], dtype=torch.int32)
     """
     plain = tensor.detach()
-    width = tensor.dtype.itemsize // (2 if tensor.is_complex() else 1)
-    if plain.data_ptr() % tensor.dtype.itemsize == 0 and not (swapped and width > 1):
+    if plain.data_ptr() % tensor.dtype.itemsize == 0 and not turned:
         return plain
     memory = plain.untyped_storage()
-    as_bytes = torch.empty(memory.nbytes(), dtype=torch.uint8)
-    as_bytes.untyped_storage().copy_(memory)
-    if swapped:
-        as_bytes = as_bytes.reshape(-1, width).flip(1).contiguous()
-    return torch.empty(0, dtype=tensor.dtype).set_(
-        as_bytes.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
-    )
+    aligned = torch.empty(memory.nbytes() // tensor.dtype.itemsize, dtype=tensor.dtype)
+    aligned.untyped_storage().copy_(part(memory, 0, aligned.numel() * tensor.dtype.itemsize))
+    elements = swapped(aligned) if turned else aligned
+    return torch.as_strided(elements, tensor.shape, tensor.stride(), tensor.storage_offset())

@@ -177,3 +177,36 @@ def test_an_original_that_was_changed_is_noted(tmp_path: Path) -> None:
         "later.pt has other bytes than the file that was compressed, but its tensors fit",
         "left as they were, since only the state dict is replaced: ema",
     )
+
+
+@pytest.mark.parametrize("view", [lambda w: w[:3], lambda w: w.T], ids=["rows", "transposed"])
+def test_tensors_that_share_memory_are_not_written_over_each_other(
+    view: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    weight = torch.randn(6, 4)
+    torch.save({"a": weight, "b": view(weight)}, tmp_path / "model.pt")
+    tensors = _others(tmp_path / "model.pt")
+    with open_checkpoint(tmp_path / "model.pt") as original:
+        assert original.notes == ("a and b share memory in part: in the new file each has its own",)
+        with pytest.raises(OutputError, match="a and b share memory in it; new values of one would overwrite"):
+            write_like(tmp_path / "out.pt", original=original, tensors=tensors, overwrite=False, inputs=[])
+
+
+def test_a_tie_that_only_the_original_has_is_refused(tmp_path: Path) -> None:
+    weight = torch.randn(6, 4)
+    torch.save({"a": weight, "b": weight}, tmp_path / "model.pt")
+    with (
+        open_checkpoint(tmp_path / "model.pt") as original,
+        pytest.raises(OutputError, match="b is tied to a in it only"),
+    ):
+        write_like(
+            tmp_path / "out.pt", original=original, tensors={"a": weight, "b": -weight}, overwrite=False, inputs=[]
+        )
+
+
+def test_a_repeated_tensor_is_written_once(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2, 2), "mask": torch.zeros(3, 1).expand(3, 100)}, tmp_path / "model.pt")
+    tensors = {"w": torch.zeros(2, 2), "mask": torch.arange(3.0).reshape(3, 1).expand(3, 100)}
+    with open_checkpoint(tmp_path / "model.pt") as original:
+        write_like(tmp_path / "out.pt", original=original, tensors=tensors, overwrite=False, inputs=[])
+    assert_same(torch.load(tmp_path / "out.pt", weights_only=True), tensors)

@@ -372,5 +372,5 @@ def test_a_list_of_pieces_that_are_no_names_is_refused(names: bytes, tmp_path: P
     whole = _stream({"w": torch.ones(3, 3)})
     start = whole.rindex(b"\x80\x02]")
     (tmp_path / "model.pt").write_bytes(whole[: start + 2] + names + whole[whole.index(b".", start) + 1 :])
-    with pytest.raises(CheckpointError, match="no list of its pieces of memory|cannot be followed"):
+    with pytest.raises(CheckpointError, match=r"no list of its pieces of memory|cannot be followed"):
         open_checkpoint(tmp_path / "model.pt")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -73,14 +75,15 @@ def open_contents(
             action="Get the model from a source you trust.",
         ) from error
     tensors = contents.parts.tensors
+    infos = _infos(tensors)
     return OpenedCheckpoint(
         path=path,
         container=container,
         key=contents.key,
-        tensors=_infos(tensors),
+        tensors=infos,
         extras=contents.parts.extras,
         metadata={},
-        notes=(*notes, *contents.parts.notes),
+        notes=(*notes, *contents.parts.notes, *_shared(tensors, infos)),
         document=contents.document,
         read=lambda name: read(tensors[name]),
         close=close,
@@ -157,3 +160,18 @@ def _infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
             name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, size_bytes=size_bytes, alias_of=alias_of
         )
     return infos
+
+
+def _shared(tensors: Mapping[str, torch.Tensor], infos: Mapping[str, TensorInfo]) -> list[str]:
+    """A sentence for each tensor that shares memory with another in part: views are not tied, as aliases are."""
+    spans = []
+    for name, tensor in tensors.items():
+        if infos[name].size_bytes and infos[name].alias_of is None:
+            last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+            start = tensor.data_ptr()
+            spans.append((start, start + (last + 1) * tensor.dtype.itemsize, name))
+    return [
+        f"{shown(before)} and {shown(name)} share memory in part: in the new file each has its own"
+        for (_, end, before), (start, _, name) in pairwise(sorted(spans, key=itemgetter(0)))
+        if start < end
+    ]

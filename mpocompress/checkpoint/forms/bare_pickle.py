@@ -51,7 +51,7 @@ def open_pickle(path: Path, key: str | None) -> Checkpoint:
         if not big_endian:
             return storage
         tensor = torch.empty(0, dtype=storage.dtype).set_(storage.memory)
-        return Storage(memory=native(tensor, swapped=True).untyped_storage(), dtype=storage.dtype)
+        return Storage(memory=native(tensor, turned=True).untyped_storage(), dtype=storage.dtype)
 
     def fetch(_: object) -> object:
         raise TypeError("it refers to memory outside of it")

@@ -44,7 +44,7 @@ def open_legacy(path: Path, key: str | None) -> Checkpoint:
         root, big_endian = read_stream(stream, memory, str(path))
 
     def read(tensor: torch.Tensor) -> torch.Tensor:
-        return native(tensor, swapped=big_endian)
+        return native(tensor, turned=big_endian)
 
     return open_contents(
         root,
@@ -53,7 +53,7 @@ def open_legacy(path: Path, key: str | None) -> Checkpoint:
         key=key,
         read=read,
         close=lambda: None,
-        place=partial(place_in, memory, swapped=big_endian),
+        place=partial(place_in, memory, turned=big_endian),
     )
 
 

@@ -51,7 +51,7 @@ def open_torch_zip(path: Path, key: str | None, *, container: str = TORCH_ZIP) -
 
         def read(tensor: torch.Tensor) -> torch.Tensor:
             storages.check(tensor)
-            return native(tensor, swapped=big_endian)
+            return native(tensor, turned=big_endian)
 
         return open_contents(
             root,
@@ -60,7 +60,7 @@ def open_torch_zip(path: Path, key: str | None, *, container: str = TORCH_ZIP) -
             key=key,
             read=read,
             close=records.close,
-            place=partial(place_in, storages.file, swapped=big_endian),
+            place=partial(place_in, storages.file, turned=big_endian),
         )
     except BaseException:
         records.close()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from mpocompress.checkpoint.forms.zip_records import is_zip, renew_checksums
-from mpocompress.checkpoint.protocol import Checkpoint, Place
-from mpocompress.checkpoint.storages import mapped, part
+from mpocompress.checkpoint.protocol import Checkpoint, Place, TensorInfo
+from mpocompress.checkpoint.storages import mapped, part, swapped
 from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.checkpoint.writing.writer import check_output, check_space
 from mpocompress.errors import OutputError
@@ -63,7 +65,7 @@ def write_like(
     with original.path.open("rb") as source, replacing(path) as stream:
         shutil.copyfileobj(source, stream)
         stream.flush()
-        _replace(stream, places, tensors)
+        _replace(stream, original, places, tensors)
         if is_zip(Path(stream.name)):
             renew_checksums(Path(stream.name), [place.offset for place in places.values()])
         return stream.tell()
@@ -95,26 +97,47 @@ def _places(original: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[s
                 action="Expand without an original, and put the state dict into the model.",
             )
         places[name] = place
-    unknown = next((name for name in tensors if name not in original.tensors), None)
-    if unknown is not None:
-        raise _other(original, f"{shown(unknown)} is in the compressed file and not in it")
+    for name in tensors:
+        if name not in original.tensors:
+            raise _other(original, f"{shown(name)} is in the compressed file and not in it")
+        if original.tensors[name].alias_of is not None:
+            raise _other(original, f"{shown(name)} is tied to {shown(str(original.tensors[name].alias_of))} in it only")
+    _check_apart(original, places)
     return places
 
 
-def _replace(stream: BinaryIO, places: Mapping[str, Place], tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_apart(original: Checkpoint, places: Mapping[str, Place]) -> None:
+    """Refuse tensors that share memory in part: the second would overwrite what was written for the first."""
+    ends = {name: place.offset + _extent(original.tensors[name], place) for name, place in places.items()}
+    spans = sorted(((place.offset, ends[name], name) for name, place in places.items()), key=itemgetter(0))
+    for (_, end, before), (start, _, name) in pairwise(spans):
+        if start < end:
+            raise OutputError(
+                where=str(original.path),
+                found=f"{shown(before)} and {shown(name)} share memory in it",
+                why="new values of one would overwrite those of the other",
+                action="Expand without an original, and put the state dict into the model.",
+            )
+
+
+def _extent(info: TensorInfo, place: Place) -> int:
+    """Bytes from the first element to the end of the last."""
+    last = sum((n - 1) * step for n, step in zip(info.shape, place.stride, strict=True))
+    return (last + 1) * info.dtype.itemsize
+
+
+def _replace(
+    stream: BinaryIO, original: Checkpoint, places: Mapping[str, Place], tensors: Mapping[str, torch.Tensor]
+) -> None:
     file = mapped(Path(stream.name), writable=True)
     for name, place in places.items():
-        tensor = tensors[name]
-        extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, place.stride, strict=True))
-        memory = part(file, place.offset, extent * tensor.dtype.itemsize)
+        tensor = tensors[name].detach()
+        for dim, step in enumerate(place.stride):
+            if step == 0:  # all entries are one in memory
+                tensor = tensor.narrow(dim, 0, 1)
+        memory = part(file, place.offset, _extent(original.tensors[name], place))
         target = torch.empty(0, dtype=tensor.dtype).set_(memory, 0, tensor.shape, place.stride)
-        target.copy_(_swapped(tensor) if place.swapped else tensor)
-
-
-def _swapped(tensor: torch.Tensor) -> torch.Tensor:
-    width = tensor.dtype.itemsize // (2 if tensor.is_complex() else 1)
-    as_bytes = tensor.detach().contiguous().reshape(-1).view(torch.uint8).reshape(-1, width).flip(1).contiguous()
-    return as_bytes.reshape(-1).view(tensor.dtype).reshape(tensor.shape)
+        target.copy_(swapped(tensor.contiguous()) if place.swapped else tensor)
 
 
 def _other(original: Checkpoint, found: str) -> OutputError:
