@@ -318,11 +318,8 @@ def test_the_module_runs_as_a_program(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        (["model.pt", "--bond", "4", "-o", "out.pt"], 0),
-        (["model.pt", "--bond", "4", "-o", "out.pt", "--json"], 0),
         (["nan.pt", "--bond", "4", "-o", "out.pt"], 3),
         (["expand", "small.pt", "-o", "out.safetensors"], 0),
-        (["plan", "model.pt"], None),
         (["plan", "model.pt", "--dry-run", "--json"], None),
         (["inspect", "small.pt"], None),
     ],
