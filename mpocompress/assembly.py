@@ -107,13 +107,14 @@ def assemble(place: Place, unit: Unit, selection: Selection) -> tuple[LayerSpec 
 
 
 def _joint(unit: Unit) -> MatrixSpec | None:
-    """The matrix [W_ih W_hh], where both are there in one dtype."""
+    """The matrix [W_ih W_hh], where both are there in one dtype, with as many rows."""
     members = unit.members
-    if "ih" not in members or "hh" not in members or members["ih"].dtype != members["hh"].dtype:
+    if "ih" not in members or "hh" not in members:
         return None
-    return MatrixSpec(
-        name=joint_name(members["ih"].name), members=(members["ih"], members["hh"]), kind_from=unit.kind_from
-    )
+    inputs, hidden = members["ih"], members["hh"]
+    if inputs.dtype != hidden.dtype or inputs.shape[0] != hidden.shape[0]:
+        return None
+    return MatrixSpec(name=joint_name(inputs.name), members=(inputs, hidden), kind_from=unit.kind_from)
 
 
 def member(info: TensorInfo, aliases: tuple[str, ...], *, transposed: bool) -> Member:

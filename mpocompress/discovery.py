@@ -11,6 +11,7 @@ from mpocompress.checkpoint import Checkpoint, TensorInfo
 from mpocompress.decomposition import DTYPES
 from mpocompress.evidence import Evidence, Witness
 from mpocompress.layers import (
+    LSTM_GATES,
     KindFrom,
     LayerKind,
     LayerSpec,
@@ -20,7 +21,6 @@ from mpocompress.report import Skipped
 from mpocompress.selection import Selection, forced_kinds, unwanted
 from mpocompress.user_model import UserModel, fit_model
 
-LSTM_GATES = 4
 OTHER_GATES: Mapping[float, str] = {3: "GRU", 1: "plain RNN"}
 
 
@@ -195,7 +195,9 @@ def _not_an_lstm(place: Place, tensors: Mapping[str, TensorInfo], blocked: Mappi
         pieces = (f"{inside}original0", f"{inside}original", *(place.name("hh") + end for end in ("_v", "_orig")))
         beside = next((blocked[one] for one in pieces if one in blocked), "")
         return f"its weight_hh is {beside}" if beside else "an LSTM weight without its weight_hh"
-    size = projection.shape[-1] if projection is not None else hidden.shape[1]
+    if projection is not None and len(projection.shape) != 2:
+        return f"its weight_hr of shape {projection.shape} does not fit an LSTM"
+    size = projection.shape[1] if projection is not None else hidden.shape[1]
     gates = hidden.shape[0] / size if size else 0.0
     if gates != LSTM_GATES:
         found = OTHER_GATES.get(gates, "layer of unknown kind")

@@ -11,6 +11,7 @@ LayerKind = Literal["lstm", "lstm_cell", "linear", "conv1d"]
 KindFrom = Literal["as asked", "recorded class", "model", "config", "name and shape"]
 """From where it is known what a layer is, the surest first."""
 
+LSTM_GATES = 4
 MIN_SIDE = 64
 """Matrices with a side below this stay dense by default: truncating a small output layer like the rest ruins models."""
 JOINT = "weight_joint"
@@ -117,6 +118,23 @@ def is_recurrent(name: str) -> bool:
         (True, False)
     """
     return RECURRENT.match(name) is not None
+
+
+def is_projection(name: str) -> bool:
+    """Whether a tensor has the name of the projection of an LSTM, the one weight whose rows are not those of its gates.
+
+    Args:
+        name: its name.
+
+    Returns:
+        Whether it does.
+
+    Example:
+        >>> is_projection("encoder.weight_hr_l0"), is_projection("encoder.weight_hh_l0")
+        (True, False)
+    """
+    match = RECURRENT.match(name)
+    return match is not None and match["part"] == "hr"
 
 
 def joint_name(weight_ih: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mpocompress.accounting import checkpoint_report, planned_target, stored_report, untouched_reports
 from mpocompress.checkpoint import (
+    TORCH_ZIP,
     Checkpoint,
     Spool,
     carried_notes,
@@ -56,8 +57,8 @@ def compress(
 
     Args:
         source: the checkpoint; of one in shards, its folder or its index.
-        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
-            without extension makes a folder, if the source is one.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. If the
+            source is a folder, a name that does not end like a file (`.pt`, `.bin` and so on) makes a folder.
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
@@ -213,8 +214,8 @@ def expand(
 
     Args:
         source: a file or folder that `compress` wrote.
-        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. A name
-            without extension makes a folder, if the source is one.
+        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. If the
+            source is a folder, a name that does not end like a file (`.pt`, `.bin` and so on) makes a folder.
         like: the file that was compressed. The target becomes a copy of it, of the same form and with all it holds (a
             whole module, a TorchScript archive, hyperparameters of any class), only the values of its tensors are new.
             Nothing in it is run.
@@ -232,7 +233,8 @@ def expand(
     named, source, target = target, Path(source), Path(target)
     with open_checkpoint(source) as checkpoint:
         report = stored_report(checkpoint)
-        container = container_for(named, checkpoint.layout)
+        # In the form of the original it is one file that holds whatever the original does.
+        container = container_for(named, checkpoint.layout) if like is None else TORCH_ZIP
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
         _check_room(report, target)
         with Spool(target) as spool, one_blas_thread():

@@ -31,7 +31,7 @@ class Source:
 
     Args:
         file: its name, without the folder.
-        sha256: digest of the whole file, hexadecimal.
+        sha256: digest of the file with the weights, hexadecimal; of several, that of their digests.
         container: the kind of file, such as `torch-zip`.
         key: where the state dict sits in it; empty for the top.
         file_size_bytes: size of the file.

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from mpocompress.checkpoint import TensorInfo
 from mpocompress.errors import SelectionError
-from mpocompress.layers import MIN_SIDE, is_recurrent
+from mpocompress.layers import LSTM_GATES, MIN_SIDE, is_projection, is_recurrent
 from mpocompress.truncation import matches
 
 LSTMChoice = Literal["auto", "joint", "separate"]
@@ -102,10 +102,12 @@ def _nothing_matches(where: str, what: str, names: list[str]) -> SelectionError:
 def _check_kind(name: str, info: TensorInfo, kind: ForcedKind) -> None:
     """Refuse a kind that the shape or the name of a tensor rules out."""
     problem = None
-    if kind != "lstm" and len(info.shape) != 2:
+    if len(info.shape) != 2:
         problem = f"a {len(info.shape)}-D tensor"
-    elif kind == "lstm" and (not is_recurrent(name) or len(info.shape) != 2 or info.shape[0] % 4):
-        problem = f"shape {info.shape} under a name without weight_ih, weight_hh or weight_hr"
+    elif kind == "lstm" and not is_recurrent(name):
+        problem = "a name without weight_ih, weight_hh or weight_hr"
+    elif kind == "lstm" and info.shape[0] % LSTM_GATES and not is_projection(name):
+        problem = f"shape {info.shape}, whose rows are not those of {LSTM_GATES} gates"
     if problem is not None:
         raise SelectionError(
             where=name,

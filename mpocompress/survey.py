@@ -109,6 +109,13 @@ def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel |
             why="compressing cores again would lose twice",
             action="Give the original, or expand this one first.",
         )
+    if not checkpoint.tensors and _has_unnamed(checkpoint.extras):
+        raise CheckpointError(
+            where=checkpoint.path.name,
+            found="a state dict whose keys are no text",
+            why="layers are told by the names of their tensors",
+            action="Save the tensors under names, as model.state_dict() has them.",
+        )
     found = discover_in(checkpoint, selection, model)
     if not found.layers:
         raise CheckpointError(
@@ -120,6 +127,16 @@ def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel |
             else "Allow smaller sides or other layers, or give a checkpoint with LSTM or Linear weights.",
         )
     return found
+
+
+def _has_unnamed(value: object) -> bool:
+    """Whether a tensor goes by a key that is no text, however deep inside."""
+    if isinstance(value, list):
+        return any(map(_has_unnamed, value))
+    entries = value.items() if isinstance(value, Mapping) else ()
+    return any(
+        _has_unnamed(inner) or (isinstance(inner, Tensor) and not isinstance(key, str)) for key, inner in entries
+    )
 
 
 def survey_checkpoint(

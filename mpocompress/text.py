@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
+
 _LONGEST = 120
 
 
@@ -35,6 +38,24 @@ def printable(text: str) -> str:
         ('a\\nb', 'größe')
     """
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def listed(names: Collection[str], most: int) -> str:
+    """Return the first of many names for one line of a message, and how many more there are.
+
+    Args:
+        names: tensor names, keys or paths, as found.
+        most: how many to show.
+
+    Returns:
+        Text; empty where there are no names.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2), listed([""], 2)
+        ('a, b and 1 more', '""')
+    """
+    first = ", ".join(shown(name) or '""' for name in islice(names, most))
+    return first + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def shown_size(size_bytes: int) -> str:

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from mpocompress.errors import ModelError
 from mpocompress.kinds import class_kind
-from mpocompress.text import shown
+from mpocompress.text import listed, shown
 
 UserModel = str | nn.Module | Mapping[str, str | type]
 """A model: `file.py:name` or `package.module:name` of one or of what builds it, itself, or module path -> class."""
@@ -219,6 +219,4 @@ def _tails(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _some(names: Collection[str]) -> str:
-    """The first few of many names."""
-    first = [shown(name) or '""' for name in list(names)[:_MOST_SHOWN]]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "") or "nothing"
+    return listed(names, _MOST_SHOWN) or "nothing"

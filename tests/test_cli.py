@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -311,6 +312,75 @@ def test_the_module_runs_as_a_program(folder: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("39,520 parameters")
+
+
+@pytest.mark.parametrize("into", ["closed pipe", "full disk"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["nan.pt", "--bond", "4", "-o", "out.pt"], 3),
+        (["expand", "small.pt", "-o", "out.safetensors"], 0),
+        (["plan", "model.pt", "--dry-run", "--json"], None),
+        (["inspect", "small.pt"], None),
+    ],
+)
+def test_a_report_that_cannot_be_printed_does_not_undo_the_work(
+    folder: Path, run: Run, command: list[str], code: int | None, into: str
+) -> None:
+    run("model.pt", "--bond", "4", "-o", "small.pt")
+    full = into == "full disk"
+    if full and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    done = _printing_into("/dev/full" if full else None, command)
+
+    if code is None:
+        said = "Error: the result cannot be printed (No space left on device); nothing was written.\n" if full else ""
+        assert (done.returncode, done.stderr) == (1 if full else 0, said)
+        return
+    output = command[command.index("-o") + 1]
+    note = "Note: left out, since a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
+    said = (
+        f"{output} was written; what is to be said of it cannot be printed (No space left on device).\n" if full else ""
+    )
+    assert (done.returncode, done.stderr) == (code, note + said)
+    assert Path(output).stat().st_size > 1000
+
+
+def _printing_into(device: str | None, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the program with its standard output at a device, or at a pipe that nobody reads."""
+    if device is not None:
+        out = os.open(device, os.O_WRONLY)
+    else:
+        read, out = os.pipe()
+        os.close(read)
+    try:
+        words = [sys.executable, "-m", "mpocompress", *command]
+        return subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(out)
+
+
+def test_messages_that_cannot_be_printed_do_not_undo_the_work_either(folder: Path, run: Run) -> None:
+    run("model.pt", "--bond", "4", "-o", "small.pt")
+    read, closed = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "mpocompress", "expand", "small.pt", "-o", "out.safetensors"]
+    done = subprocess.run(words, stdout=closed, stderr=closed, check=False)
+    os.close(closed)
+
+    assert done.returncode == 0
+    assert Path("out.safetensors").exists()
+
+
+def test_a_note_cannot_speak_to_the_terminal(run: Run) -> None:
+    name = "x\x1b[31m\nError: none"
+    torch.save({"model": {"fc.weight": torch.randn(64, 64)}, name: 3}, "evil.pt")
+    run("evil.pt", "--bond", "4", "-o", "small.pt")
+
+    note = "Note: left out, since a safetensors file cannot hold them: x\\x1b[31m\\nError: none\n"
+    assert run("expand", "small.pt", "-o", "dense.safetensors")[2] == note
+    document = json.loads(run("evil.pt", "--bond", "4", "-o", "small.safetensors", "--json")[1])
+    assert document["notes"] == [note.removeprefix("Note: ").strip()]
 
 
 INTERRUPTED = """

@@ -603,7 +603,7 @@ def test_leaving_the_projection_out_leaves_the_lstm_in() -> None:
         ({"kinds": {"a": "linear"}}, "kind pattern 'a': matches no tensor"),
         (
             {"kinds": {"a.*": "lstm"}},
-            r"a.weight: shape \(64, 64\) under a name without weight_ih, .*; that cannot be the weight of a lstm layer",
+            r"a.weight: a name without weight_ih, weight_hh or weight_hr; that cannot be the weight of a lstm layer",
         ),
     ],
 )
@@ -617,6 +617,46 @@ def test_a_kind_that_a_shape_rules_out_is_refused() -> None:
         SelectionError, match=r"fc.bias: a 1-D tensor; that cannot be the weight of an embedding layer\. Narrow"
     ):
         find(info("fc.weight", 64, 64), info("fc.bias", 64), kinds={"fc*": "embedding"})
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (info("l.bias_ih_l0", 256), r"l.bias_ih_l0: a 1-D tensor; that cannot be the weight of a lstm layer"),
+        (info("l.weight_ih_l1", 30, 64), r"l.weight_ih_l1: shape \(30, 64\), whose rows are not those of 4 gates;"),
+        (info("l.weight", 64, 64), r"l.weight: a name without weight_ih, weight_hh or weight_hr;"),
+    ],
+)
+def test_why_a_tensor_is_no_lstm_weight_is_said(extra: TensorInfo, message: str) -> None:
+    with pytest.raises(SelectionError, match=message):
+        find(info("l.weight_hh_l0", 256, 64), extra, kinds={"l.*": "lstm"})
+
+
+def test_a_projection_may_have_any_number_of_rows() -> None:
+    module = infos_of(nn.LSTM(64, 64, proj_size=30))
+    weights = [one for one in module if one.name.startswith("weight")]
+    found = find(*weights, kinds={"weight_*": "lstm"}, min_side=8)
+
+    assert forms(found) == {
+        ":weight_ih_l0": [["weight_joint_l0", "weight_hr_l0"], ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]]
+    }
+
+
+@pytest.mark.parametrize("lstm", ["auto", "joint"])
+def test_weights_of_different_heights_are_never_joined(lstm: str) -> None:
+    pair = (info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 128, 64))
+
+    assert forms(find(*pair, kinds={"l.*": "lstm"}, lstm=lstm)) == {
+        "l:l.weight_ih_l0": [["l.weight_ih_l0", "l.weight_hh_l0"]]
+    }
+
+
+@pytest.mark.parametrize("shape", [(), (64,), (64, 64, 1)])
+def test_a_projection_that_is_no_matrix_keeps_its_lstm_dense(shape: tuple[int, ...]) -> None:
+    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64), info("l.weight_hr_l0", *shape))
+
+    assert found.layers == ()
+    assert reasons(found)["l.weight_ih_l0"] == f"its weight_hr of shape {shape} does not fit an LSTM"
 
 
 class Counted(Mapping[str, TensorInfo]):

@@ -513,6 +513,15 @@ def test_a_file_of_pieces_says_what_to_do_with_them(tmp_path: Path) -> None:
         plan(source)
 
 
+@pytest.mark.parametrize("key", [None, "model", "models.0"])
+def test_keys_that_are_no_text_are_said_to_be_that(key: str | None, tmp_path: Path) -> None:
+    state = {0: torch.randn(64, 64), 1: torch.randn(64, 64)}
+    places: dict[str | None, Any] = {None: state, "model": {"model": state}, "models.0": {"models": [state]}}
+    torch.save(places[key], tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m.pt: a state dict whose keys are no text; .* Save the tensors under"):
+        plan(tmp_path / "m.pt", key=key)
+
+
 def test_names_with_the_characters_of_patterns_are_only_names(tmp_path: Path) -> None:
     before = {f"{name}.weight": decaying(64, 64, seed).float() for seed, name in enumerate(["a[0]", "a*", "a?", "0"])}
     truncation = Truncation(max_bond=2, bond_by_layer={"a[0]": 3})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,7 +33,8 @@ class OpenedCheckpoint:
         close: lets go of the file; called once.
         classes: module path -> full name of its class.
         config: the configuration beside the weights.
-        files: every file that is read; by default `path` alone.
+        weights: every file that holds the tensors; by default `path` alone.
+        beside: further files that are read.
         place: tells where a tensor lies in the file; by default none can be replaced there.
         layout: the folder around it, of a checkpoint that is one or is in shards.
     """
@@ -52,7 +54,8 @@ class OpenedCheckpoint:
         close: Callable[[], None],
         classes: Mapping[str, str] = MappingProxyType({}),
         config: Mapping[str, object] = MappingProxyType({}),
-        files: tuple[Path, ...] = (),
+        weights: tuple[Path, ...] = (),
+        beside: tuple[Path, ...] = (),
         place: Callable[[str], Place | None] = lambda _: None,
         layout: Layout | None = None,
     ) -> None:
@@ -66,8 +69,9 @@ class OpenedCheckpoint:
         self.document = document
         self.classes = classes
         self.config = config
-        self.files = files or (path,)
         self.layout = layout
+        self._weights = weights or (path,)
+        self.files = (*self._weights, *beside)
         self.size_bytes = sum(file.stat().st_size for file in self.files)
         self._read: Callable[[str], torch.Tensor] | None = read
         self._close = close
@@ -113,15 +117,46 @@ class OpenedCheckpoint:
         """
         return self._place(self.tensors[name].alias_of or name)
 
-    def sha256(self) -> str:
-        """Return the SHA-256 of the whole file in hexadecimal, reading it once.
+    def in_folder(
+        self,
+        path: Path,
+        *,
+        layout: Layout,
+        config: Mapping[str, object],
+        beside: tuple[Path, ...],
+        notes: tuple[str, ...],
+    ) -> Self:
+        """Return this file as the weights of a folder; it takes the place of this one, which is not closed by itself.
+
+        Args:
+            path: the folder, as it was named.
+            layout: how it is laid out.
+            config: the configuration in it.
+            beside: further files that are read.
+            notes: what the user should know beside what is known already.
 
         Returns:
-            64 hexadecimal digits; of several files, the digest of their hexadecimal digests, in the order of `files`.
+            A copy, with the tensors and the digest of this file.
+        """
+        whole = copy.copy(self)
+        whole.path, whole.layout, whole.config = path, layout, config
+        whole.notes = (*notes, *self.notes)
+        whole.files = (*self.files, *beside)
+        whole.size_bytes = self.size_bytes + sum(file.stat().st_size for file in beside)
+        return whole
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the files that hold the tensors in hexadecimal, reading them once.
+
+        A configuration beside them does not count: a folder with one file of weights has the digest of that file.
+
+        Returns:
+            64 hexadecimal digits; of several files, the digest of their hexadecimal digests, an index before its
+            shards.
         """
         if self._sha256 is None:
             digests = []
-            for file in self.files:
+            for file in self._weights:
                 with file.open("rb") as stream:
                     digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
             whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,10 +12,16 @@ from mpocompress.checkpoint.folders.permission import check_apart, check_folder
 from mpocompress.checkpoint.folders.writer import write_folder
 from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint
+from mpocompress.checkpoint.writing.safetensors_stream import check_storable
 from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
-from mpocompress.text import shown
+from mpocompress.text import listed
 
 FOLDER = "folder"
+FILE_ENDINGS = (
+    ".safetensors",
+    *(".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th", ".tar", ".pt2", ".ptl", ".zip"),
+)
+"""Endings that ask for a file where a folder is read; what else follows a dot is part of the name of a folder."""
 _MOST_SHOWN = 12
 
 
@@ -27,15 +33,15 @@ def container_for(path: str | os.PathLike[str], layout: Layout | None = None) ->
         layout: the folder that was read, if it was one.
 
     Returns:
-        `safetensors` for that extension. For a folder that was read, `folder` for a name without extension, one that
-        ends in a slash, and a folder that exists. `torch-zip` for every other.
+        `safetensors` for that ending, whatever was read. For a folder that was read, `folder` for a name with none of
+        `FILE_ENDINGS`, one that ends in a slash, and a folder that exists. `torch-zip` for every other.
 
     Example:
         >>> container_for("small.safetensors"), container_for("small.pt"), container_for("small")
         ('safetensors', 'torch-zip', 'torch-zip')
     """
     suffix = Path(path).suffix.lower()
-    if layout is not None and (not suffix or str(path).endswith(("/", os.sep)) or Path(path).is_dir()):
+    if layout is not None and (suffix not in FILE_ENDINGS or str(path).endswith(("/", os.sep)) or Path(path).is_dir()):
         return FOLDER
     return SAFETENSORS if suffix == ".safetensors" else TORCH_ZIP
 
@@ -51,7 +57,7 @@ def check_target(path: Path, *, container: str, overwrite: bool, checkpoint: Che
 
     Raises:
         OutputExistsError: it exists and `overwrite` is false.
-        OutputError: it touches what is being read, or cannot be written.
+        OutputError: it touches what is being read, cannot be written, or cannot hold a tensor that is being read.
     """
     if checkpoint.layout is not None:
         check_apart(path, folder=checkpoint.layout.folder, inputs=checkpoint.files if container == FOLDER else ())
@@ -59,6 +65,8 @@ def check_target(path: Path, *, container: str, overwrite: bool, checkpoint: Che
         check_folder(path, overwrite=overwrite)
     else:
         check_output(path, overwrite=overwrite, inputs=checkpoint.files)
+    if container in (FOLDER, SAFETENSORS):  # what is of a rare type is never compressed, but passed through
+        check_storable({name: info.dtype for name, info in checkpoint.tensors.items()}, str(path))
 
 
 def write_target(
@@ -134,15 +142,10 @@ def carried_notes(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
     notes = []
     names = left_out(kind, extras=checkpoint.extras, metadata=checkpoint.metadata)
     if names:
-        notes.append(f"left out, since a {kind} file cannot hold them: {', '.join(names)}")
+        notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
     if layout is not None and container == FOLDER:
-        notes += [f"copied along unchanged: {_listed(layout.beside)}"] if layout.beside else []
-        notes += [f"not copied from the folder: {_listed(layout.left)}"] if layout.left else []
+        notes += [f"copied along unchanged: {listed(layout.beside, _MOST_SHOWN)}"] if layout.beside else []
+        notes += [f"not copied from the folder: {listed(layout.left, _MOST_SHOWN)}"] if layout.left else []
     elif layout is not None and layout.beside:
-        notes.append(f"not in the one file that is written: {_listed(layout.beside)}")
+        notes.append(f"not in the one file that is written: {listed(layout.beside, _MOST_SHOWN)}")
     return tuple(notes)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-    return ", ".join(map(shown, names[:_MOST_SHOWN])) + more

@@ -152,7 +152,18 @@ class Checkpoint(Protocol):
         """Return where a tensor lies in the file; None where it cannot be replaced there."""
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the file in hexadecimal; of several, that of their digests."""
+        """Return the SHA-256 of the file with the tensors in hexadecimal; of several, that of their digests."""
+
+    def in_folder(
+        self,
+        path: Path,
+        *,
+        layout: Layout,
+        config: Mapping[str, object],
+        beside: tuple[Path, ...],
+        notes: tuple[str, ...],
+    ) -> Self:
+        """Return this file as the weights of a folder, to be used and closed in its place."""
 
     def __enter__(self) -> Self:
         """Return the checkpoint itself."""

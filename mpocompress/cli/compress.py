@@ -18,7 +18,7 @@ from mpocompress.cli.options import (
     selection,
     shape_options,
 )
-from mpocompress.cli.terminal import progress_bar, stdout
+from mpocompress.cli.terminal import printing, progress_bar, stdout
 from mpocompress.render import show_plan, show_report
 from mpocompress.report import FLOAT_DTYPES
 
@@ -106,10 +106,11 @@ def compress(
                 jobs=jobs,
                 progress=progress,
             )
-        if as_json:
-            click.echo(planned.to_json(indent=2))
-        else:
-            show_plan(planned, stdout())
+        with printing():
+            if as_json:
+                click.echo(planned.to_json(indent=2))
+            else:
+                show_plan(planned, stdout())
         ctx.exit(1 if planned.choices[0].problem else 3 if planned.choices[0].unmet else 0)
     with progress_bar() as progress:
         report = mpocompress.compress(
@@ -126,11 +127,12 @@ def compress(
             overwrite=force,
             progress=progress,
         )
-    if as_json:
-        click.echo(report.to_json(indent=2))
-    else:
-        show_report(report, stdout())
-        click.echo(f"\nWrote {output}. `mpocompress inspect {output}` shows this again.")
+    with printing(output):
+        if as_json:
+            click.echo(report.to_json(indent=2))
+        else:
+            show_report(report, stdout())
+            click.echo(f"\nWrote {output}. `mpocompress inspect {output}` shows this again.")
     ctx.exit(3 if report.unmet else 0)
 
 

@@ -6,7 +6,8 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, force_option
-from mpocompress.render import counted
+from mpocompress.cli.terminal import printing
+from mpocompress.render import counted, labelled
 
 
 @click.command()
@@ -19,7 +20,8 @@ from mpocompress.render import counted
 def expand(file: str, output: str, like: str | None, force: bool) -> None:
     """Write an ordinary dense checkpoint from a compressed FILE: same names, dtypes and nesting as the original."""
     report = mpocompress.expand(file, output, like=like, overwrite=force)
-    for note in report.notes:
-        click.echo(f"Note: {note}", err=True)
-    rebuilt = counted(sum(len(matrix.members) for matrix in report.compressed), "weight", "weights")
-    click.echo(f"Wrote {output}: {report.totals.dense_parameters:,} parameters, {rebuilt} rebuilt.")
+    with printing(output):
+        for note in report.notes:
+            click.echo(labelled(note).plain, err=True)
+        rebuilt = counted(sum(len(matrix.members) for matrix in report.compressed), "weight", "weights")
+        click.echo(f"Wrote {output}: {report.totals.dense_parameters:,} parameters, {rebuilt} rebuilt.")

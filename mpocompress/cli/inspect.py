@@ -8,7 +8,7 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, json_option, layer_options, selection
-from mpocompress.cli.terminal import stdout
+from mpocompress.cli.terminal import printing, stdout
 from mpocompress.render import show_overview, show_report
 from mpocompress.report import Report
 
@@ -37,9 +37,10 @@ def inspect(
     """
     chosen = selection(include, exclude, kinds, min_side)
     found = mpocompress.look(file, selection=chosen, model=own_model, key=key, allow_pickle=allow_pickle)
-    if as_json:
-        click.echo(found.to_json(indent=2))
-    elif isinstance(found, Report):
-        show_report(found, stdout())
-    else:
-        show_overview(found, stdout())
+    with printing():
+        if as_json:
+            click.echo(found.to_json(indent=2))
+        elif isinstance(found, Report):
+            show_report(found, stdout())
+        else:
+            show_overview(found, stdout())

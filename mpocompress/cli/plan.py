@@ -8,7 +8,7 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, json_option, layer_options, selection, shape_options
-from mpocompress.cli.terminal import progress_bar, stdout
+from mpocompress.cli.terminal import printing, progress_bar, stdout
 from mpocompress.render import show_estimates, show_plan
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def plan(
         counted = mpocompress.overview(
             model, sites=sites, selection=chosen, model=own_model, key=key, allow_pickle=allow_pickle
         )
-        if as_json:
-            click.echo(counted.to_json(indent=2))
-        else:
-            show_estimates(counted, stdout())
+        with printing():
+            if as_json:
+                click.echo(counted.to_json(indent=2))
+            else:
+                show_estimates(counted, stdout())
         return
     with progress_bar() as progress:
         planned = mpocompress.plan(
@@ -59,7 +60,8 @@ def plan(
             jobs=jobs,
             progress=progress,
         )
-    if as_json:
-        click.echo(planned.to_json(indent=2))
-    else:
-        show_plan(planned, stdout())
+    with printing():
+        if as_json:
+            click.echo(planned.to_json(indent=2))
+        else:
+            show_plan(planned, stdout())

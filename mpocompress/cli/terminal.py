@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,12 +20,56 @@ if TYPE_CHECKING:
 NARROWEST = 80
 
 
+class _Console(Console):
+    """A console that leaves it to `printing` what a closed pipe means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+@contextmanager
+def printing(written: str | None = None) -> Iterator[None]:
+    """Print a result in the block, once the work is done: what was written is not undone by a failure to print.
+
+    A reader that has gone, as of `| head`, wants no more and hears nothing.
+
+    Args:
+        written: the output; None where what is printed is all there is.
+
+    Raises:
+        click.ClickException: nothing was written, and the result cannot be printed either.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go()
+    except OSError as error:
+        reason = f"cannot be printed ({error.strerror})"
+        if written is None:
+            _let_go()
+            raise click.ClickException(f"the result {reason}; nothing was written.") from error
+        with suppress(OSError):
+            click.echo(f"{written} was written; what is to be said of it {reason}.", err=True)
+        _let_go()
+
+
+def _let_go() -> None:
+    """Drop what could not be written, which would fail again when the program ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
 def stdout() -> Console:
     """The console that reports go to: as wide as the terminal, 80 columns where there is none and never less.
 
     A narrower terminal wraps the lines; cutting numbers off would be worse.
     """
-    console = Console(file=sys.stdout)
+    console = _Console(file=sys.stdout)
     if console.width < NARROWEST:
         console.width = NARROWEST
     return console

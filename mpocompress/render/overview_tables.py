@@ -20,6 +20,7 @@ from mpocompress.render.words import (
     fitted,
     fraction,
     kinds,
+    labelled,
     left_alone,
     shape,
     times,
@@ -154,4 +155,4 @@ def _estimates(overview: Overview) -> Table:
 def _show_notes(overview: Overview, console: Console) -> None:
     for note in overview.notes:
         console.print()
-        console.print(Text.assemble(("Note: ", "yellow"), printable(note)), highlight=False)
+        console.print(labelled(note), highlight=False)

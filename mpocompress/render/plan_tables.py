@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget, PlanReport
-from mpocompress.render.words import TARGET_NAMES, counted, fitted, fraction, kinds, shape, skipped, times
+from mpocompress.render.words import TARGET_NAMES, counted, fitted, fraction, kinds, labelled, shape, skipped, times
 from mpocompress.report import Target
 from mpocompress.text import printable
 
@@ -57,7 +57,7 @@ def show_plan(plan: PlanReport, console: Console) -> None:
     console.print(said, highlight=False)
     unmet = dict.fromkeys((*plan.checkpoint.unmet, *(one for choice in plan.choices for one in choice.unmet)))
     for sentence in (*plan.checkpoint.notes, *(unmet if len(plan.choices) == 1 else plan.checkpoint.unmet)):
-        console.print(Text.assemble(("Note: ", "yellow"), printable(sentence)), highlight=False)
+        console.print(labelled(sentence), highlight=False)
 
 
 def _whole(plan: PlanReport) -> Table:

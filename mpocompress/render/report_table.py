@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mpocompress.render.words import achieved, asked, fitted, kinds, shape, sites_label, skipped, times
+from mpocompress.render.words import achieved, asked, fitted, kinds, labelled, shape, sites_label, skipped, times
 from mpocompress.report import MatrixReport, Report
 from mpocompress.text import printable, shown_size
 
@@ -136,4 +136,4 @@ def _show_words(report: Report, console: Console) -> None:
     for style, label, sentences in said:
         for sentence in sentences:
             console.print()
-            console.print(Text.assemble((f"{label}: ", style), printable(sentence)), highlight=False)
+            console.print(labelled(sentence, label, style), highlight=False)

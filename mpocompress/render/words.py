@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from rich.text import Text
+
 from mpocompress.report import Report, Skipped, Target
 from mpocompress.sites import Sites
 from mpocompress.text import printable
@@ -130,6 +132,24 @@ def _cut_inside(name: str, width: int) -> str:
     """A name cut in its middle, where cut at its start it would look like another."""
     start = width // 2
     return name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"
+
+
+def labelled(sentence: str, label: str = "Note", style: str = "yellow") -> Text:
+    r"""A sentence about a file, which may quote names from it, fit for a terminal.
+
+    Args:
+        sentence: the sentence.
+        label: what stands in front of it.
+        style: of the label.
+
+    Returns:
+        Text without escape codes or newlines of the sentence's own.
+
+    Example:
+        >>> labelled("left out: a\x1b[31mb").plain
+        'Note: left out: a\\x1b[31mb'
+    """
+    return Text.assemble((f"{label}: ", style), printable(sentence))
 
 
 def counted(number: int, singular: str, plural: str) -> str:

@@ -141,7 +141,7 @@ def test_many_missing_shards_are_counted_and_some_named(tmp_path: Path) -> None:
     places = {f"t{number}": f"s{number}.safetensors" for number in range(10_000)}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     with pytest.raises(
-        CheckpointError, match=r"of the 10000 shards it names 10000 are missing: s0\.s.*, \.\.\.;"
+        CheckpointError, match=r"of the 10000 shards it names 10000 are missing: s0\.s.* and 9,995 more;"
     ) as caught:
         open_checkpoint(tmp_path)
     assert len(str(caught.value)) < 1000

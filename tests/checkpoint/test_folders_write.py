@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mpocompress import Report, Selection, Truncation, compress, expand, inspect
 from mpocompress.checkpoint import FOLDER, container_for, open_checkpoint
 from mpocompress.checkpoint.folders import writer as folder_writer
+from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.writing import writer
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import assert_same, contents
@@ -223,9 +224,67 @@ def test_the_name_of_the_output_says_what_is_written(model: Path, tmp_path: Path
     with open_checkpoint(model) as checkpoint:
         layout = checkpoint.layout
     (tmp_path / "v1.5").mkdir()
-    names = ["out", "out.pt", "out.safetensors", "out.x", "out.x/", str(tmp_path / "v1.5")]
-    found = [container_for(name, layout) for name in names]
-    assert found == [FOLDER, "torch-zip", "safetensors", "torch-zip", FOLDER, FOLDER]
+    folders = ["out", "Llama-3.2-1B-small", "out.x", "out.pt/", str(tmp_path / "v1.5")]
+    files = ["out.pt", "Llama-3.2.BIN", "out.pth", "out.ckpt", "out.pkl", "out.th", "out.tar"]
+    assert {container_for(name, layout) for name in folders} == {FOLDER}
+    assert {container_for(name, layout) for name in files} == {"torch-zip"}
+    assert container_for("Llama-3.2.safetensors", layout) == "safetensors"
+    assert {container_for(name, None) for name in (*folders, *files)} == {"torch-zip"}
+
+
+def test_a_number_after_a_dot_is_part_of_the_name_of_a_folder(model: Path, tmp_path: Path) -> None:
+    compress(model, tmp_path / "Llama-3.2-1B-small", truncation=BOND)
+    assert (tmp_path / "Llama-3.2-1B-small" / "config.json").is_file()
+    expand(tmp_path / "Llama-3.2-1B-small", tmp_path / "Llama-3.2-1B")
+    assert (tmp_path / "Llama-3.2-1B" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_the_file_in_the_folder_is_known_to_be_the_original(ending: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "one", [weights()], ending=ending)
+    (original,) = folder.glob(f"*.{ending}")
+    compress(folder, tmp_path / "small", truncation=BOND)
+    assert expand(tmp_path / "small", tmp_path / "back", like=original).notes == ()
+    assert (tmp_path / "back").is_file()
+
+
+def test_a_folder_of_one_file_is_closed_with_it(tmp_path: Path) -> None:
+    with open_checkpoint(make_folder(tmp_path / "one", [weights()])) as checkpoint:
+        assert checkpoint.tensor("steps") == 7
+    with pytest.raises(CheckpointError, match="steps was asked for after the file was closed"):
+        checkpoint.tensor("steps")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("c", torch.ones(2, dtype=torch.complex128), "c is of type torch.complex128; safetensors cannot hold"),
+        ("fc\ud800.weight", torch.ones(64, 64), "a tensor named fc\\\\ud800.weight.*; half a character"),
+        ("__metadata__", torch.ones(2), "a tensor named __metadata__; safetensors keeps this name"),
+    ],
+)
+def test_what_safetensors_cannot_hold_is_refused_before_the_work(
+    name: str, value: torch.Tensor, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    torch.save({**weights(), name: value}, folder / "pytorch_model.bin")
+    torch_file = folder / "pytorch_model.bin"
+    compress(torch_file, tmp_path / "small.pt", truncation=BOND)
+
+    def refuse(*words: object) -> None:
+        raise AssertionError("a weight was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenedCheckpoint, "tensor", refuse)
+        for source, output in ((folder, "small"), (torch_file, "small.safetensors")):
+            with pytest.raises(OutputError, match=message):
+                compress(source, tmp_path / output, truncation=BOND)
+        with pytest.raises(OutputError, match=message):
+            expand(tmp_path / "small.pt", tmp_path / "dense.safetensors")
+    expand(tmp_path / "small.pt", tmp_path / "like.safetensors", like=torch_file)
+    with open_checkpoint(tmp_path / "like.safetensors") as checkpoint:
+        assert torch.equal(checkpoint.tensor(name), value) or name.endswith("weight")
 
 
 def test_a_slash_at_the_end_asks_for_a_folder(model: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mpocompress.checkpoint import check_output, container_for, left_out, open_checkpoint, write_checkpoint
+from mpocompress.checkpoint.writing.atomic import replacing_folder
 from mpocompress.checkpoint.writing.fresh import Fresh
 from mpocompress.errors import FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import state_dict
@@ -215,6 +216,14 @@ def test_a_folder_without_write_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="is not writable"):
         check_output(tmp_path / "out.pt", overwrite=False, inputs=[])
+
+
+@pytest.mark.parametrize("name", ["\u6f22" * 80 + ".pt", "a" * 252 + ".pt", "\u00e9" * 127])
+def test_an_output_may_have_the_longest_name_there_is(name: str, tmp_path: Path) -> None:
+    _Job().write(tmp_path / name)
+    with replacing_folder(tmp_path / f"{name[:-1]}_") as folder:
+        (folder / "a").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, f"{name[:-1]}_"])
 
 
 def test_a_link_to_an_output_stays_a_link(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from mpocompress.checkpoint.folders.json_file import read_json
 from mpocompress.checkpoint.own_format import ALIASES, MARK, check_document, inconsistent
 from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.errors import CheckpointError
-from mpocompress.text import shown
+from mpocompress.text import listed, shown
 
 MAX_INDEX_BYTES = 64 * 2**20  # JSON takes some ten times its size in memory
 _WEIGHT_MAP = "weight_map"
@@ -128,11 +128,10 @@ def _check_present(path: Path, places: Mapping[str, str]) -> None:
     shards = sorted(set(places.values()))
     missing = [name for name in shards if sniff(path.with_name(name)) is Form.MISSING]
     if missing:
-        names = ", ".join(map(shown, missing[:_MOST_SHOWN])) + (", ..." if len(missing) > _MOST_SHOWN else "")
         verb = "is" if len(missing) == 1 else "are"
         raise _refusal(
             path,
-            f"of the {len(shards)} shards it names {len(missing)} {verb} missing: {names}",
+            f"of the {len(shards)} shards it names {len(missing)} {verb} missing: {listed(missing, _MOST_SHOWN)}",
             "without them the model is not whole",
         )
 

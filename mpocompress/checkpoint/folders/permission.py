@@ -13,7 +13,8 @@ from mpocompress.checkpoint.folders.index import MAX_INDEX_BYTES
 from mpocompress.checkpoint.folders.json_file import read_json
 from mpocompress.checkpoint.layout import INDEX_SUFFIX
 from mpocompress.checkpoint.own_format import FILES
-from mpocompress.errors import CheckpointError, OutputError, OutputExistsError
+from mpocompress.checkpoint.writing.writer import output_refused
+from mpocompress.errors import CheckpointError, OutputExistsError
 from mpocompress.text import shown
 
 
@@ -30,7 +31,7 @@ def check_apart(path: Path, *, folder: Path, inputs: Sequence[Path]) -> None:
     """
     target = Path(os.path.realpath(path))
     if target.is_relative_to(os.path.realpath(folder)):
-        raise _refusal(
+        raise output_refused(
             path,
             f"the output is the folder being read ({folder}), or is in it",
             "the folder would no longer hold one model",
@@ -38,7 +39,7 @@ def check_apart(path: Path, *, folder: Path, inputs: Sequence[Path]) -> None:
         )
     inside = next((file for file in inputs if Path(os.path.realpath(file)).is_relative_to(target)), None)
     if inside is not None:
-        raise _refusal(
+        raise output_refused(
             path,
             f"{shown(inside.name)} is being read from there",
             "replacing the output would remove it",
@@ -62,15 +63,15 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
     """
     around = Path(os.path.realpath(path)).parent
     if not around.is_dir():
-        raise _refusal(path, f"no folder {around}", "the output has nowhere to go", "Create the folder first.")
+        raise output_refused(path, f"no folder {around}", "the output has nowhere to go", "Create the folder first.")
     if not os.access(around, os.W_OK | os.X_OK):
-        raise _refusal(
+        raise output_refused(
             path, f"folder {around} is not writable", "nothing can be created in it", "Change its permissions."
         )
     if not path.exists():
         return
     if not path.is_dir():
-        raise _refusal(path, "a file", "the output is a folder, as the input is", "Name another output.")
+        raise output_refused(path, "a file", "the output is a folder, as the input is", "Name another output.")
     entries = sorted(os.listdir(path))
     if not entries:
         return
@@ -85,7 +86,7 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
     foreign = [name for name in entries if name not in known or not _is_own_file(path / name)]
     if foreign:
         found = f"{shown(foreign[0])} in it was not written here" if known else "a folder that was not written here"
-        raise _refusal(
+        raise output_refused(
             path, found, "replacing the folder would remove it", "Name another output, or remove it yourself."
         )
 
@@ -113,7 +114,3 @@ def _entry(path: Path) -> str:
 
 def _is_own_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
-
-
-def _refusal(path: Path, found: str, why: str, action: str) -> OutputError:
-    return OutputError(where=str(path), found=found, why=why, action=action)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from mpocompress.checkpoint.folders.beside import look_beside, names_in
@@ -12,11 +12,10 @@ from mpocompress.checkpoint.folders.json_file import read_json
 from mpocompress.checkpoint.folders.refusal import nothing_to_read
 from mpocompress.checkpoint.folders.shards import OpenFile, open_shards
 from mpocompress.checkpoint.layout import CONFIG, INDEX_SUFFIX, Layout, stem_of
-from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.checkpoint.protocol import Checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff
 from mpocompress.errors import CheckpointError
-from mpocompress.text import shown
+from mpocompress.text import listed, shown
 
 MAX_CONFIG_BYTES = 16 * 2**20
 # A shard belongs to an index and is no checkpoint by itself.
@@ -53,7 +52,7 @@ def open_folder(path: Path, key: str | None, open_file: OpenFile) -> Checkpoint:
     """
     path = path if path.name else path.resolve()  # the report calls the model by the name of its folder
     name, passed_over = _choose(path)
-    notes = (f"{shown(name)} was read, and not {_listed(passed_over)} beside it",) if passed_over else ()
+    notes = (f"{shown(name)} was read, and not {listed(passed_over, _MOST_SHOWN)} beside it",) if passed_over else ()
     if name.endswith(INDEX_SUFFIX):
         return _open_shards(read_index(path / name), path, key, open_file, notes)
     return _open_single(path / name, path, key, open_file, notes)
@@ -112,30 +111,21 @@ def _open_shards(
 ) -> Checkpoint:
     layout = _layout(index.path, (index.path.name, *index.shards))
     return open_shards(
-        index, key, open_file, path=path, layout=layout, config=_config(layout), files=_config_file(layout), notes=notes
+        index,
+        key,
+        open_file,
+        path=path,
+        layout=layout,
+        config=_config(layout),
+        beside=_config_file(layout),
+        notes=notes,
     )
 
 
 def _open_single(file: Path, path: Path, key: str | None, open_file: OpenFile, notes: tuple[str, ...]) -> Checkpoint:
     layout = _layout(file, (file.name,))
     config = _config(layout)
-    inner = open_file(file, key)
-    return OpenedCheckpoint(
-        path=path,
-        container=inner.container,
-        key=inner.key,
-        tensors=inner.tensors,
-        extras=inner.extras,
-        metadata=inner.metadata,
-        notes=(*notes, *inner.notes),
-        document=inner.document,
-        read=inner.tensor,
-        close=lambda: inner.__exit__(None, None, None),
-        classes=inner.classes,
-        config=config,
-        files=(*inner.files, *_config_file(layout)),
-        layout=layout,
-    )
+    return open_file(file, key).in_folder(path, layout=layout, config=config, beside=_config_file(layout), notes=notes)
 
 
 def _layout(file: Path, weights: tuple[str, ...]) -> Layout:
@@ -157,11 +147,7 @@ def _config(layout: Layout) -> Mapping[str, object]:
 def _several(folder: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
         where=str(folder),
-        found=f"several checkpoints: {_listed(names)}",
+        found=f"several checkpoints: {listed(names, _MOST_SHOWN)}",
         why="it cannot be told which one is meant",
         action="Name one of them in place of the folder.",
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:_MOST_SHOWN])) + (", ..." if len(names) > _MOST_SHOWN else "")

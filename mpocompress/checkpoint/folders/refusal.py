@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mpocompress.checkpoint.folders.beside import names_in
 from mpocompress.errors import CheckpointError
-from mpocompress.text import shown
+from mpocompress.text import listed, shown
 
 _LOOKED_FOR = "*.safetensors, *.safetensors.index.json, pytorch_model.bin and pytorch_model.bin.index.json"
 _TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".th")
@@ -34,7 +34,7 @@ def nothing_to_read(folder: Path, shards: Sequence[str]) -> CheckpointError:
 def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     if shards:
         return (
-            f"shards without an index ({_listed(shards)})",
+            f"shards without an index ({listed(shards, _MOST_SHOWN)})",
             "it cannot be told whether they are all there",
             "Fetch the file that ends in .index.json as well.",
         )
@@ -67,16 +67,24 @@ def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     torch_files = [name for name in names if name.endswith(_TORCH_ENDINGS) and name not in inside]
     if torch_files:
         return (
-            f"no weights under a usual name, but {_listed(torch_files)}",
+            f"no weights under a usual name, but {listed(torch_files, _MOST_SHOWN)}",
             "it cannot be told whether that is the model",
             "Name the file.",
         )
     inner = [name + "/" for name in inside if _holds_weights(folder / name)]
     if inner:
-        return f"no weights, but some in {_listed(inner)}", "folders inside are not searched", "Name one of those."
+        return (
+            f"no weights, but some in {listed(inner, _MOST_SHOWN)}",
+            "folders inside are not searched",
+            "Name one of those.",
+        )
     others = [name for name in names if name.endswith(_OTHER_ENDINGS)]
     if others:
-        return f"weights in a form of another library ({_listed(others)})", "this release cannot read them", _CONVERT
+        return (
+            f"weights in a form of another library ({listed(others, _MOST_SHOWN)})",
+            "this release cannot read them",
+            _CONVERT,
+        )
     if not names:
         return "an empty folder", "there is nothing to read", "Check the path."
     return "a folder without weights", f"it was searched for {_LOOKED_FOR}", "Name the file with the weights."
@@ -87,7 +95,3 @@ def _holds_weights(folder: Path) -> bool:
         return any(name.endswith((*_TORCH_ENDINGS, ".safetensors")) for name in names_in(folder))
     except CheckpointError:
         return False
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(shown, names[:_MOST_SHOWN])) + (", ..." if len(names) > _MOST_SHOWN else "")

@@ -31,7 +31,7 @@ def open_shards(
     path: Path,
     layout: Layout,
     config: Mapping[str, object],
-    files: tuple[Path, ...],
+    beside: tuple[Path, ...],
     notes: tuple[str, ...],
 ) -> OpenedCheckpoint:
     """Open a checkpoint in shards.
@@ -43,7 +43,7 @@ def open_shards(
         path: what the user named, the folder or the index.
         layout: the folder, without the shards of each tensor.
         config: the configuration beside the index.
-        files: further files that were read.
+        beside: further files that were read.
         notes: what the user should know already.
 
     Returns:
@@ -92,7 +92,8 @@ def open_shards(
         close=shards.close,
         classes=classes,
         config=config,
-        files=(index.path, *(index.path.with_name(shard) for shard in index.shards), *files),
+        weights=(index.path, *(index.path.with_name(shard) for shard in index.shards)),
+        beside=beside,
         layout=dataclasses.replace(layout, shards=shard_of),
     )
 

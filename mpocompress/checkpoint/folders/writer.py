@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint.folders.atomic import replacing_folder
 from mpocompress.checkpoint.folders.index import MAX_INDEX_BYTES
 from mpocompress.checkpoint.folders.permission import check_apart, check_folder
 from mpocompress.checkpoint.layout import CONFIG, Layout, file_name, index_name
 from mpocompress.checkpoint.own_format import ALIASES, FILES, MARK, SHARD, check_document
 from mpocompress.checkpoint.protocol import SAFETENSORS
-from mpocompress.checkpoint.writing.atomic import replacing
+from mpocompress.checkpoint.writing.atomic import replacing, replacing_folder
 from mpocompress.checkpoint.writing.writer import write_checkpoint
 from mpocompress.errors import OutputError
 from mpocompress.text import shown_size

@@ -19,6 +19,35 @@ from mpocompress.text import shown, shown_size
 
 MAX_HEADER_BYTES = 100_000_000  # readers refuse more
 _ALIGNMENT = 8
+_RESERVED = "__metadata__"
+
+
+def check_storable(dtypes: Mapping[str, torch.dtype], where: str) -> None:
+    """Refuse tensors that safetensors cannot hold, by their names and types.
+
+    Args:
+        dtypes: name -> element type.
+        where: the output, for messages.
+
+    Raises:
+        OutputError: a dtype has no safetensors type, a name is the reserved one or holds half a character.
+
+    Example:
+        >>> check_storable({"fc.weight": torch.float32}, "out.safetensors")
+    """
+    for name, dtype in dtypes.items():
+        if dtype not in CODES:
+            found, why = f"{shown(name)} is of type {dtype}", "safetensors cannot hold tensors of this type"
+        elif name == _RESERVED:
+            found, why = f"a tensor named {name}", "safetensors keeps this name for its texts"
+        elif any("\ud800" <= char <= "\udfff" for char in name):
+            found, why = (
+                f"a tensor named {shown(name)}",
+                "half a character (a lone surrogate) is no text in safetensors",
+            )
+        else:
+            continue
+        raise OutputError(where=where, found=found, why=why, action="Write a .pt file.")
 
 
 def write_safetensors(
@@ -33,7 +62,7 @@ def write_safetensors(
         where: the output, for messages.
 
     Raises:
-        OutputError: a dtype has no safetensors type, a name is the reserved one, or the header is too large.
+        OutputError: a tensor cannot be stored (see `check_storable`), or the header is too large.
 
     Example:
         >>> import io, safetensors.torch
@@ -42,19 +71,13 @@ def write_safetensors(
         >>> safetensors.torch.load(stream.getvalue())
         {'fc.bias': tensor([1., 1.])}
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    check_storable({name: tensor.dtype for name, tensor in tensors.items()}, where)
+    header: dict[str, object] = {_RESERVED: dict(sorted(metadata.items()))}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     start = 0
     for name in order:
         tensor = tensors[name]
         end = start + tensor.numel() * tensor.element_size()
-        if tensor.dtype not in CODES or name == "__metadata__":
-            raise OutputError(
-                where=where,
-                found=f"{shown(name)} is of type {tensor.dtype}",
-                why="safetensors cannot hold a tensor of this type, or of the name '__metadata__'",
-                action="Write a .pt file.",
-            )
         header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -64,14 +64,16 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, inputs: Seque
     path = Path(path)
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir():
-        raise _refusal(path, "a folder", "the output is one file", "Name a file in it.")
+        raise output_refused(path, "a folder", "the output is one file", "Name a file in it.")
     if not folder.is_dir():
-        raise _refusal(path, f"no folder {folder}", "the file has nowhere to go", "Create the folder first.")
+        raise output_refused(path, f"no folder {folder}", "the file has nowhere to go", "Create the folder first.")
     if path.exists():
         if not path.is_file():
-            raise _refusal(path, "a device, pipe or socket", "it would be replaced by a file", "Name a plain file.")
+            raise output_refused(
+                path, "a device, pipe or socket", "it would be replaced by a file", "Name a plain file."
+            )
         if any(source.exists() and path.samefile(source) for source in inputs):
-            raise _refusal(
+            raise output_refused(
                 path,
                 "the output is a file being read, by the same name or by a link",
                 "it is mapped into memory and writing would destroy it",
@@ -85,9 +87,28 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, inputs: Seque
                 action="Name another output, or ask for it to be overwritten.",
             )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _refusal(
+        raise output_refused(
             path, f"folder {folder} is not writable", "the file cannot be created", "Change its permissions."
         )
+
+
+def output_refused(path: Path, found: str, why: str, action: str) -> OutputError:
+    """Return the error for an output.
+
+    Args:
+        path: the output.
+        found: what was found there.
+        why: why it cannot be written.
+        action: what to do next.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> print(output_refused(Path("out"), "a folder", "the output is one file", "Name a file in it."))
+        out: a folder; the output is one file. Name a file in it.
+    """
+    return OutputError(where=str(path), found=found, why=why, action=action)
 
 
 def write_checkpoint(
@@ -203,7 +224,7 @@ def _check_names(
 ) -> None:
     for name, target in aliases.items():
         if name in tensors or target not in tensors:
-            raise _refusal(
+            raise output_refused(
                 path,
                 f"alias {shown(name)} of {shown(target)} does not fit the tensors",
                 "an alias is a further name of a tensor that is written",
@@ -211,7 +232,7 @@ def _check_names(
             )
     for name in (MARK, ALIASES):
         if name in metadata:
-            raise _refusal(
+            raise output_refused(
                 path, f"a header entry {name!r}", "it is reserved for the compressed format", "Leave it out."
             )
 
@@ -228,7 +249,7 @@ def check_space(path: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(os.path.realpath(path.parent)).free
     if needed > free:
-        raise _refusal(
+        raise output_refused(
             path,
             f"about {shown_size(needed)} are needed and {shown_size(free)} are free",
             "the disk would be full",
@@ -240,7 +261,3 @@ def _bytes_needed(tensors: Mapping[str, torch.Tensor], copies: Mapping[str, str]
     names = [*tensors, *copies.values()]
     needed = sum(tensors[name].numel() * tensors[name].element_size() + _OVERHEAD_BYTES_PER_TENSOR for name in names)
     return needed + len(document or "") + _OVERHEAD_BYTES
-
-
-def _refusal(path: Path, found: str, why: str, action: str) -> OutputError:
-    return OutputError(where=str(path), found=found, why=why, action=action)
