@@ -16,6 +16,8 @@ PROTECTED_SHARE = 0.5
 """Share of a budget that the first layers of stacks may take whole."""
 PROTECTED = "the first of a stack of layers: what it loses, all later ones get"
 WHOLE = "the budget is best spent on keeping it whole"
+LOWEST_PRICE, HIGHEST_PRICE, PRICE_STEPS = -60.0, 10.0, 60
+"""The price per parameter is looked for between these powers of ten, by halving their range so many times."""
 LEAST_ENERGY = 1e-6
 """Share of the energy of a matrix below which keeping still less is no worse."""
 
@@ -152,26 +154,46 @@ _Form = list[tuple[_Frontier, int]]
 
 def _cheapest_that_fits(frontiers: Sequence[Sequence[Sequence[_Frontier]]], budget: int) -> list[_Form]:
     """The forms and ways at the lowest price per parameter whose sum is within the budget."""
-
-    def at(price: float) -> list[_Form]:
-        return [min((_priced(form, price) for form in forms), key=lambda one: _cost(one, price)) for forms in frontiers]
-
-    def size(forms: list[_Form]) -> int:
-        return sum(int(frontier.parameters[index]) for form in forms for frontier, index in form)
-
-    if size(at(0.0)) <= budget:
-        return at(0.0)
-    low, high = -60.0, 10.0
-    for _ in range(60):
+    free = [_best_form(forms, 0.0) for forms in frontiers]
+    if sum(map(_size, free)) <= budget:
+        return free
+    low, high = LOWEST_PRICE, HIGHEST_PRICE
+    cheap = [_best_form(forms, 10.0**high) for forms in frontiers]
+    dear = [_best_form(forms, 10.0**low) for forms in frontiers]
+    total = sum(map(_size, cheap))
+    open_rows = list(range(len(frontiers)))
+    for _ in range(PRICE_STEPS):
+        # A choice that is best at both ends of a range of prices is so in between.
+        open_rows = [row for row in open_rows if not _same(cheap[row], dear[row])]
         middle = (low + high) / 2
-        low, high = (low, middle) if size(at(10.0**middle)) <= budget else (middle, high)
-    fits = at(10.0**high)
-    if size(fits) <= budget:
-        return fits
-    return [
-        min(([(frontier, 0) for frontier in form] for form in forms), key=lambda one: size([one]))
-        for forms in frontiers
-    ]
+        tried = {row: _best_form(frontiers[row], 10.0**middle) for row in open_rows}
+        change = sum(_size(form) - _size(cheap[row]) for row, form in tried.items())
+        if total + change <= budget:
+            high, total = middle, total + change
+            end = cheap
+        else:
+            low, end = middle, dear
+        for row, form in tried.items():
+            end[row] = form
+    if total <= budget:
+        return cheap
+    return [min(([(frontier, 0) for frontier in form] for form in forms), key=_size) for forms in frontiers]
+
+
+def _best_form(forms: Sequence[Sequence[_Frontier]], price: float) -> _Form:
+    if len(forms) == 1:
+        return _priced(forms[0], price)
+    return min((_priced(form, price) for form in forms), key=lambda one: _cost(one, price))
+
+
+def _size(form: _Form) -> int:
+    return sum(int(frontier.parameters[index]) for frontier, index in form)
+
+
+def _same(one: _Form, other: _Form) -> bool:
+    return len(one) == len(other) and all(
+        left[0] is right[0] and left[1] == right[1] for left, right in zip(one, other, strict=True)
+    )
 
 
 def _priced(form: Sequence[_Frontier], price: float) -> _Form:

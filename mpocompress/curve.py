@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,16 +79,12 @@ class Curve:
             Parameters, shape (max_cap,), and the squared relative error of each member, shape (members, max_cap); that
             of the whole matrix stands for members that are not known alone. See `error` for how exact it is.
         """
-        caps = np.arange(1, self.max_cap + 1)
-        ones = np.ones_like(caps)
-        bonds = [ones, *(np.minimum(caps, bond) for bond in self.sites.max_bonds), ones]
-        parameters = np.zeros_like(caps)
-        for left, dim, right in zip(bonds, self.sites.dims, bonds[1:], strict=False):
-            parameters += left * dim * right
-        squares = np.zeros(len(caps))
-        for tail, bond in zip(self.tails, bonds[1:], strict=False):
+        bonds, parameters = _costs(self.sites, self.max_cap)
+        squares = np.zeros(len(parameters))
+        for tail, bond in zip(self.tails, bonds, strict=True):
             squares += tail[np.minimum(bond, len(tail) - 1)]
         if self.member_tails:
+            caps = np.arange(1, len(parameters) + 1)
             return parameters, np.stack([np.minimum(tail[caps], 1.0) for tail in self.member_tails])
         return parameters, np.tile(np.minimum(squares, 1.0), (members, 1))
 
@@ -100,14 +97,7 @@ class Curve:
         Returns:
             The cap; 0 when even bond 1 needs more.
         """
-        low, high = 0, self.known_cap
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.sites.parameters(self.sites.capped(middle)) <= parameters:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return _cap_within(self.sites, self.known_cap, parameters)
 
     def bonds_for_error(self, relative_error: float) -> tuple[int, ...]:
         """Bonds that keep a relative error, the allowance shared evenly over the cuts.
@@ -205,6 +195,32 @@ def best_under_parameters(curves: Iterable[Curve], parameters: int) -> tuple[Cur
     fits = [(curve, cap) for curve, cap in fits if cap > 0]
     best = _least([curve for curve, _ in fits], [curve.error(curve.sites.capped(cap)) for curve, cap in fits])
     return next((fit for fit in fits if fit[0] is best), None)
+
+
+@lru_cache(maxsize=1024)
+def _cap_within(sites: Sites, largest: int, parameters: int) -> int:
+    """The largest cap, up to one, whose MPO has at most so many parameters."""
+    low, high = 0, largest
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sites.parameters(sites.capped(middle)) <= parameters:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@lru_cache(maxsize=64)
+def _costs(sites: Sites, max_cap: int) -> tuple[tuple[NDArray[np.int64], ...], NDArray[np.int64]]:
+    """The bonds of every cut, and the parameters, under every cap; a model has many matrices of one shape."""
+    caps = np.arange(1, max_cap + 1)
+    ones = np.ones_like(caps)
+    bonds = [ones, *(np.minimum(caps, bond) for bond in sites.max_bonds), ones]
+    parameters = np.zeros_like(caps)
+    for left, dim, right in zip(bonds, sites.dims, bonds[1:], strict=False):
+        parameters += left * dim * right
+    parameters.flags.writeable = False
+    return tuple(bonds[1:-1]), parameters
 
 
 def _least(curves: Sequence[Curve], figures: Sequence[float]) -> Curve | None:

@@ -1,4 +1,4 @@
-"""JSON documents back into dataclasses: the right format and version, and every field of its type."""
+"""JSON documents from dataclasses and back: the right format and version, and every field of its type."""
 
 from __future__ import annotations
 
@@ -12,6 +12,31 @@ from mpocompress.errors import FormatError
 
 LARGEST = 1e150
 """Numbers in a document are smaller; larger ones could not be squared."""
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, of those in it too, as JSON takes them; nothing is copied.
+
+    `dataclasses.asdict` copies every number and name, which takes longer than to write them.
+
+    Args:
+        value: an instance.
+
+    Returns:
+        Name -> value.
+
+    Example:
+        >>> from mpocompress.sites import low_rank
+        >>> fields_of(low_rank(4, 6))
+        {'row_dims': (4, 1), 'col_dims': (1, 6), 'anti_aligned': False}
+    """
+    return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [fields_of(one) for one in value]
+    return fields_of(value) if dataclasses.is_dataclass(value) else value
 
 
 def read_document(text: str, *, name: str, version: int, where: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,9 @@ Result = TypeVar("Result")
 
 MEMORY_BYTES = 128 * 2**20
 """Memory that jobs running at the same time may ask for together; what needs more runs alone."""
+SMALL_BYTES = 2**17
+"""Jobs that need less than this take turns: most of their time is spent in Python, where threads only get in each
+other's way."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many items are done, and how many there are."""
@@ -46,7 +49,8 @@ def run_jobs(
         jobs: how many at a time.
         step: name of the step, for `progress`.
         progress: told after every item, in the calling thread.
-        size_bytes: memory that an item needs; an item waits until it fits beside those running (see `MEMORY_BYTES`).
+        size_bytes: memory that an item needs; an item waits until it fits beside those running (see `MEMORY_BYTES`),
+            and small ones take turns (see `SMALL_BYTES`).
 
     Returns:
         The results, in the order of the items.
@@ -59,10 +63,11 @@ def run_jobs(
         [1, 2]
     """
     results = []
-    share = _Share(MEMORY_BYTES)
+    share, turn = _Share(MEMORY_BYTES), threading.Lock()
 
     def bounded(item: Item) -> Result:
-        with share.of(size_bytes(item) if size_bytes is not None else 0):
+        size = size_bytes(item) if size_bytes is not None else SMALL_BYTES
+        with share.of(size), turn if size < SMALL_BYTES else nullcontext():
             return work(item)
 
     with one_blas_thread(), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -19,9 +19,13 @@ MAX_STEPS = 16
 EXCESS = 1e-3
 """What more steps may still be expected to gain, as a share of the discarded weight; half of what is allowed, since the
 gains of flat spectra fall more and more slowly."""
-SLOWEST_FALL, FASTEST_FALL = 0.3, 0.95
+STEEPEST_FALL, FLATTEST_FALL = 0.3, 0.95
 """Gains of further steps are expected to shrink by a factor between these, whatever they did so far."""
-CLEAR_FALL = 0.25
+FLAT, STEEPEST_FALL_OF_FLAT = 0.5, 0.55
+"""The first of the two where the last gain was more than this share of the one before: what comes now is flat."""
+CLEAR_FALL, NEARLY_SQUARE = 0.17, 2
+"""A last gain of less than this share of the one before may end the search after four steps, where the long side is
+less than twice the short one: in noise of a longer shape, gains from the left and from the right differ as much."""
 BLOCK = 16
 """Block widths are multiples of this: a product with a thinner block takes as long."""
 SAMPLE_SHARE = 8
@@ -77,8 +81,9 @@ def dominant_range(
     total = float(squares.sum())
     found = _advance(matrix, _sampled_rows(matrix, squares, width), None, of_rows=True)
     captured, other = [_captured(found, bond)], None
+    early = max(matrix.shape) < NEARLY_SQUARE * short
     for _ in range(1, MAX_STEPS):
-        if (0 if other is None else other.basis.shape[1]) + width > short or _settled(captured, total):
+        if (0 if other is None else other.basis.shape[1]) + width > short or _settled(captured, total, early):
             break
         found, other = _advance(matrix, found.images[:, -width:], other, of_rows=not found.of_rows), found
         captured.append(_captured(found, bond))
@@ -210,17 +215,20 @@ def _captured(found: Range, bond: int) -> float:
     return float(torch.linalg.eigvalsh((found.images.T @ found.images).double())[-bond:].sum())
 
 
-def _settled(captured: list[float], total: float) -> bool:
+def _settled(captured: list[float], total: float, early: bool) -> bool:
     """Whether more steps would gain too little, their gains falling on as they have fallen so far.
 
-    Steps from the left and from the right gain unevenly, so two are taken together. The first four are enough only
-    where the last gain fell clearly: after a few large directions, it is the one that shows how the others come.
+    Steps from the left and from the right gain unevenly, so two are taken together. The first four can be enough, if
+    they may at all, only where the last gain fell clearly: after a few large directions, it is the one that shows how
+    the others come.
     """
     if len(captured) < 4:
         return False
-    if len(captured) == 4 and captured[3] - captured[2] > CLEAR_FALL * (captured[2] - captured[1]):
+    if len(captured) == 4 and not (early and captured[3] - captured[2] <= CLEAR_FALL * (captured[2] - captured[1])):
         return False
     before, gain = captured[-2] - captured[-4], captured[-1] - captured[-3]
-    falling = min(max(gain / before if before > 0 else 0.0, SLOWEST_FALL), FASTEST_FALL)
+    is_flat = captured[-1] - captured[-2] > FLAT * (captured[-2] - captured[-3])
+    steepest = STEEPEST_FALL_OF_FLAT if is_flat else STEEPEST_FALL
+    falling = min(max(gain / before if before > 0 else 0.0, steepest), FLATTEST_FALL)
     left = max(total - captured[-1], 1e-12 * total)
     return gain / 2 * falling / (1 - falling) <= EXCESS * left

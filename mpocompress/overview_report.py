@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mpocompress.documents import fields_of
 from mpocompress.report import Skipped
 
 OVERVIEW_FORMAT, OVERVIEW_VERSION = "mpocompress-overview", 1
@@ -122,5 +122,5 @@ class Overview:
         Returns:
             The document.
         """
-        document = {"format": OVERVIEW_FORMAT, "version": OVERVIEW_VERSION, **dataclasses.asdict(self)}
+        document = {"format": OVERVIEW_FORMAT, "version": OVERVIEW_VERSION, **fields_of(self)}
         return json.dumps(document, indent=indent, allow_nan=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 
+from mpocompress.documents import fields_of
 from mpocompress.report import VERSION, Report, Target
 
 PLAN_FORMAT = "mpocompress-plan"
@@ -91,7 +91,7 @@ class PlanReport:
         document = {
             "format": PLAN_FORMAT,
             "version": VERSION,
-            **dataclasses.asdict(self.checkpoint),
-            "choices": [dataclasses.asdict(choice) for choice in self.choices],
+            **fields_of(self.checkpoint),
+            "choices": [fields_of(choice) for choice in self.choices],
         }
         return json.dumps(document, indent=indent, allow_nan=False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mpocompress.documents import build, read_document, typed
+from mpocompress.documents import build, fields_of, read_document, typed
 from mpocompress.errors import FormatError, ReportError
 from mpocompress.sites import Sites
 
@@ -304,7 +303,7 @@ class Report:
         Returns:
             The document.
         """
-        document = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        document = {"format": FORMAT, "version": VERSION, **fields_of(self)}
         return json.dumps(document, indent=indent, allow_nan=False)
 
     @staticmethod

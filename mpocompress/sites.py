@@ -68,13 +68,12 @@ class Sites:
     @property
     def dims(self) -> tuple[int, ...]:
         """Entries of each site: row dim times column dim."""
-        return tuple(row * col for row, col in zip(self.row_dims, self.col_dims, strict=True))
+        return _dims(tuple(self.row_dims), tuple(self.col_dims))
 
     @property
     def max_bonds(self) -> tuple[int, ...]:
         """The largest useful bond of every cut: a larger one holds only zeros."""
-        dims = self.dims
-        return tuple(min(math.prod(dims[:cut]), math.prod(dims[cut:])) for cut in range(1, len(dims)))
+        return _max_bonds(self.dims)
 
     @property
     def label(self) -> str:
@@ -237,6 +236,12 @@ def candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
         >>> [sites.label for sites in candidates(384, 384, "auto")]
         ['low rank', 'split 2', 'split 4', 'split 8', 'split 16', '3 sites']
     """
+    return _candidates(rows, cols, choice)
+
+
+@lru_cache(maxsize=4096)
+def _candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
+    """See `candidates`; a model has many matrices of one shape."""
     if choice == "lowrank":
         return (low_rank(rows, cols),)
     if choice != "auto":
@@ -265,6 +270,16 @@ def _square_folds(rows: int, cols: int) -> Iterator[Sites]:
 def _has_order(dims: Sequence[int]) -> bool:
     """Whether the order of the digits matters: more than one of them can change."""
     return sum(dim > 1 for dim in dims) > 1
+
+
+@lru_cache(maxsize=4096)
+def _dims(row_dims: tuple[int, ...], col_dims: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(row * col for row, col in zip(row_dims, col_dims, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _max_bonds(dims: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(min(math.prod(dims[:cut]), math.prod(dims[cut:])) for cut in range(1, len(dims)))
 
 
 @lru_cache(maxsize=4096)

@@ -1,9 +1,9 @@
 """Fast, seeded, truncated SVD of an unfolding; handed to tensorly as its SVD method.
 
 Two ways, chosen by size. The Gram matrix of the short side and its eigenvectors: exact, one pass over the matrix. Or,
-where the bond is small beside both sides, a randomised block Krylov space, grown until the error is within 0.1 % of the
-best: a few passes. A float32 Gram matrix cannot tell singular values below about 2e-4 of the largest from zero, so it
-is formed again in float64 when what would be discarded is that small.
+where the bond is small beside both sides, a subspace found by block Lanczos, grown until the error is within 0.1 % of
+the best: a few passes. A float32 Gram matrix cannot tell singular values below about 2e-4 of the largest from zero, so
+it is formed again in float64 when what would be discarded is that small.
 """
 
 from __future__ import annotations
@@ -15,18 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mpocompress.lanczos import LARGE_ENTRIES, dominant_range, orthonormal, outside
+from mpocompress.lanczos import LARGE_ENTRIES, dominant_range
 
 GRAM_SIDE = 512
 """Short sides up to this always go through the Gram matrix."""
-KRYLOV_SHARE = 8
-"""Above that, a Krylov space is built when the bond is at most the short side over this."""
-MAX_BLOCKS = 8
-"""Blocks of a Krylov space; each costs two passes over the matrix."""
-EXCESS = 2e-3
-"""What more blocks may still be expected to gain, as a share of the discarded weight: 0.1 % of the error."""
-SLOWEST_FALL = 0.3
-"""Gains of further blocks are expected to shrink by this factor at best, however fast they shrank so far."""
+LANCZOS_SHARE = 8
+"""Above that, a subspace is searched when the bond is at most the short side over this."""
 FLOAT32_FLOOR = 3e-3
 """Relative error below which a float32 Gram matrix is not trusted."""
 WELL_CONDITIONED = 1e-6
@@ -39,7 +33,6 @@ BLOCK_ENTRIES = 2**18
 """Entries of a large matrix that are compared at a time."""
 SMALL_NORM, LARGE_NORM = 1e-30, 1e30
 """Squared norms outside of these are not safe to form in float32."""
-SEED = 20121194
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +73,8 @@ def truncated_svd(
     """
     short = min(matrix.shape)
     bond = short if n_eigenvecs is None else min(n_eigenvecs, short)
-    if _by_krylov(short, bond):
-        u, s, v = _krylov_svd(matrix, bond)
+    if _by_lanczos(short, bond):
+        u, s, v = _lanczos_svd(matrix, bond)
     else:
         u, s, v = _gram_svd(matrix, bond)
     rows = u.abs().argmax(dim=0)
@@ -108,17 +101,17 @@ def spectrum(
     """
     short = min(matrix.shape)
     bond = short if max_bond is None else min(max_bond, short)
-    total = squared_norm(matrix)
-    if _by_krylov(short, bond):
-        u, s, v = _krylov_svd(matrix, bond)
+    if _by_lanczos(short, bond):
+        u, s, v = _lanczos_svd(matrix, bond)
+        total = squared_norm(matrix)
         residual = total - squared_norm(s)
         if residual < FLOAT32_FLOOR**2 * total:
             residual = missed(matrix, u, s[:, None] * v)
         return Spectrum(values=s.double().numpy(), residual=residual)
-    precise = matrix.double() if short <= GRAM_SIDE else matrix
-    eigenvalues = torch.linalg.eigvalsh(_gram(precise))
-    if precise.dtype == torch.float32 and _lost_in_rounding(eigenvalues):
-        eigenvalues = torch.linalg.eigvalsh(_gram(matrix.double()))
+    gram = _precise_gram(matrix) if short <= GRAM_SIDE else _gram(matrix)
+    eigenvalues = torch.linalg.eigvalsh(gram)
+    if gram.dtype == torch.float32 and _lost_in_rounding(eigenvalues):
+        eigenvalues = torch.linalg.eigvalsh(_precise_gram(matrix))
     values = eigenvalues.double().flip(0).clamp_min(0).sqrt().numpy()
     return Spectrum(values=values[:bond], residual=float(np.sum(values[bond:][::-1] ** 2)))
 
@@ -138,6 +131,9 @@ def squared_norm(
         >>> squared_norm(torch.tensor([3.0, 4.0]))
         25.0
     """
+    if tensor.numel() > LARGE_ENTRIES and not tensor.is_contiguous():  # which would be copied as a whole
+        pieces = torch.split(tensor, max(1, BLOCK_ENTRIES * len(tensor) // tensor.numel()))
+        return sum(squared_norm(piece.contiguous()) for piece in pieces)
     flat = tensor.reshape(-1)
     whole = flat.numel() // NORM_RUN * NORM_RUN
     runs = torch.linalg.vector_norm(flat[:whole].view(-1, NORM_RUN), dim=1).double()
@@ -172,8 +168,8 @@ def missed(
     return squares
 
 
-def _by_krylov(short: int, bond: int) -> bool:
-    return short > GRAM_SIDE and bond * KRYLOV_SHARE <= short
+def _by_lanczos(short: int, bond: int) -> bool:
+    return short > GRAM_SIDE and bond * LANCZOS_SHARE <= short
 
 
 def _lost_in_rounding(eigenvalues: Tensor) -> bool:
@@ -184,7 +180,11 @@ def _lost_in_rounding(eigenvalues: Tensor) -> bool:
 
 def _gram(matrix: Tensor) -> Tensor:
     """Lower triangle of the Gram matrix of the short side; what stands above it is not defined."""
-    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    return _row_gram(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
+
+
+def _row_gram(rows: Tensor) -> Tensor:
+    """Inner products of the rows, as far as the lower triangle goes."""
     short = len(rows)
     step = max(64, -(-short // 4))
     gram = rows.new_empty(short, short)
@@ -194,12 +194,23 @@ def _gram(matrix: Tensor) -> Tensor:
     return gram
 
 
+def _precise_gram(matrix: Tensor) -> Tensor:
+    """The same in float64; of a large matrix, converted piece by piece along its long side."""
+    if matrix.dtype == torch.float64 or matrix.numel() <= LARGE_ENTRIES:
+        return _gram(matrix.double())
+    rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for piece in torch.split(rows, LARGE_ENTRIES // 4 // len(rows) + 1, dim=1):
+        gram += _row_gram(piece.double())
+    return gram
+
+
 def _gram_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
     """Singular triplets from the eigenvectors of the Gram matrix."""
     values, vectors = torch.linalg.eigh(_gram(matrix))
     discarded, total = values[: len(values) - bond].clamp_min(0).sum(), values.sum()
     if matrix.dtype == torch.float32 and discarded <= FLOAT32_FLOOR**2 * total:
-        values, vectors = torch.linalg.eigh(_gram(matrix.double()))
+        values, vectors = torch.linalg.eigh(_precise_gram(matrix))
         vectors = vectors.to(matrix.dtype)
     basis = vectors[:, -bond:].flip(1)
     if matrix.shape[0] <= matrix.shape[1]:
@@ -208,30 +219,8 @@ def _gram_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
     return v.T, s, u.T
 
 
-def _krylov_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular triplets inside a block Krylov space, started at random or, for a large matrix, from a sample."""
-    if matrix.numel() > LARGE_ENTRIES:
-        return _lanczos_svd(matrix, bond)
-    generator = torch.Generator().manual_seed(SEED)
-    width = min(bond + max(bond // 2, 8), *matrix.shape)
-    total = squared_norm(matrix)
-    block = torch.randn(matrix.shape[1], width, generator=generator, dtype=matrix.dtype)
-    basis, coefficients = matrix.new_empty(matrix.shape[0], 0), matrix.new_empty(0, matrix.shape[1])
-    captured = [0.0]
-    for _ in range(min(MAX_BLOCKS, min(matrix.shape) // width)):
-        fresh = orthonormal(matrix @ block)
-        fresh = outside(basis, fresh) if len(coefficients) else fresh
-        rows = fresh.T @ matrix
-        basis, coefficients = torch.cat((basis, fresh), dim=1), torch.cat((coefficients, rows))
-        captured.append(float(torch.linalg.eigvalsh((coefficients @ coefficients.T).double())[-bond:].sum()))
-        if _converged(captured, total):
-            break
-        block = orthonormal(rows.T)
-    return _from_range(basis, coefficients, bond)
-
-
 def _lanczos_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular triplets of a large matrix."""
+    """Singular triplets inside the subspace that holds nearly all of them."""
     found = dominant_range(matrix, bond)
     rotation = torch.linalg.eigh((found.images.T @ found.images).double())[1]
     kept = rotation[:, -bond:].flip(1).to(matrix.dtype)
@@ -239,16 +228,6 @@ def _lanczos_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
     turn, s, turn_back = torch.linalg.svd(triangle)
     near, far = near @ turn, found.basis @ (kept @ turn_back.T)
     return (near, s, far.T) if found.of_rows else (far, s, near.T)
-
-
-def _converged(captured: list[float], total: float) -> bool:
-    """Whether more blocks would gain too little, their gains falling on as they have fallen so far."""
-    if len(captured) < 3:
-        return False
-    before, gain = captured[-2] - captured[-3], captured[-1] - captured[-2]
-    falling = min(max(gain / before, SLOWEST_FALL), 0.9) if before > 0 else SLOWEST_FALL
-    left = max(total - captured[-1], 1e-12 * total)
-    return gain * falling / (1 - falling) <= EXCESS * left
 
 
 def _from_range(basis: Tensor, coefficients: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:

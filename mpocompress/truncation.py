@@ -135,7 +135,9 @@ def tail_weights(
         >>> tail_weights(np.array([2.0, 1.0])).tolist()
         [5.0, 1.0, 0.0]
     """
-    squares = np.append(np.square(singular_values, dtype=np.float64), max(residual, 0.0))
+    squares = np.empty(len(singular_values) + 1)
+    np.square(singular_values, out=squares[:-1], dtype=np.float64)
+    squares[-1] = max(residual, 0.0)
     return np.cumsum(squares[::-1])[::-1]
 
 

@@ -318,6 +318,20 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_jobs(tmp_path: P
         assert made == [made[0]] * 4
 
 
+def test_large_matrices_give_the_same_bytes_with_any_number_of_jobs(tmp_path: Path) -> None:
+    """Above 2^22 entries, where samples are drawn; 2049 rows do not fall into even blocks."""
+    generator = torch.Generator().manual_seed(4)
+    before = {f"{name}.weight": torch.randn(2049, 2050, generator=generator).half() for name in "ab"}
+    source = save(tmp_path / "m.safetensors", before)
+    written = []
+    for number, jobs in enumerate((1, 1, 2, 3)):
+        small = tmp_path / f"s{number}.safetensors"
+        compress(source, small, truncation=Truncation(max_bond=2), jobs=jobs)
+        written.append(small.read_bytes())
+
+    assert len(set(written)) == 1
+
+
 @pytest.mark.parametrize("source_container", CONTAINERS)
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_both_containers_hold_the_same(tmp_path: Path, source_container: str, container: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mpocompress import svd
 from mpocompress.svd import GRAM_SIDE, Spectrum, spectrum, squared_norm, truncated_svd
 from tests.draw import COMPUTED, EPS, KINDS, decaying, random_matrix
 
@@ -162,3 +163,16 @@ def test_the_squared_norm_of_finite_entries_is_finite_and_not_lost(scale: float)
 
 def test_a_spectrum_is_a_value() -> None:
     assert Spectrum(values=np.array([1.0]), residual=0.0).residual == 0.0
+
+
+@pytest.mark.parametrize("shape", [(100, 500), (500, 100), (300, 310)])
+def test_a_large_matrix_is_summed_in_pieces(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    part = matrix[:, 3:]
+    whole, norm = spectrum(matrix), squared_norm(part.contiguous())
+    monkeypatch.setattr(svd, "LARGE_ENTRIES", 2**14)
+    pieces = spectrum(matrix)
+
+    # Sums in another order, in float64: squares differ by a rounding of the norm.
+    np.testing.assert_allclose(pieces.values**2, whole.values**2, rtol=0, atol=1e-13 * norm)
+    assert squared_norm(part) == pytest.approx(norm, rel=1e-6)
