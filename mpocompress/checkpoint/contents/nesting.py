@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mpocompress.checkpoint.contents.modules import is_module, module_state
-from mpocompress.checkpoint.contents.structure import is_dense
+from mpocompress.checkpoint.contents.structure import MAX_DEPTH, is_dense
 from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -247,8 +247,8 @@ def _dicts(root: object) -> list[StateDict]:
         state = _as_state(path, value)
         if state is not None:
             found.append(state)
-        if is_module(value):
-            continue  # its state dict has all there is
+        if is_module(value) or len(path) == MAX_DEPTH:
+            continue  # the state dict of a module has all there is
         for name, inner in named_children(value).items():
             if isinstance(name, str) and name and isinstance(inner, _HOLDERS) and id(inner) not in seen:
                 seen.add(id(inner))
