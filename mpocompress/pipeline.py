@@ -22,7 +22,7 @@ from mpocompress.checkpoint import (
     write_like,
     write_target,
 )
-from mpocompress.errors import OutputError, TargetError
+from mpocompress.errors import CheckpointError, OutputError, TargetError
 from mpocompress.execution import DTYPES, Task, carry_out
 from mpocompress.jobs import Progress, available_cores, one_blas_thread
 from mpocompress.plan_report import PlanReport
@@ -32,6 +32,7 @@ from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_co
 from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import survey_checkpoint
+from mpocompress.text import shown
 from mpocompress.truncation import Truncation
 from mpocompress.user_model import UserModel
 
@@ -266,7 +267,7 @@ def _expand_like(
     overwrite: bool,
 ) -> Report:
     """Write the dense tensors into a copy of the original."""
-    with open_checkpoint(like, key=report.source.key) as original:
+    with _original(like, report) as original:
         write_like(target, original=original, tensors=tensors, overwrite=overwrite, inputs=checkpoint.files)
         same = original.sha256() == report.source.sha256
         kept = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
@@ -276,6 +277,21 @@ def _expand_like(
     if kept:
         notes.append(f"left as they were, since only the state dict is replaced: {', '.join(kept)}")
     return dataclasses.replace(report, notes=tuple(notes))
+
+
+def _original(like: StrPath, report: Report) -> Checkpoint:
+    """The file that was compressed, open at the state dict that was."""
+    try:
+        return open_checkpoint(like, key=report.source.key)
+    except CheckpointError as error:
+        if "at key" not in error.found:
+            raise
+        raise CheckpointError(
+            where=error.where,
+            found=error.found,
+            why=f"there it was in the file that was compressed, {shown(report.source.file)}: this is another one",
+            action="Give the original file.",
+        ) from error
 
 
 def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:

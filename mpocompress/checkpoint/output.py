@@ -145,7 +145,11 @@ def carried_notes(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
         notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
     if layout is not None and container == FOLDER:
         notes += [f"copied along unchanged: {listed(layout.beside, _MOST_SHOWN)}"] if layout.beside else []
-        notes += [f"not copied from the folder: {listed(layout.left, _MOST_SHOWN)}"] if layout.left else []
+        notes += (
+            [f"not copied (only small files without weights, beside them, are): {listed(layout.left, _MOST_SHOWN)}"]
+            if layout.left
+            else []
+        )
     elif layout is not None and layout.beside:
         notes.append(f"not in the one file that is written: {listed(layout.beside, _MOST_SHOWN)}")
     return tuple(notes)

@@ -133,6 +133,8 @@ def compress(
         else:
             show_report(report, stdout())
             click.echo(f"\nWrote {output}. `mpocompress inspect {output}` shows this again.")
+            if any("not carried over" in note for note in report.notes):
+                click.echo("What is not carried over comes back with `mpocompress expand --like` and the original.")
     ctx.exit(3 if report.unmet else 0)
 
 

@@ -37,11 +37,11 @@ def show_overview(overview: Overview, console: Console) -> None:
     """
     console.print(_facts(overview))
     if overview.weights:
-        table, pattern = _weights(overview, console.width)
+        table, whole = _weights(overview, console.width)
         console.print("\n[bold]Can be compressed[/]")
         console.print(table)
-        if pattern:
-            console.print(Text(f"Whole names are {pattern}."), highlight=False)
+        if whole:
+            console.print(Text(whole), highlight=False)
     reasons: defaultdict[str, list[str]] = defaultdict(list)
     for one in overview.skipped:
         reasons[one.reason].append(one.name)
@@ -129,10 +129,10 @@ def _weights(overview: Overview, width: int) -> tuple[Table, str]:
     ]
     columns = zip(("kind", "shape", "parameters", "known by"), *rows, strict=True)
     room = width - sum(max(map(len, cells)) + 2 for cells in columns) - 2
-    names, pattern = fitted([weight.name for weight in overview.weights], max(16, room))
+    names, whole = fitted([weight.name for weight in overview.weights], max(16, room))
     for name, cells in zip(names, rows, strict=True):
         table.add_row(Text(name), *cells)
-    return table, pattern
+    return table, whole
 
 
 def _estimates(overview: Overview) -> Table:

@@ -38,10 +38,10 @@ def show_plan(plan: PlanReport, console: Console) -> None:
         choices = [choice for choice in plan.choices if choice.target.kind == kind and choice.matrices]
         if choices:
             console.print(f"\n[bold]Relative error of each matrix, by {TARGET_NAMES[kind]}[/]")
-            table, pattern = _matrices(choices, console.width)
+            table, whole = _matrices(choices, console.width)
             console.print(table)
-            if pattern:
-                console.print(Text(f"Whole names are {pattern}."), highlight=False)
+            if whole:
+                console.print(Text(whole), highlight=False)
     for choice in plan.choices:
         if choice.problem:
             said = f"{_short(choice.target)} is not possible: {choice.problem}."
@@ -50,8 +50,8 @@ def show_plan(plan: PlanReport, console: Console) -> None:
     said = "Weight errors are no quality figure: compress at two or three targets and measure each on your own task."
     if any(choice.target.kind in ("keep", "max_params") for choice in plan.choices):
         said += (
-            " A keep target spares the first layer of a stack and shares the rest out, which models take better than "
-            "one bond for all, whatever the errors say."
+            " A keep target leaves the first layer of a stack dense where that takes at most half of the budget, and "
+            "shares the rest out, which models take better than one bond for all, whatever the errors say."
         )
     console.print()
     console.print(said, highlight=False)
@@ -94,10 +94,10 @@ def _matrices(choices: Sequence[PlannedTarget], width: int) -> tuple[Table, str]
     longest = max(len(shape(matrix.shape)) for matrix in names.values())
     room = width - longest - 2 - sum(max(5, len(_value(choice.target))) + 2 for choice in choices) - 2
     cells = [{matrix.name: matrix for matrix in choice.matrices} for choice in choices]
-    shorter, pattern = fitted(list(names), max(16, room))
+    shorter, whole = fitted(list(names), max(16, room))
     for short, (name, matrix) in zip(shorter, names.items(), strict=True):
         table.add_row(Text(short), shape(matrix.shape), *(_error(column.get(name)) for column in cells))
-    return table, pattern
+    return table, whole
 
 
 def _error(matrix: PlannedMatrix | None) -> str:

@@ -26,10 +26,10 @@ def show_report(report: Report, console: Console) -> None:
         console: where to.
     """
     if report.matrices:
-        table, pattern = _table(report, console.width)
+        table, whole = _table(report, console.width)
         console.print(table)
-        if pattern:
-            console.print(Text(f"Whole names are {pattern}."), highlight=False)
+        if whole:
+            console.print(Text(whole), highlight=False)
     _show_dense(report, console)
     console.print()
     console.print(_totals(report))
@@ -54,10 +54,10 @@ def _table(report: Report, width: int) -> tuple[Table, str]:
     rows = [_row(matrix, wide) for matrix in report.matrices]
     columns = [[str(column.header), *cells] for column, *cells in zip(table.columns, *rows, strict=True)]
     room = width - sum(max(map(len, cells)) + 2 for cells in columns[1:]) - 2
-    names, pattern = fitted([row[0] for row in rows], max(16, room))
+    names, whole = fitted([row[0] for row in rows], max(16, room))
     for name, (_, *cells) in zip(names, rows, strict=True):
         table.add_row(Text(name), *cells)
-    return table, pattern
+    return table, whole
 
 
 def _row(matrix: MatrixReport, wide: bool) -> list[str]:

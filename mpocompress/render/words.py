@@ -91,13 +91,13 @@ def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
         width: columns to fit into.
 
     Returns:
-        The shorter names, and where something shared was left out, what a whole name looks like.
+        The shorter names, and a sentence on what whole names look like; empty where these are whole.
 
     Example:
         >>> fitted(["layer.0.key.weight", "layer.1.value.weight"], 8)
-        (['0.key', '1.value'], 'layer.NAME.weight')
-        >>> fitted(["encoder.weight"], 8), fitted(["encoder.layer.12.attention.key"], 10)
-        ((['….weight'], ''), (['12…ion.key'], ''))
+        (['0.key', '1.value'], 'Whole names are layer.NAME.weight.')
+        >>> fitted(["encoder.weight"], 8)[0], fitted(["encoder.layer.12.attention.key"], 10)[0]
+        (['….weight'], ['12…ion.key'])
         >>> fitted(["one.rnn.weight_ih", "two.rnn.weight_ih", "bias"], 12)[0]
         ['one.rn…ht_ih', 'two.rn…ht_ih', 'bias']
     """
@@ -115,7 +115,11 @@ def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
             pattern = ".".join(whole)
     cut = [_cut(name, width) for name in shown]
     seen = Counter(cut)
-    return [_cut_inside(name, width) if seen[one] > 1 else one for name, one in zip(shown, cut, strict=True)], pattern
+    fits = [_cut_inside(name, width) if seen[one] > 1 else one for name, one in zip(shown, cut, strict=True)]
+    said = f"Whole names are {pattern}." if pattern else ""
+    if fits != shown:
+        said = f"{said} What is cut (…) stands whole in a wider terminal, and in --json.".strip()
+    return fits, said
 
 
 def _cut(name: str, width: int) -> str:

@@ -108,9 +108,10 @@ def test_training_state_is_dropped_with_a_note_and_the_rest_kept(tmp_path: Path)
     }
     with open_checkpoint(_saved(tmp_path, value)) as checkpoint:
         assert checkpoint.notes == (
+            "the state dict at state_dict was chosen; there are others at: optimal_head",
             "optimizer_states: optimizer state (4.0 kB) is not carried over",
-            "lr_schedulers: scheduler state (0 bytes) is not carried over",
-            "amp: gradient scaler state (0 bytes) is not carried over",
+            "lr_schedulers: scheduler state is not carried over",
+            "amp: gradient scaler state is not carried over",
             "my_optim: optimizer state (36 bytes) is not carried over",
             "ema: an averaged copy of the weights (96 bytes) is not carried over",
             "optimal_head: 16 bytes of tensors are carried over as they are",

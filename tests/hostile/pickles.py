@@ -137,7 +137,7 @@ def oldest(folder: Path, canary: Path) -> Path:
 
 for number, part in enumerate(["version", "system", "values", "names of the storages"]):
 
-    @cases.refused(f"the legacy form with a call in its {part}", r"asks to call posix\.system|a head that no torch.save|no list of")
+    @cases.refused(f"the legacy form with a call in its {part}", r"asks to call posix|a head that no|no list of")
     def legacy(folder: Path, canary: Path, number: int = number) -> Path:
         evil = pickle.dumps(Calls(os.system, f"touch {canary}"), 2)
         said: list[object] = [1001, {"little_endian": True}, {"epoch": 3}, []]

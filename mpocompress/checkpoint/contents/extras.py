@@ -73,7 +73,7 @@ def split(root: object, state: StateDict) -> Split:
         >>> adam = {"state": {}, "param_groups": []}
         >>> parts = split({"net": sd, "epoch": 3, "adam": adam}, StateDict(path=("net",), value=sd))
         >>> parts.extras, parts.notes
-        ({'net': {}, 'epoch': 3}, ('adam: optimizer state (0 bytes) is not carried over',))
+        ({'net': {}, 'epoch': 3}, ('adam: optimizer state is not carried over',))
     """
     notes: list[str] = []
     tensors = {name: value for name, value in state.value.items() if _is_entry(name, value)}
@@ -204,7 +204,9 @@ def _kept(path: tuple[object, ...], value: object, state: StateDict, notes: list
     name = shown(".".join(str(part) for part in path))
     reason = _drop_reason(str(path[-1]), value, state)
     if reason:
-        notes.append(f"{name}: {reason} ({shown_size(tensor_bytes(value))}) is not carried over")
+        size_bytes = tensor_bytes(value)
+        size = f" ({shown_size(size_bytes)})" if size_bytes else ""
+        notes.append(f"{name}: {reason}{size} is not carried over")
         return NOTHING
     for copied in _copies(value, state):
         value = _without(value, copied.path)
@@ -223,6 +225,31 @@ def _kept(path: tuple[object, ...], value: object, state: StateDict, notes: list
 def _copies(value: object, state: StateDict) -> list[StateDict]:
     """The dicts in a value that hold the same names as the state dict."""
     return [found for found in state_dicts(value) if found.value.keys() == state.value.keys()]
+
+
+def other_models(root: object, chosen: StateDict) -> list[str]:
+    """Name the state dicts of a file that hold neither the chosen weights, nor a copy or the training state of them.
+
+    Args:
+        root: what the file holds.
+        chosen: the state dict that was chosen.
+
+    Returns:
+        Their keys.
+
+    Example:
+        >>> weights = {"w": torch.ones(2, 2)}
+        >>> root = {"model": weights, "critic": {"v": torch.ones(3, 3)}}
+        >>> other_models(root, StateDict(path=("model",), value=weights))
+        ['critic']
+    """
+    return [
+        found.key
+        for found in state_dicts(root)
+        if found.path != chosen.path
+        and not any(is_averaged(name) or _OPTIMIZER.search(name.lower()) for name in found.path)
+        and not _resembles(found.value, chosen)
+    ]
 
 
 def _without(value: Any, path: tuple[str, ...]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import torch
 
-from mpocompress.checkpoint.contents.extras import Split, split
+from mpocompress.checkpoint.contents.extras import Split, other_models, split
 from mpocompress.checkpoint.contents.nesting import choose
 from mpocompress.checkpoint.contents.structure import check_structure, is_dense, leaves, plain_part, tensors_in
 from mpocompress.checkpoint.opened import OpenedCheckpoint
@@ -19,7 +19,7 @@ from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_do
 from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
 from mpocompress.checkpoint.protocol import Checkpoint, Place, TensorInfo
 from mpocompress.errors import CheckpointError
-from mpocompress.text import shown
+from mpocompress.text import listed, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +114,17 @@ def _contents(root: object, where: str, key: str | None) -> _Contents:
             action="Save the state dict: torch.save(model.state_dict(), ...).",
         )
     found = choose(root, where, key)
+    others = other_models(root, found) if key is None else []
     check_structure(found.value, where)  # once more: the first time, objects were not looked into
     for name, value in found.value.items():
         _check_entry(shown(str(name)), value, where)
-    return _Contents(document=None, key=found.key, parts=split(root, found), classes=found.classes)
+    parts = split(root, found)
+    if others:
+        chosen = (
+            f"the state dict at {shown(found.key) or 'the top'} was chosen; there are others at: {listed(others, 5)}"
+        )
+        parts = replace(parts, notes=(chosen, *parts.notes))
+    return _Contents(document=None, key=found.key, parts=parts, classes=found.classes)
 
 
 def _check_entry(name: str, value: object, where: str) -> None:
