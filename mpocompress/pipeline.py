@@ -23,7 +23,7 @@ from mpocompress.checkpoint import (
     write_target,
 )
 from mpocompress.errors import CheckpointError, OutputError, TargetError
-from mpocompress.execution import DTYPES, Task, carry_out
+from mpocompress.task import DTYPES, Task, carry_out
 from mpocompress.jobs import Progress, available_cores, one_blas_thread
 from mpocompress.plan_report import PlanReport
 from mpocompress.planning import PLAN_TARGETS

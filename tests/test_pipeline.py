@@ -23,7 +23,7 @@ from mpocompress.errors import (
     SitesError,
     TargetError,
 )
-from mpocompress.execution import DTYPES
+from mpocompress.task import DTYPES
 from mpocompress.pipeline import compress, expand, inspect, plan
 from mpocompress.report import MatrixReport, Report
 from mpocompress.selection import Selection

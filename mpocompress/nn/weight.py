@@ -1,0 +1,142 @@
+"""The cores of one matrix as parameters of a module, under the names that the file gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpocompress.errors import SitesError
+from mpocompress.mpo import MPO
+from mpocompress.sites import Sites
+
+
+class MPOWeight(nn.Module):
+    """A weight stored as cores, in the place of the parameter that it was.
+
+    Its parameters are named `core.0`, `core.1`, ... as in a compressed file. Where torch is given it in the place of a
+    tensor, as `torch.nn.functional.linear(x, weight)` in somebody's own layer, it stands for its dense matrix.
+
+    Args:
+        mpo: the decomposition; its cores become parameters, sharing memory.
+        transposed: whether the parameter it replaces holds (inputs, outputs), as that of a Conv1D does.
+        requires_grad: whether the cores are trained.
+
+    Example:
+        >>> weight = MPOWeight(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)]))
+        >>> weight.shape, list(weight.state_dict())
+        (torch.Size([3, 2]), ['core.0', 'core.1'])
+        >>> torch.nn.functional.linear(torch.ones(1, 2), weight)
+        tensor([[4., 4., 4.]], grad_fn=<MmBackward0>)
+    """
+
+    sites: Sites
+    transposed: bool
+
+    def __init__(self, mpo: MPO, *, transposed: bool = False, requires_grad: bool = True) -> None:
+        super().__init__()
+        if not all(core.is_floating_point() for core in mpo.cores):
+            raise SitesError(
+                where="MPO weight",
+                found=f"cores of {', '.join(sorted({str(core.dtype) for core in mpo.cores}))}",
+                why="parameters are floating point numbers",
+                action="Convert the cores.",
+            )
+        self.sites = mpo.sites
+        self.transposed = transposed
+        self.core = nn.ParameterList(
+            nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
+        )
+
+    @property
+    def cores(self) -> tuple[Tensor, ...]:
+        """The cores, of shape (left_bond, row, col, right_bond)."""
+        return tuple(self.core)
+
+    @property
+    def bonds(self) -> tuple[int, ...]:
+        """The bond of every cut between two sites."""
+        return tuple(core.shape[-1] for core in self.cores[:-1])
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of entries of all cores."""
+        return sum(core.numel() for core in self.cores)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the parameter it replaces."""
+        rows, cols = self.sites.shape
+        return torch.Size((cols, rows) if self.transposed else (rows, cols))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the cores."""
+        return self.cores[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the cores are."""
+        return self.cores[0].device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a core is trained."""
+        return any(core.requires_grad for core in self.cores)
+
+    def mpo(self) -> MPO:
+        """The decomposition as a value, sharing the cores."""
+        return MPO(cores=self.cores, sites=self.sites)
+
+    def to_matrix(self) -> Tensor:
+        """The dense matrix, outputs first: a new tensor of shape (rows, columns), differentiable."""
+        return self.mpo().to_matrix()
+
+    def dense(self) -> Tensor:
+        """The dense weight as the parameter it replaces held it: a new tensor of shape `shape`, differentiable."""
+        matrix = self.to_matrix()
+        return matrix.T if self.transposed else matrix
+
+    def forward(self) -> Tensor:
+        """The dense weight, see `dense`."""
+        return self.dense()
+
+    def extra_repr(self) -> str:
+        """Sites and bonds."""
+        return f"{describe(self.sites)}, bonds={self.bonds}" + (", transposed=True" if self.transposed else "")
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Stand for the dense weight in a function of torch."""
+        return func(*_dense(args), **_dense(kwargs or {}))
+
+
+def describe(sites: Sites) -> str:
+    """Site dims on one line, as `sites=(32, 32)x(16, 16)`.
+
+    Args:
+        sites: the site dims.
+
+    Returns:
+        The text.
+    """
+    return f"sites={tuple(sites.row_dims)}x{tuple(sites.col_dims)}"
+
+
+def _dense(value: Any) -> Any:
+    """A nest of arguments with every MPO weight replaced by its dense weight."""
+    if isinstance(value, MPOWeight):
+        return value.dense()
+    if isinstance(value, tuple | list):
+        return type(value)(*map(_dense, value)) if hasattr(value, "_fields") else type(value)(map(_dense, value))
+    if isinstance(value, Mapping):
+        return {key: _dense(one) for key, one in value.items()}
+    return value
