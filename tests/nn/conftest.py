@@ -1,0 +1,39 @@
+"""Layers choose between ways to run without a clock, and keep no choice from one test for the next."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from mpocompress.nn import execution, gates, loop, steps
+
+
+@pytest.fixture(autouse=True)
+def _chosen_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every way is run where the fastest would be measured; the one that is taken depends on the sizes alone."""
+
+    def pick(candidates: Mapping[str, Any]) -> str:
+        for one in candidates.values():
+            one.run()
+        return list(candidates)[zlib.crc32(repr([one.modelled_s for one in candidates.values()]).encode()) % len(candidates)]
+
+    monkeypatch.delenv("MPOCOMPRESS_EXECUTION", raising=False)
+    monkeypatch.setattr(execution, "_fastest", pick)
+    monkeypatch.setattr(execution, "HOPELESS", float("inf"))
+    execution.forget_measurements()
+    yield
+    execution.forget_measurements()
+
+
+@pytest.fixture(params=["small states", "large states"])
+def sized(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run as states of this size are run, whatever their size: large ones take other kernels, and shorter stretches."""
+    if request.param == "large states":
+        monkeypatch.setattr(gates, "NUMPY_ENTRIES", -1)
+        monkeypatch.setattr(steps, "STACKED_ENTRIES", 0)
+        monkeypatch.setattr(steps, "SCALED_ENTRIES", 0)
+        monkeypatch.setattr(loop, "STRETCH_ENTRIES", 100)
+    return str(request.param)
