@@ -198,6 +198,8 @@ def lstm_plans(draw: st.DrawFn, most_levels: int = 3, most: int = 9) -> LSTMPlan
     found: dict[str, Chain] = {}
     for end in plan.ends:
         found |= draw(chains_of_level(end, plan.width(end), hidden_size, proj_size))
+    if not found:
+        found["weight_hh_l0"] = draw(chains(4 * hidden_size, plan.state_size))
     return replace(plan, chains=found)
 
 

@@ -1,4 +1,4 @@
-"""Layers choose between ways to run without a clock, and keep no choice from one test for the next."""
+"""Layers choose between ways to run without a clock, and keep no choice from one test for the next; on one thread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 
-from mpocompress.nn import execution, gates, loop, steps
+from mpocompress.nn import execution, gates, linear, loop, steps
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _on_one_thread() -> Iterator[None]:
+    """Threads of torch that wait for each other on a shared machine take ten times as long for such small products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -36,4 +46,5 @@ def sized(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
         monkeypatch.setattr(steps, "STACKED_ENTRIES", 0)
         monkeypatch.setattr(steps, "SCALED_ENTRIES", 0)
         monkeypatch.setattr(loop, "STRETCH_ENTRIES", 100)
+        monkeypatch.setattr(linear, "CHUNK_ENTRIES", 100)
     return str(request.param)

@@ -65,6 +65,7 @@ def any_chain(draw: st.DrawFn) -> Chain:
     return draw(chains(draw(st.integers(1, 24)), draw(st.integers(1, 24))))
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     chain=any_chain(),
@@ -90,6 +91,7 @@ def test_every_dtype(form: str, dtype: torch.dtype, execution: str, device: str)
     assert_is_its_twin(layer, inputs(5, 18, dtype=dtype, device=device))
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(18,), (1, 18), (300, 18), (2, 150, 18), (3, 1, 4, 18), (0, 18), (2, 0, 18)])
@@ -135,6 +137,7 @@ def test_a_weight_that_held_inputs_first(execution: str) -> None:
             assert_close(layer(x), torch.addmm(layer.bias, x, weight.dense()).detach(), torch.float64)
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("form", FORMS)
 def test_results_are_nobody_elses_memory(form: str, execution: str) -> None:

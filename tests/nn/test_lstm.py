@@ -54,7 +54,6 @@ MIXTURES = {
         "weight_ih_l1": Chain(sites=folded(24, 6, 2, 2), bonds=(4,)),
     },
     "one level dense": {"weight_joint_l1": Chain(sites=folded(24, 12, 2, 6), bonds=(3,))},
-    "all dense": {},
     "four sites, aligned": {
         "weight_joint_l1": Chain(sites=Sites(row_dims=(2, 3, 2, 2), col_dims=(3, 1, 2, 2)), bonds=(3, 4, 4)),
     },
@@ -81,6 +80,7 @@ WAYS = {
 """Two directions of 8 inputs, 6 cells and 4 projected states."""
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     plan=lstm_plans(),
@@ -108,6 +108,7 @@ def test_any_mixture_of_dense_weights_and_cores(
         assert_is_its_twin(plan.make(dtype, execution, device), *plan.arguments(dtype=dtype, device=device))
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", WAYS)
 def test_every_direction_and_projection_has_its_own(mixture: str, execution: str) -> None:
@@ -116,6 +117,7 @@ def test_every_direction_and_projection_has_its_own(mixture: str, execution: str
     assert_is_its_twin(plan.make(execution=execution), *plan.arguments())
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("row_fold", [1, 2, 3, 4, 6, 8, 24])
 def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution: str) -> None:
@@ -128,6 +130,7 @@ def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution:
         assert_is_its_twin(plan.make(execution=execution), *plan.arguments())
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_steps_with_the_state_carried_on_are_one_sequence(mixture: str, execution: str) -> None:
@@ -167,6 +170,7 @@ def test_memory_in_any_order(how: str, mixture: str, execution: str) -> None:
     assert_is_its_twin(plan.make(execution=execution), strided(x, how), tuple(strided(one, how) for one in hx))
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("states", [False, True])
@@ -192,6 +196,7 @@ def test_what_saturates_stays_finite(execution: str) -> None:
     assert_is_its_twin(plan.make(execution=execution), x * 1e4, hx)
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_nan_stays_in_its_sequence(execution: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
@@ -209,6 +214,7 @@ def test_nan_stays_in_its_sequence(execution: str) -> None:
             assert_close((output[:2], output[:, ::2]), (exact[:2], exact[:, ::2]), torch.float64)
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_results_are_nobody_elses_memory(mixture: str, execution: str) -> None:

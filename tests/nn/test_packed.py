@@ -35,6 +35,7 @@ def order(sequence: PackedSequence) -> list[Tensor | None]:
     return [sequence.batch_sizes, sequence.sorted_indices, sequence.unsorted_indices]
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     plan=lstm_plans(),
@@ -97,6 +98,7 @@ def test_every_mixture_and_batch_first_padding(mixture: str, execution: str) -> 
             assert_close(called(layer, sequence, hx), exact, torch.float64)
 
 
+@pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_results_are_nobody_elses_memory(execution: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
