@@ -95,7 +95,7 @@ class DirectionWeights:
         """All weights multiplied out, differentiable.
 
         Returns:
-            weight_ih, weight_hh, the biases if there are any, and weight_hr if there is one, as `torch.lstm` wants them.
+            weight_ih, weight_hh, the biases if there are any, and weight_hr if there is one: as torch wants them.
         """
         if self.joint is not None:
             whole = self.joint.dense()

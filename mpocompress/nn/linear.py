@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from mpocompress.errors import ModelError
 from mpocompress.nn.cost import TRAINED_PRODUCTS, product_seconds
-from mpocompress.nn.execution import MODELLED, Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
-from mpocompress.nn.level import is_traced, needs_gradients
+from mpocompress.nn.execution import Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
 from mpocompress.nn.operands import Product, as_product, layout_of
 from mpocompress.nn.prepared import Preparing
+from mpocompress.nn.recording import is_traced, needs_gradients
 from mpocompress.nn.weight import MPOWeight
 
 Run = Callable[[Tensor], Tensor]
@@ -48,6 +48,8 @@ class MPOLinear(Preparing, ExecutionChoice):
         >>> MPOLinear(MPOWeight(mpo))(torch.randn(3, 128)).shape
         torch.Size([3, 64])
     """
+
+    bias: nn.Parameter | None
 
     def __init__(self, weight: MPOWeight, bias: Tensor | None = None, *, execution: Execution = "auto") -> None:
         super().__init__()
@@ -102,9 +104,9 @@ class MPOLinear(Preparing, ExecutionChoice):
         # A small layer takes two microseconds: nothing more than this is looked at when it has run before.
         store = self.__dict__["_store"]
         if not torch.is_grad_enabled() and store is not None and store.is_current:
-            run = store.made.get(input.numel())
-            if run is not None:
-                return run(input)
+            ready: Run | None = store.made.get(input.numel())
+            if ready is not None:
+                return ready(input)
         store = self._current()
         if needs_gradients((input, *store.tensors)):
             return self._recorded(input, input.shape[:-1].numel())

@@ -1,8 +1,8 @@
-"""One direction of one level of an LSTM over a sequence, without gradients: a tight loop over what was made before it."""
+"""One direction of one level of an LSTM over a sequence, without gradients: a tight loop on what was made before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -50,13 +50,16 @@ def run(
     targets = places(outputs, cell)
     if direction.projection is not None:
         finish, targets = _projecting(finish, direction.projection, cell), outputs.unbind(0)
-    order = range(steps - 1, -1, -1) if reverse else range(steps)
-    source, target = (1, 0) if reverse else (0, 1)
-    multiply = products.multiply
-    for step, addend in zip(order, _addends(x, products, gates.numel(), reverse=reverse), strict=True):
-        multiply(seen[step + source], addend)
-        finish(targets[step + target])
-    done = outputs[:steps] if reverse else outputs[1:]
+    multiply, addends = products.multiply, _addends(x, products, gates.numel(), reverse=reverse)
+    if reverse:
+        for h_before, addend, target in zip(reversed(seen[1:]), addends, reversed(targets[:-1]), strict=True):
+            multiply(h_before, addend)
+            finish(target)
+    else:
+        for h_before, addend, target in zip(seen[:-1], addends, targets[1:], strict=True):
+            multiply(h_before, addend)
+            finish(target)
+    done = outputs[:-1] if reverse else outputs[1:]
     return (done.contiguous() if before else done), cell
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,15 @@ from torch.nn.utils.rnn import PackedSequence
 
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
-from mpocompress.nn.level import Rows, State, is_traced, needs_gradients, run_level
+from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
+from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.rows import Rows, State
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
+Output = tuple[Tensor | PackedSequence, States]
+Run = Callable[["MPOLSTM", Tensor | PackedSequence, States | None], Output]
 
 
 class MPOLSTM(Preparing, ExecutionChoice):
@@ -32,7 +36,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         dropout: probability of dropout between the levels, in training.
         bidirectional: whether every level has a second direction.
         proj_size: size of the outputs where they are projected, or 0.
-        execution: `factorised` runs with the cores, `materialised` multiplies them out once and runs the kernel of torch,
+        execution: `factorised` runs with the cores, `materialised` multiplies them out once and runs as torch does,
             `auto` takes what is faster here.
 
     Raises:
@@ -104,8 +108,10 @@ class MPOLSTM(Preparing, ExecutionChoice):
         return new
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: States | None = None
-    ) -> tuple[Tensor | PackedSequence, States]:  # noqa: A002
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002
+        hx: States | None = None,
+    ) -> Output:
         """Run over sequences.
 
         Args:
@@ -122,7 +128,9 @@ class MPOLSTM(Preparing, ExecutionChoice):
             ValueError: an input of the wrong number of dimensions or dtype.
         """
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
-            return _outside_of_dynamo(self, input, hx)
+            disable: Any = torch.compiler.disable  # compiled, every step would be written out
+            outside: Run = disable(MPOLSTM._run)
+            return outside(self, input, hx)
         return self._run(input, hx)
 
     def flatten_parameters(self) -> None:
@@ -139,9 +147,8 @@ class MPOLSTM(Preparing, ExecutionChoice):
         parts += [f"bidirectional={self.bidirectional}"] if self.bidirectional else []
         return ", ".join([*parts, f"execution={self.execution}"])
 
-    def _run(self, given: Tensor | PackedSequence, hx: States | None) -> tuple[Tensor | PackedSequence, States]:
-        packed = given if isinstance(given, PackedSequence) else None
-        x = given if packed is None else packed.data
+    def _run(self, given: Tensor | PackedSequence, hx: States | None) -> Output:
+        packed, x = (given, given.data) if isinstance(given, PackedSequence) else (None, given)
         if not self._fits(x, hx, packed):
             self._refuse(x, hx, packed)
         alone = packed is None and x.dim() == 2
@@ -183,9 +190,15 @@ class MPOLSTM(Preparing, ExecutionChoice):
         for place, directions in enumerate(levels):
             if place and self.dropout and self.training:
                 x = F.dropout(x, self.dropout)
-            states = before[place * every : (place + 1) * every]
-            kept = None if recorded else store.made.setdefault(place, {})
-            x, done = run_level(x, states, directions, rows, execution=execution, training=self.training, made=kept)
+            level = LevelRun(
+                directions=directions,
+                x=x,
+                states=before[place * every : (place + 1) * every],
+                rows=rows,
+                training=self.training,
+                made=None if recorded else store.made.setdefault(place, {}),
+            )
+            x, done = level.run(execution)
             after += done
         return x, (torch.stack([h for h, _ in after]), torch.stack([c for _, c in after]))
 
@@ -226,7 +239,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         rows = (self.num_layers * (2 if self.bidirectional else 1),)
         sizes = ((self.proj_size or self.hidden_size,), (self.hidden_size,))
         middle = () if packed is None and dims == 2 else (batch,)
-        return len(hx) == 2 and all(
+        return all(
             state.shape == rows + middle + size and state.dtype == x.dtype
             for state, size in zip(hx, sizes, strict=True)
         )
@@ -249,14 +262,6 @@ class MPOLSTM(Preparing, ExecutionChoice):
         twin(
             given if packed is None else packed._replace(data=given, sorted_indices=None, unsorted_indices=None), states
         )
-
-
-@torch.compiler.disable
-def _outside_of_dynamo(
-    layer: MPOLSTM, given: Tensor | PackedSequence, hx: States | None
-) -> tuple[Tensor | PackedSequence, States]:
-    """Run without being compiled, which would write out every step."""
-    return layer._run(given, hx)
 
 
 def _ordered(states: States | None, order: Tensor | None) -> Any:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
-from mpocompress.nn.level import Rows, is_traced, needs_gradients, run_level
+from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
+from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.rows import Rows
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
@@ -111,15 +113,15 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         if hx is None:
             zeros = x.new_zeros(len(x), self.hidden_size)
             hx = (zeros, zeros)
-        _, ((h, c),) = run_level(
-            x[None],
-            [hx],
-            [self._weights()],
-            Rows(steps=1, batch=len(x)),
-            execution=in_force(self.execution),
+        step = LevelRun(
+            directions=[self._weights()],
+            x=x[None],
+            states=[hx],
+            rows=Rows(steps=1, batch=len(x)),
             training=self.training,
             made=None if is_traced() or needs_gradients((x, *hx, *store.tensors)) else store.made,
         )
+        _, ((h, c),) = step.run(in_force(self.execution))
         return h, c
 
     def _weights(self) -> DirectionWeights:
@@ -141,7 +143,7 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         if x.dtype != self._current().tensors[0].dtype and not torch.is_autocast_enabled(x.device.type):
             return False
         wanted = (*x.shape[:-1], self.hidden_size)
-        return hx is None or (len(hx) == 2 and all(state.shape == wanted and state.dtype == x.dtype for state in hx))
+        return hx is None or all(state.shape == wanted and state.dtype == x.dtype for state in hx)
 
     def _refuse(self, x: Tensor, hx: States | None) -> None:
         """Have torch's own cell say what is wrong, without running it; it may find nothing."""

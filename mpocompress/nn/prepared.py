@@ -103,7 +103,7 @@ class Preparing(nn.Module):
         """What was made so far; a new store if the parameters have changed."""
         store: Store | None = self.__dict__["_store"]
         if store is None or not store.is_current:
-            tensors = list(self.parameters())
+            tensors: list[Tensor] = list(self.parameters())
             if store is not None and versions_of(tensors) == store.versions and _same(tensors, store.tensors):
                 store.replacements = Watched.replacements  # what was replaced belongs to another layer
             else:

@@ -40,7 +40,8 @@ def recur(
     """
     more = projection.operands if projection is not None else ()
     layouts = (hidden.layout, projection.layout if projection is not None else None)
-    outputs, cell = _Recurrence.apply(share, h, c, layouts, reverse, len(hidden.operands), *hidden.operands, *more)
+    apply: Any = _Recurrence.apply
+    outputs, cell = apply(share, h, c, layouts, reverse, len(hidden.operands), *hidden.operands, *more)
     return outputs, cell
 
 
@@ -112,19 +113,22 @@ class _Recurrence(torch.autograd.Function):
                 torch.mul(out, torch.tanh(cell, out=tanhs[step]), out=let_out[step])
                 states[step + target] = projection.forward(step, let_out[step])
         ctx.save_for_backward(gates, cells, states, tanhs, let_out, *operands)
-        ctx.made = (layouts, reverse, count, hidden, projection)
+        ctx.made = (reverse, hidden, projection)
         return (states[:steps] if reverse else states[1:]), cells[0 if reverse else steps].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor, d_cell: Tensor) -> tuple[Tensor | None, ...]:
-        gates, cells, states, tanhs, let_out, *operands = ctx.saved_tensors
-        layouts, reverse, count, hidden, projection = ctx.made
+        gates, cells, states, tanhs, let_out, *_ = ctx.saved_tensors
+        reverse, hidden, projection = ctx.made
         steps, _, size = tanhs.shape
         before = slice(1, None) if reverse else slice(None, steps)  # the states that the steps started from
         factors, of_cell = _factors(gates, cells[before], tanhs)
         forget = gates[:, :, size : 2 * size].unbind(0)
-        inner, outer = factors[:, :, : 3 * size].unflatten(2, (3, size)).unbind(0), factors[:, :, 3 * size :].unbind(0)
+        inner, outer = (
+            factors[:, :, : 3 * size].view(*tanhs.shape[:2], 3, size).unbind(0),
+            factors[:, :, 3 * size :].unbind(0),
+        )
         d_states, d_cell = torch.empty_like(states[before]), d_cell.clone()
         d_h: Tensor | None = None
         for step in range(steps) if reverse else range(steps - 1, -1, -1):

@@ -81,7 +81,7 @@ class Steps:
 
     Args:
         prepare: takes the inputs of a stretch of steps, shape (steps, batch, inputs), and gives what every one needs.
-        multiply: takes a view of the outputs before a step and what was prepared for it, and leaves the pre-activations.
+        multiply: takes a view of the outputs before a step and what was prepared for it; leaves the pre-activations.
         seen: takes all outputs, shape (steps, batch, before + outputs), and gives the views.
     """
 
@@ -235,7 +235,11 @@ def _middle(layout: Layout, first: Tensor, batch: int, *, strided: bool = False)
 
         return single
     if layout.is_low_rank:
-        return lambda h, place: mm(h, first, out=place)
+
+        def several(h: Tensor, place: Tensor) -> None:
+            mm(h, first, out=place)
+
+        return several
     col, row = layout.cols[0], layout.rows[1]
     inner = first.new_empty(batch * col, row * layout.bond)
     moved = inner.view(batch, col, row, layout.bond).transpose(1, 2)
