@@ -19,6 +19,7 @@ from mpocompress.nn.operands import Product
 from mpocompress.nn.recording import is_traced
 from mpocompress.nn.recurrence import recur, recur_plainly
 from mpocompress.nn.rows import Rows, State, run_over
+from mpocompress.nn.single import SingleStep
 from mpocompress.nn.steps import Direction
 
 FACTORISED, FUSED, LOOP = "factorised", "fused", "loop"
@@ -46,28 +47,36 @@ class LevelRun:
     training: bool
     made: dict[Hashable, Any] | None
 
-    def run(self, execution: str) -> tuple[Tensor, list[State]]:
-        """Run in the way that suits these sizes, which is found once.
+    def way(self, execution: str) -> str:
+        """The way to run that suits these sizes; it is found once.
 
         Args:
             execution: as `in_force` gives it.
 
         Returns:
-            The outputs of all directions side by side, laid out as the inputs, and the states after the last step.
+            `factorised`, `fused` or `loop`.
         """
-        sizes = (bucket(self.rows.steps), bucket(self.rows.batch), self.x.dtype)
+        if is_traced():
+            return self._traced_way(execution)
         if self.made is None:
-            return self.run_by(self._way(execution, sizes))
-        key = ("way", execution, torch.get_num_threads(), *sizes)
-        way = self.made.get(key)
+            return self._suitable(execution)
+        key = ("way", execution, torch.get_num_threads(), *self._sizes)
+        way: str | None = self.made.get(key)
         if way is None:
-            way = self._way(execution, sizes)
+            way = self._suitable(execution)
             self._keep_only(way)
             self.made[key] = way
-        return self.run_by(way)
+        return way
 
-    def run_by(self, way: str) -> tuple[Tensor, list[State]]:
-        """Run in one way."""
+    def run(self, way: str) -> tuple[Tensor, list[State]]:
+        """Run in one way.
+
+        Args:
+            way: as `way` gives it.
+
+        Returns:
+            The outputs of all directions side by side, laid out as the inputs, and the states after the last step.
+        """
         if way == FUSED:
             return self._run_fused()
         wide = torch.promote_types(self.x.dtype, torch.float32)  # half types are computed in float32
@@ -79,6 +88,18 @@ class LevelRun:
             after.append((last[0].to(self.x.dtype), last[1].to(self.x.dtype)))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)), after
 
+    def single_steps(self, way: str) -> list[SingleStep]:
+        """What ran a single step, one for every direction, to be called by itself the next time.
+
+        Args:
+            way: how it ran.
+
+        Returns:
+            The steps; none where something else ran.
+        """
+        kept = (self._kept(("step", way, place, self.x.dtype, self.rows.batch)) for place in range(len(self.states)))
+        return [step for step in kept if step is not None and self.x.dtype in (torch.float32, torch.float64)]
+
     def _unrecorded(self, place: int, way: str, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One direction over steps with as many rows, with operands that are kept."""
         h, c = state
@@ -86,6 +107,13 @@ class LevelRun:
         if direction is None:
             direction = self._operands(place, way, x.dtype).scaled(gate_scale(c))
             self._keep(("operands", way, place, x.dtype, uses_numpy(c)), direction)
+        if self.rows.steps == 1:
+            step = self._kept(("step", way, place, x.dtype, len(c)))
+            if step is None:
+                step = SingleStep(direction, c)
+                self._keep(("step", way, place, x.dtype, len(c)), step)
+            h, c = step(x[0], h, c)
+            return h.unsqueeze(0), (h, c)
         y, c = run(x, h, c, direction, reverse=place == 1)
         return y, (y[0 if place == 1 else -1], c)
 
@@ -136,7 +164,17 @@ class LevelRun:
         if self.made is not None:
             self.made[key] = value
 
-    def _way(self, execution: str, sizes: tuple[Hashable, ...]) -> str:
+    @property
+    def _sizes(self) -> tuple[Hashable, ...]:
+        """What a choice is remembered for."""
+        return bucket(self.rows.steps), bucket(self.rows.batch), self.x.dtype
+
+    def _traced_way(self, execution: str) -> str:
+        """The way that is recorded: step by step only when it is asked for, since every step is written out then."""
+        cores = any(not weights.is_dense for weights in self.directions)
+        return FACTORISED if execution == "factorised" and cores else FUSED
+
+    def _suitable(self, execution: str) -> str:
         """The way to run, by measurement where there is a choice and nothing is recorded."""
         work = [_work(weights) for weights in self.directions]
         seconds = partial(
@@ -155,13 +193,11 @@ class LevelRun:
             del modelled[FACTORISED]
             execution = MODELLED if execution == "factorised" else execution
         candidates = {
-            way: Candidate(
-                mode=_MODES[way], modelled_s=one, run=None if self.made is None else partial(self.run_by, way)
-            )
+            way: Candidate(mode=_MODES[way], modelled_s=one, run=None if self.made is None else partial(self.run, way))
             for way, one in modelled.items()
         }
         shapes = (self.directions[0].input_size, self.directions[0].projection is not None, *cores)
-        return choose(candidates, execution, ("lstm", *sizes, self.x.device.type, shapes))
+        return choose(candidates, execution, ("lstm", *self._sizes, self.x.device.type, shapes))
 
     def _keep_only(self, way: str) -> None:
         """Let go of what was made to measure other ways, but for what inputs of other sizes take."""

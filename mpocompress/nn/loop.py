@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mpocompress.nn.gates import advancing, places
+from mpocompress.nn.gates import Advance, Native, advancing, natively, places, uses_numpy
 from mpocompress.nn.operands import Product
 from mpocompress.nn.steps import Direction, Steps, steps_of
 
@@ -46,19 +46,20 @@ def run(
     outputs[steps if reverse else 0] = h
     cell, gates = c.clone(memory_format=torch.contiguous_format), x.new_empty(batch, 4 * c.shape[1])
     products = steps_of(direction, gates)
-    seen, finish = products.seen(states), advancing(gates, cell, scaled=direction.scale is not None)
-    targets = places(outputs, cell)
+    numpy, seen = uses_numpy(cell), products.seen(states)
+    advance, state = advancing(gates, scaled=direction.scale is not None, numpy=numpy), natively(cell, numpy=numpy)
+    targets = places(outputs, numpy=numpy and direction.projection is None)
     if direction.projection is not None:
-        finish, targets = _projecting(finish, direction.projection, cell), outputs.unbind(0)
+        advance = _projecting(advance, direction.projection, cell, numpy=numpy)
     multiply, addends = products.multiply, _addends(x, products, gates.numel(), reverse=reverse)
     if reverse:
         for h_before, addend, target in zip(reversed(seen[1:]), addends, reversed(targets[:-1]), strict=True):
             multiply(h_before, addend)
-            finish(target)
+            advance(state, state, target)
     else:
         for h_before, addend, target in zip(seen[:-1], addends, targets[1:], strict=True):
             multiply(h_before, addend)
-            finish(target)
+            advance(state, state, target)
     done = outputs[:-1] if reverse else outputs[1:]
     return (done.contiguous() if before else done), cell
 
@@ -72,13 +73,13 @@ def _addends(x: Tensor, products: Steps, entries: int, *, reverse: bool) -> Iter
         yield from reversed(prepared) if reverse else prepared
 
 
-def _projecting(advance: Callable[[Any], None], projection: Product, cell: Tensor) -> Callable[[Tensor], None]:
-    """What lets the gates' output into a place of its own and puts its projection into the outputs."""
+def _projecting(advance: Advance, projection: Product, cell: Tensor, *, numpy: bool) -> Advance:
+    """What lets the output of the gates into a place of its own, and its projection into the outputs."""
     let_out = torch.empty_like(cell)
-    (place,) = places(let_out[None], cell)
+    place = natively(let_out, numpy=numpy)
 
-    def finish(target: Tensor) -> None:
-        advance(place)
+    def project(before: Native, after: Native, target: Native) -> None:
+        advance(before, after, place)
         target.copy_(projection(let_out))
 
-    return finish
+    return project

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _NOT_COUNTED = -1
@@ -98,6 +99,15 @@ class Preparing(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.drop_prepared()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        found = self._found.get("dtype")
+        if found is None:
+            found = self._found["dtype"] = next(self.parameters()).dtype
+        dtype: torch.dtype = found
+        return dtype
 
     def _current(self) -> Store:
         """What was made so far; a new store if the parameters have changed."""
