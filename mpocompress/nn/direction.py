@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpocompress.errors import ModelError
 from mpocompress.layers import JOINT, LSTM_GATES
 from mpocompress.nn.operands import Product, split_columns, split_layout
-from mpocompress.nn.steps import Direction
+from mpocompress.nn.steps import Operands
 from mpocompress.nn.weight import MPOWeight
 
 Weight = Tensor | MPOWeight
@@ -67,7 +67,7 @@ class DirectionWeights:
             return inputs, hidden
         return _size(self.inputs), _size(self.hidden)
 
-    def direction(self, dtype: torch.dtype) -> Direction:
+    def operands(self, dtype: torch.dtype) -> Operands:
         """The operands, differentiable.
 
         Args:
@@ -83,7 +83,7 @@ class DirectionWeights:
         shared = self.joint is not None and hidden.layout is not None and hidden.layout.is_low_rank
         rows = self.weights[0].shape[0]
         bias = sum(bias.to(dtype) for bias in self.biases) if self.biases else inputs.operands[0].new_zeros(rows)
-        return Direction(
+        return Operands(
             inputs=inputs,
             hidden=hidden,
             bias=bias if isinstance(bias, Tensor) else inputs.operands[0].new_zeros(rows),

@@ -20,7 +20,7 @@ from mpocompress.nn.recording import is_traced
 from mpocompress.nn.recurrence import recur, recur_plainly
 from mpocompress.nn.rows import Rows, State, run_over
 from mpocompress.nn.single import SingleStep
-from mpocompress.nn.steps import Direction
+from mpocompress.nn.steps import Operands
 
 FACTORISED, FUSED, LOOP = "factorised", "fused", "loop"
 """Ways to run: with the cores; or multiplied out, by the kernel of torch or step by step."""
@@ -103,26 +103,26 @@ class LevelRun:
     def _unrecorded(self, place: int, way: str, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One direction over steps with as many rows, with operands that are kept."""
         h, c = state
-        direction = self._kept(("operands", way, place, x.dtype, uses_numpy(c)))
-        if direction is None:
-            direction = self._operands(place, way, x.dtype).scaled(gate_scale(c))
-            self._keep(("operands", way, place, x.dtype, uses_numpy(c)), direction)
+        weights = self._kept(("operands", way, place, x.dtype, uses_numpy(c)))
+        if weights is None:
+            weights = self._operands(place, way, x.dtype).scaled(gate_scale(c))
+            self._keep(("operands", way, place, x.dtype, uses_numpy(c)), weights)
         if self.rows.steps == 1:
             step = self._kept(("step", way, place, x.dtype, len(c)))
             if step is None:
-                step = SingleStep(direction, c)
+                step = SingleStep(weights, c)
                 self._keep(("step", way, place, x.dtype, len(c)), step)
             h, c = step(x[0], h, c)
             return h.unsqueeze(0), (h, c)
-        y, c = run(x, h, c, direction, reverse=place == 1)
+        y, c = run(x, h, c, weights, reverse=place == 1)
         return y, (y[0 if place == 1 else -1], c)
 
     def _recorded(self, place: int, way: str, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One direction over steps with as many rows, differentiably."""
-        direction = self._operands(place, way, x.dtype)
-        share = (direction.inputs(x.reshape(-1, x.shape[2])) + direction.bias).view(*x.shape[:2], -1)
+        weights = self._operands(place, way, x.dtype)
+        share = (weights.inputs(x.reshape(-1, x.shape[2])) + weights.bias).view(*x.shape[:2], -1)
         over = recur_plainly if is_traced() else recur
-        y, c = over(share, *state, direction.hidden, direction.projection, reverse=place == 1)
+        y, c = over(share, *state, weights.hidden, weights.projection, reverse=place == 1)
         return y, (y[0 if place == 1 else -1], c)
 
     def _run_fused(self) -> tuple[Tensor, list[State]]:
@@ -136,17 +136,17 @@ class LevelRun:
             y, h, c = torch.lstm(self.x, self.rows.sizes, states, *common)
         return y, list(zip(h.unbind(0), c.unbind(0), strict=True))
 
-    def _operands(self, place: int, way: str, dtype: torch.dtype) -> Direction:
+    def _operands(self, place: int, way: str, dtype: torch.dtype) -> Operands:
         """What a step is multiplied with, differentiable."""
-        direction = self.directions[place].direction(dtype)
+        weights = self.directions[place].operands(dtype)
         if way == FACTORISED:
-            return direction
+            return weights
         inputs, hidden, *_ = self._dense(place)
-        return Direction(
+        return Operands(
             inputs=Product(operands=(inputs.to(dtype).T,)),
             hidden=Product(operands=(hidden.to(dtype).T,)),
-            bias=direction.bias,
-            projection=direction.projection,
+            bias=weights.bias,
+            projection=weights.projection,
         )
 
     def _dense(self, place: int) -> tuple[Tensor, ...]:

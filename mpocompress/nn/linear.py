@@ -126,12 +126,9 @@ class MPOLinear(Preparing, ExecutionChoice):
 
     def _recorded(self, x: Tensor, way: str) -> Tensor:
         """Run differentiably, in plain calls of torch."""
-        if way == MATERIALISED or x.shape[-1] != self.in_features:
+        if way == MATERIALISED:
             return F.linear(x, self.weight.to_matrix(), self.bias)
-        y = self.weight.product(self.weight.dtype)(x.reshape(-1, self.in_features)).reshape(
-            *x.shape[:-1], self.out_features
-        )
-        return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast may have narrowed the product
+        return self.weight.multiplied(x, self.bias)
 
     def _ready(self, x: Tensor, made: dict[Hashable, Any]) -> Run:
         """What runs inputs of this size without gradients."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mpocompress.nn.gates import Advance, Native, advancing, natively, places, uses_numpy
 from mpocompress.nn.operands import Product
-from mpocompress.nn.steps import Direction, Steps, steps_of
+from mpocompress.nn.steps import Operands, Steps, steps_of
 
 STRETCH_ENTRIES = 2**18
 """Pre-activations are prepared for as many steps at a time as stay in a cache of the usual size."""
@@ -20,7 +20,7 @@ def run(
     x: Tensor,  # shape: (time, batch, inputs)
     h: Tensor,  # shape: (batch, outputs)
     c: Tensor,  # shape: (batch, hidden)
-    direction: Direction,
+    weights: Operands,
     *,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -30,14 +30,14 @@ def run(
         x: the inputs, in the dtype of the operands.
         h: the outputs before the first step.
         c: the cell state before the first step.
-        direction: the weights.
+        weights: of the direction.
         reverse: whether the last input comes first.
 
     Returns:
         The outputs, shape (time, batch, outputs), and the last cell state; new tensors.
     """
     steps, batch, _ = x.shape
-    layout = direction.hidden.layout
+    layout = weights.hidden.layout
     before = layout.before if layout is not None else 0
     # Every output is the input of the next step; the state before the first has a place of its own.
     states = x.new_empty(steps + 1, batch, before + h.shape[1])
@@ -45,12 +45,12 @@ def run(
     outputs = states[:, :, before:]
     outputs[steps if reverse else 0] = h
     cell, gates = c.clone(memory_format=torch.contiguous_format), x.new_empty(batch, 4 * c.shape[1])
-    products = steps_of(direction, gates)
+    products = steps_of(weights, gates)
     numpy, seen = uses_numpy(cell), products.seen(states)
-    advance, state = advancing(gates, scaled=direction.scale is not None, numpy=numpy), natively(cell, numpy=numpy)
-    targets = places(outputs, numpy=numpy and direction.projection is None)
-    if direction.projection is not None:
-        advance = _projecting(advance, direction.projection, cell, numpy=numpy)
+    advance, state = advancing(gates, scaled=weights.scale is not None, numpy=numpy), natively(cell, numpy=numpy)
+    targets = places(outputs, numpy=numpy and weights.projection is None)
+    if weights.projection is not None:
+        advance = _projecting(advance, weights.projection, cell, numpy=numpy)
     multiply, addends = products.multiply, _addends(x, products, gates.numel(), reverse=reverse)
     if reverse:
         for h_before, addend, target in zip(reversed(seen[1:]), addends, reversed(targets[:-1]), strict=True):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mpocompress.nn.gates import Advance, advancing, uses_numpy
 from mpocompress.nn.loop import run
 from mpocompress.nn.operands import Product
-from mpocompress.nn.steps import SCALED_ENTRIES, Direction
+from mpocompress.nn.steps import SCALED_ENTRIES, Operands
 
 Fill = Callable[[Tensor, Tensor], None]
 """Takes an input and the output of the step before, and leaves the pre-activations."""
@@ -22,21 +22,21 @@ class SingleStep:
     Several threads may call it at once: each takes room of its own.
 
     Args:
-        direction: the weights, scaled where they can be.
+        weights: of the direction, scaled where they can be.
         cell: a cell state as it will come, shape (batch, hidden), in the dtype of the operands.
     """
 
-    def __init__(self, direction: Direction, cell: Tensor) -> None:
-        self._direction = direction
+    def __init__(self, weights: Operands, cell: Tensor) -> None:
+        self._weights = weights
         self._shape = cell.shape
         self._numpy = uses_numpy(cell)
         self._rooms: list[tuple[Fill, Advance]] = []
-        self._is_short = direction.projection is None and all(map(_is_short, (direction.inputs, direction.hidden)))
+        self._is_short = weights.projection is None and all(map(_is_short, (weights.inputs, weights.hidden)))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The operands."""
-        return self._direction.tensors
+        return self._weights.tensors
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class SingleStep:
             The new output and cell state; new tensors.
         """
         if not self._is_short:
-            y, c = run(x.unsqueeze(0), h, c, self._direction)
+            y, c = run(x.unsqueeze(0), h, c, self._weights)
             return y[0], c
         fill, advance = room = self._rooms.pop() if self._rooms else self._room()
         fill(x, h)
@@ -69,9 +69,9 @@ class SingleStep:
 
     def _room(self) -> tuple[Fill, Advance]:
         batch, hidden = self._shape
-        gates = self._direction.bias.new_empty(batch, 4 * hidden)
-        scaled = self._direction.scale is not None
-        return _filling(self._direction, gates), advancing(gates, scaled=scaled, numpy=self._numpy)
+        gates = self._weights.bias.new_empty(batch, 4 * hidden)
+        scaled = self._weights.scale is not None
+        return _filling(self._weights, gates), advancing(gates, scaled=scaled, numpy=self._numpy)
 
 
 def _is_short(product: Product) -> bool:
@@ -79,11 +79,11 @@ def _is_short(product: Product) -> bool:
     return product.entries <= SCALED_ENTRIES if product.layout is None else product.layout.is_low_rank
 
 
-def _filling(direction: Direction, gates: Tensor) -> Fill:
+def _filling(weights: Operands, gates: Tensor) -> Fill:
     """The products of a step: what comes before the last operand is put side by side, so that one product finishes."""
-    inputs, hidden = direction.inputs, direction.hidden
-    bias, addmm = direction.bias.repeat(len(gates), 1), torch.addmm
-    if direction.shared:
+    inputs, hidden = weights.inputs, weights.hidden
+    bias, addmm = weights.bias.repeat(len(gates), 1), torch.addmm
+    if weights.shared:
         (first_of_inputs, second), first = inputs.operands, hidden.operands[0]
         between, mm = gates.new_empty(len(gates), len(second)), torch.mm
 

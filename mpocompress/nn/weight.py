@@ -115,6 +115,25 @@ class MPOWeight(Watched):
         """
         return as_product([core.to(dtype) for core in self.cores], self.layout, self.cut)
 
+    def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """A batch multiplied with the matrix, by its cores, differentiably.
+
+        Args:
+            x: shape (..., columns).
+            bias: shape (rows,), or None.
+
+        Returns:
+            Shape (..., rows).
+
+        Raises:
+            RuntimeError: another number of columns, in torch's own words.
+        """
+        rows, cols = self.sites.shape
+        if x.shape[-1] != cols:
+            return torch.nn.functional.linear(x, self.to_matrix(), bias)  # which says what is wrong
+        y = self.product(self.dtype)(x.reshape(-1, cols)).reshape(*x.shape[:-1], rows)
+        return y if bias is None else y + bias.to(y.dtype)  # autocast may have narrowed the product
+
     def dense(self) -> Tensor:
         """The dense weight as the parameter it replaces held it: a new tensor of shape `shape`, differentiable."""
         matrix = self.to_matrix()
@@ -138,7 +157,12 @@ class MPOWeight(Watched):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Stand for the dense weight in a function of torch."""
+        """Stand for the dense weight in a function of torch; in `linear`, multiply with the cores."""
+        if func is torch.nn.functional.linear:
+            bound = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs or {})
+            x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
+            if isinstance(weight, MPOWeight) and not weight.transposed and not isinstance(x, MPOWeight):
+                return weight.multiplied(x, _dense(bias))
         return func(*_dense(args), **_dense(kwargs or {}))
 
 
