@@ -172,7 +172,11 @@ class LevelRun:
     def _traced_way(self, execution: str) -> str:
         """The way that is recorded: step by step only when it is asked for, since every step is written out then."""
         cores = any(not weights.is_dense for weights in self.directions)
-        return FACTORISED if execution == "factorised" and cores else FUSED
+        if self.rows.steps > 1 or self.rows.sizes is not None:
+            return FACTORISED if execution == "factorised" and cores else FUSED
+        own, dense = (sum(work.hidden + work.inputs for work in side) for side in zip(*map(_work, self.directions)))
+        pays = execution == "factorised" or (execution != "materialised" and own < dense)
+        return FACTORISED if pays and cores else LOOP
 
     def _suitable(self, execution: str) -> str:
         """The way to run, by measurement where there is a choice and nothing is recorded."""
