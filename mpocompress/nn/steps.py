@@ -166,21 +166,22 @@ def _shared(weights: Operands, gates: Tensor) -> Steps:
     """The middles of both products are added."""
     layout, (first, second) = _laid(weights.hidden)
     first_of_inputs = weights.inputs.operands[0]
-    bias = weights.bias.repeat(len(gates), 1)
-    between = gates.new_empty(len(gates), layout.bond)
     addmm = torch.addmm
     if len(gates) == 1:
-        wide, row, addmv = first.T.contiguous(), between[0], torch.addmv
+        # The bias is one more row of the operand, for one more number in the middle that is always 1: no copy of it.
+        finishing, between = torch.cat([second, weights.bias[None]]), gates.new_ones(1, layout.bond + 1)
+        wide, row, addmv, mm = first.T.contiguous(), between[0, :-1], torch.addmv, torch.mm
 
         def multiply_one(h: Tensor, addend: Tensor) -> None:
             addmv(addend, wide, h, out=row)
-            addmm(bias, between, second, out=gates)
+            mm(between, finishing, out=gates)
 
         return Steps(
             prepare=lambda x: torch.mm(x.reshape(len(x), -1), first_of_inputs).unbind(0),
             multiply=multiply_one,
             seen=_single,
         )
+    bias, between = weights.bias.repeat(len(gates), 1), gates.new_empty(len(gates), layout.bond)
 
     def multiply(h: Tensor, addend: Tensor) -> None:
         addmm(addend, h, first, out=between)
