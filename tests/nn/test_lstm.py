@@ -132,6 +132,21 @@ def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution:
 
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("row_fold", [1, 2])
+@pytest.mark.parametrize(("inputs", "col_fold"), [(6, 2), (12, 3), (3, 3), (18, 4)])
+def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold: int, execution: str) -> None:
+    # One digit, or two, for the 6 states alone: by themselves they look like a matrix of another site shape.
+    chain = Chain(sites=folded(24, inputs + 6, row_fold, col_fold), bonds=(3,))
+    plan = LSTMPlan(input_size=inputs, hidden_size=6, chains={"weight_joint_l0": chain})
+    layer = plan.make(execution=execution)
+
+    for batch in (1, 3):
+        for length in (1, 4):
+            assert_is_its_twin(layer, *plan.arguments(batch, length))
+
+
+@pytest.mark.usefixtures("sized")
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_steps_with_the_state_carried_on_are_one_sequence(mixture: str, execution: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])

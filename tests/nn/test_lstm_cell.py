@@ -32,7 +32,8 @@ CELLS = {
         "weight_hh": Chain(sites=folded(24, 6, 4, 2), bonds=(5,)),
     },
     "joint": {"weight_joint": Chain(sites=folded(24, 15, 8, 5), bonds=(6,))},
-    "joint, three sites": {"weight_joint": Chain(sites=balanced(24, 15, 2), bonds=(7,))},
+    "joint, two sites": {"weight_joint": Chain(sites=balanced(24, 15, 2), bonds=(7,))},
+    "joint, a digit for the inputs' end": {"weight_joint": Chain(sites=folded(24, 15, 1, 5), bonds=(4,))},
     "inputs alone": {"weight_ih": Chain(sites=folded(24, 9, 3, 3), bonds=(3,))},
     "states alone": {"weight_hh": Chain(sites=balanced(24, 6, 3), bonds=(4, 3))},
 }
@@ -160,3 +161,11 @@ def test_made_from_all_its_weights_and_looked_at_as_the_cell_it_replaces() -> No
     x, hx = arguments()
     assert_close(layer(input=x, hx=hx), exactly(layer, x, hx), torch.float64)
     assert len(list(tensors(layer(x)))) == 2
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_column_digits_that_are_the_states(batch: int, execution: str) -> None:
+    layer = make({"weight_joint": Chain(sites=folded(24, 12, 1, 2), bonds=(3,))}, (6, 6), execution=execution)
+
+    assert_is_its_twin(layer, *arguments((6, 6), batch))

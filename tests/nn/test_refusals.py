@@ -1,4 +1,7 @@
-"""What the layers of torch refuse, ours refuse: with an error of the same type, in words that name the same sizes."""
+"""What the layers of torch refuse, ours refuse: with an error of the same type, in words that name the same sizes.
+
+Kernels of torch write a dtype large or small; that much may differ.
+"""
 
 from __future__ import annotations
 
@@ -97,8 +100,8 @@ def test_a_call_that_torch_refuses(kind: str, call: str, execution: str) -> None
             with pytest.raises(type(theirs.value), match=".") as ours:
                 layer(*arguments())
             for word in words:
-                assert word in str(theirs.value)
-                assert word in str(ours.value)
+                assert word.lower() in str(theirs.value).lower()
+                assert word.lower() in str(ours.value).lower()
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
