@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import PackedSequence
 from mpocompress.contraction import to_matrix
 from mpocompress.errors import SitesError
 from mpocompress.mpo import MPO
-from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
+from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
 from mpocompress.sites import Sites, balanced, folded, low_rank
 from tests.draw import EPS
 
-EXECUTIONS = ("auto", "factorised", "materialised")
+EXECUTIONS: tuple[Execution, ...] = ("auto", "factorised", "materialised")
 CONTEXTS = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 """A layer may go another way in each: autograd's, the same without a graph, prepared operands."""
 
@@ -82,7 +82,7 @@ class LSTMPlan:
         """Entries of an input of a level."""
         return self.input_size if end.startswith("l0") else self.state_size * (1 + self.bidirectional)
 
-    def make(self, dtype: torch.dtype = torch.float64, execution: str = "auto", device: str = "cpu") -> MPOLSTM:
+    def make(self, dtype: torch.dtype = torch.float64, execution: Execution = "auto", device: str = "cpu") -> MPOLSTM:
         """The layer, in place of a torch layer."""
         torch.manual_seed(self.seed)
         lstm = nn.LSTM(
@@ -95,7 +95,9 @@ class LSTMPlan:
             proj_size=self.proj_size,
             dtype=dtype,
         )
-        weights = {name: chain.weight(self.seed + place, dtype) for place, (name, chain) in enumerate(self.chains.items())}
+        weights = {
+            name: chain.weight(self.seed + place, dtype) for place, (name, chain) in enumerate(self.chains.items())
+        }
         return MPOLSTM.replacing(lstm, weights, execution=execution).to(device)
 
     def arguments(
@@ -218,7 +220,8 @@ def dense_weights(layer: nn.Module) -> dict[str, Tensor]:
                 assert isinstance(layer, MPOLSTM | MPOLSTMCell)
                 states = getattr(layer, "proj_size", 0) or layer.hidden_size
                 inputs = matrix.shape[1] - states
-                found[name.replace("joint", "ih")], found[name.replace("joint", "hh")] = matrix.split([inputs, states], 1)
+                found[name.replace("joint", "ih")] = matrix[:, :inputs]
+                found[name.replace("joint", "hh")] = matrix[:, inputs:]
             else:
                 found[name] = matrix.T if weight.transposed else matrix
     return found
@@ -261,7 +264,7 @@ def exactly(layer: nn.Module, *arguments: Any) -> Any:
 def wide(value: Any) -> Any:
     """Tensors, packed ones too, in float64 on the CPU."""
     if isinstance(value, Tensor | PackedSequence):
-        return value.to(device="cpu", dtype=torch.float64)
+        return value.double().cpu()
     return tuple(map(wide, value)) if isinstance(value, tuple | list) else value
 
 

@@ -36,7 +36,9 @@ def _chosen_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def pick(candidates: Mapping[str, Any]) -> str:
         for one in candidates.values():
             one.run()
-        return list(candidates)[zlib.crc32(repr([one.modelled_s for one in candidates.values()]).encode()) % len(candidates)]
+        return list(candidates)[
+            zlib.crc32(repr([one.modelled_s for one in candidates.values()]).encode()) % len(candidates)
+        ]
 
     monkeypatch.delenv("MPOCOMPRESS_EXECUTION", raising=False)
     monkeypatch.setattr(execution, "_fastest", pick)

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.nn import MPOLSTM
+from mpocompress.nn import MPOLSTM, Execution
 from mpocompress.sites import low_rank
 from tests.nn.builders import EXECUTIONS, Chain, LSTMPlan, assert_close, dense_weights, exactly
 from tests.nn.test_lstm import MIXTURES
 
 
-def make(dropout: float, execution: str, *, hidden: int = 6, mixture: str = "joint below, apart above") -> MPOLSTM:
+def make(
+    dropout: float, execution: Execution, *, hidden: int = 6, mixture: str = "joint below, apart above"
+) -> MPOLSTM:
     chains = MIXTURES[mixture] if hidden == 6 else {"weight_hh_l1": Chain(sites=low_rank(4, 1), bonds=(1,))}
     plan = LSTMPlan(input_size=7, hidden_size=hidden, num_layers=2, chains=chains, seed=3)
     layer = plan.make(execution=execution)
@@ -27,7 +29,7 @@ def inputs(batch: int = 3, length: int = 4) -> Tensor:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_all_of_it_leaves_nothing_for_the_levels_above(mixture: str, execution: str) -> None:
+def test_all_of_it_leaves_nothing_for_the_levels_above(mixture: str, execution: Execution) -> None:
     layer = make(1.0, execution, mixture=mixture).train()
     exact = exactly(layer, inputs())  # no chance in it: the second level sees zeros, the output is not dropped
 
@@ -42,7 +44,7 @@ def test_all_of_it_leaves_nothing_for_the_levels_above(mixture: str, execution: 
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_every_output_of_a_level_is_dropped_or_doubled(execution: str) -> None:
+def test_every_output_of_a_level_is_dropped_or_doubled(execution: Execution) -> None:
     layer = make(0.5, execution, hidden=1)
     x = inputs(batch=400, length=1)
     layer.eval()
@@ -66,7 +68,7 @@ def test_every_output_of_a_level_is_dropped_or_doubled(execution: str) -> None:
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_none_in_eval_nor_with_one_level(execution: str) -> None:
+def test_none_in_eval_nor_with_one_level(execution: Execution) -> None:
     layer = make(0.5, execution).eval()
     plain = make(0.0, execution)
     alone = LSTMPlan(input_size=7, hidden_size=6, chains={"weight_hh_l0": Chain(sites=low_rank(24, 6), bonds=(2,))})
@@ -78,7 +80,7 @@ def test_none_in_eval_nor_with_one_level(execution: str) -> None:
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_seed_repeats_it_and_another_does_not(execution: str) -> None:
+def test_a_seed_repeats_it_and_another_does_not(execution: Execution) -> None:
     layer = make(0.5, execution).train()
     layer(inputs())  # the first call of a size may look for the fastest way
 

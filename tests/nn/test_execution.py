@@ -10,31 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import ExecutionError
-from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
+from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
 from mpocompress.sites import balanced
 from tests.nn.builders import EXECUTIONS, Chain, LSTMPlan, tensors
 
+BOTH: tuple[Execution, ...] = ("factorised", "materialised")
 VARIABLE = "MPOCOMPRESS_EXECUTION"
 CHAIN = Chain(sites=balanced(256, 64, 3), bonds=(5, 6))
 
 
-def lstm(execution: str) -> MPOLSTM:
+def lstm(execution: Execution) -> MPOLSTM:
     return LSTMPlan(input_size=64, hidden_size=64, chains={"weight_ih_l0": CHAIN, "weight_hh_l0": CHAIN}).make(
         torch.float32, execution
     )
 
 
-def cell(execution: str) -> MPOLSTMCell:
+def cell(execution: Execution) -> MPOLSTMCell:
     torch.manual_seed(0)
     weight = CHAIN.weight(0, torch.float32)
     return MPOLSTMCell.replacing(nn.LSTMCell(64, 64), {"weight_hh": weight}, execution=execution)
 
 
-def linear(execution: str) -> MPOLinear:
+def linear(execution: Execution) -> MPOLinear:
     return MPOLinear(CHAIN.weight(0, torch.float32), torch.zeros(256), execution=execution)
 
 
-LAYERS: dict[str, Callable[[str], nn.Module]] = {"lstm": lstm, "cell": cell, "linear": linear}
+Layer = MPOLSTM | MPOLSTMCell | MPOLinear
+LAYERS: dict[str, Callable[[Execution], Layer]] = {"lstm": lstm, "cell": cell, "linear": linear}
 
 
 def result(layer: nn.Module) -> list[Tensor]:
@@ -66,8 +68,8 @@ def test_one_that_is_told_runs_as_it_is_told_and_can_be_told_anew(kind: str) -> 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("told", EXECUTIONS)
-def test_the_environment_has_the_last_word(told: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {one: result(LAYERS[kind](one)) for one in ("factorised", "materialised")}
+def test_the_environment_has_the_last_word(told: Execution, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {one: result(LAYERS[kind](one)) for one in BOTH}
     layer = LAYERS[kind](told)
     before = result(layer)
 
@@ -84,7 +86,7 @@ def test_modelled_measures_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -
     def measured(*_: Any) -> str:
         raise AssertionError("measured")
 
-    expected = [result(LAYERS[kind](one)) for one in ("factorised", "materialised")]
+    expected = [result(LAYERS[kind](one)) for one in BOTH]
     monkeypatch.setattr("mpocompress.nn.execution._fastest", measured)
     with pytest.raises(AssertionError, match="measured"):
         result(LAYERS[kind]("auto"))
@@ -98,7 +100,7 @@ def test_modelled_measures_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_auto_is_one_of_the_others_and_stays_with_it(kind: str) -> None:
-    expected = [result(LAYERS[kind](one)) for one in ("factorised", "materialised")]
+    expected = [result(LAYERS[kind](one)) for one in BOTH]
     layer = LAYERS[kind]("auto")
     first = result(layer)
 
@@ -113,7 +115,7 @@ def test_auto_is_one_of_the_others_and_stays_with_it(kind: str) -> None:
 def test_the_clock_only_ever_chooses(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The measurement itself, with a clock that says what is faster."""
     monkeypatch.undo()  # the rule that the other tests choose by
-    expected = [result(LAYERS[kind](one)) for one in ("factorised", "materialised")]
+    expected = [result(LAYERS[kind](one)) for one in BOTH]
     assert any(same(result(LAYERS[kind]("auto")), one) for one in expected)
 
 
@@ -137,7 +139,7 @@ def test_all_layers_of_a_model_are_told_at_once() -> None:
     model = nn.Sequential(linear("auto"), nn.ReLU(), nn.ModuleDict({"lstm": lstm("factorised"), "cell": cell("auto")}))
 
     for one in EXECUTIONS:
-        set_execution(model, one)  # type: ignore[arg-type]
+        set_execution(model, one)
         assert [layer.execution for layer in model.modules() if hasattr(layer, "execution")] == [one] * 3
 
 
@@ -148,7 +150,7 @@ def test_a_model_without_such_layers_cannot_be_told() -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_layer_shows_its_sites_bonds_and_execution(kind: str, execution: str) -> None:
+def test_a_layer_shows_its_sites_bonds_and_execution(kind: str, execution: Execution) -> None:
     layer = LAYERS[kind](execution)
     shown = str(layer)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from mpocompress.mpo import MPO
-from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
+from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
 from tests.nn.builders import EXECUTIONS, LSTMPlan, assert_close, dense_weights, exactly, tensors
 from tests.nn.test_linear import FORMS
 from tests.nn.test_linear import make as make_linear
@@ -23,7 +23,7 @@ from tests.nn.test_lstm_cell import make as make_cell
 KINDS = ("lstm, joint", "lstm, apart", "lstm, half dense", "both ways", "cell", "linear")
 
 
-def make(kind: str, execution: str = "auto", dtype: torch.dtype = torch.float64) -> nn.Module:
+def make(kind: str, execution: Execution = "auto", dtype: torch.dtype = torch.float64) -> nn.Module:
     if kind == "cell":
         return make_cell(CELLS["joint"], dtype=dtype, execution=execution)
     if kind == "linear":
@@ -132,7 +132,7 @@ def a_core_replaced(layer: nn.Module) -> None:
 
 def all_cores_replaced(layer: nn.Module) -> None:
     _, one = weight(layer)
-    one.core = nn.ParameterList(nn.Parameter(core.detach() * -1.25) for core in one.cores)
+    one.core = type(one.core)(nn.Parameter(core.detach() * -1.25) for core in one.cores)
 
 
 def a_weight_replaced(layer: nn.Module) -> None:
@@ -162,7 +162,7 @@ def rounded_and_back(layer: nn.Module) -> None:
 
 def swapped_by_hand(layer: nn.Module) -> None:
     for parameter in layer.parameters():
-        torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() * -1.25))
+        torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() * -1.25))  # type: ignore[no-untyped-call]
 
 
 def averaged(layer: nn.Module) -> None:
@@ -202,7 +202,7 @@ CHANGES: list[Callable[[nn.Module], None]] = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_the_next_result_is_that_of_the_new_values(
-    change: Callable[[nn.Module], None], kind: str, execution: str
+    change: Callable[[nn.Module], None], kind: str, execution: Execution
 ) -> None:
     for context in (torch.inference_mode, torch.no_grad):
         layer = make(kind, execution)
@@ -219,7 +219,7 @@ def test_the_next_result_is_that_of_the_new_values(
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_dtype(kind: str, execution: str) -> None:
+def test_another_dtype(kind: str, execution: Execution) -> None:
     layer = make(kind, execution)
     for dtype in (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32):
         layer.to(dtype)
@@ -231,7 +231,7 @@ def test_another_dtype(kind: str, execution: str) -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_and_evaluation_by_turns(kind: str, execution: str) -> None:
+def test_training_and_evaluation_by_turns(kind: str, execution: Execution) -> None:
     layer = make(kind, execution)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x = inputs(layer)
@@ -250,7 +250,7 @@ def test_training_and_evaluation_by_turns(kind: str, execution: str) -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_functional_call_with_other_parameters(kind: str, execution: str) -> None:
+def test_a_functional_call_with_other_parameters(kind: str, execution: Execution) -> None:
     layer = make(kind, execution)
     x = inputs(layer)
     other = copy.deepcopy(layer)
@@ -267,7 +267,7 @@ def test_a_functional_call_with_other_parameters(kind: str, execution: str) -> N
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_a_functional_call(kind: str, execution: str) -> None:
+def test_gradients_of_a_functional_call(kind: str, execution: Execution) -> None:
     layer = make(kind, execution)
     x = inputs(layer)
     with torch.inference_mode():
@@ -287,7 +287,7 @@ def test_gradients_of_a_functional_call(kind: str, execution: str) -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_by_torch_func(kind: str, execution: str) -> None:
+def test_gradients_by_torch_func(kind: str, execution: Execution) -> None:
     layer = make(kind, execution)
     x = inputs(layer)
     with torch.inference_mode():
@@ -314,6 +314,7 @@ def test_writing_through_data_is_followed_once_the_layer_is_told(kind: str) -> N
     for parameter in layer.parameters():
         parameter.data.mul_(-1.25)  # torch does not count it
 
+    assert isinstance(layer, MPOLSTM | MPOLSTMCell | MPOLinear)
     layer.drop_prepared()
 
     with torch.no_grad():

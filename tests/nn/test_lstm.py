@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mpocompress.nn import MPOLSTM, MPOWeight
+from mpocompress.nn import MPOLSTM, Execution, MPOWeight
 from mpocompress.sites import Sites, balanced, folded, low_rank
 from tests.draw import EPS
 from tests.nn.builders import (
@@ -90,7 +90,7 @@ WAYS = {
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_it_gives_what_the_dense_lstm_gives(
-    execution: str, plan: LSTMPlan, batch: int | None, length: int, states: bool, dtype: torch.dtype
+    execution: Execution, plan: LSTMPlan, batch: int | None, length: int, states: bool, dtype: torch.dtype
 ) -> None:
     assert_is_its_twin(plan.make(dtype, execution), *plan.arguments(batch, length, states, dtype))
 
@@ -100,7 +100,7 @@ def test_it_gives_what_the_dense_lstm_gives(
 @pytest.mark.parametrize("dtype", list(EPS))
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_any_mixture_of_dense_weights_and_cores(
-    mixture: str, dtype: torch.dtype, execution: str, device: str
+    mixture: str, dtype: torch.dtype, execution: Execution, device: str
 ) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
 
@@ -111,7 +111,7 @@ def test_any_mixture_of_dense_weights_and_cores(
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", WAYS)
-def test_every_direction_and_projection_has_its_own(mixture: str, execution: str) -> None:
+def test_every_direction_and_projection_has_its_own(mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=8, hidden_size=6, proj_size=4, bidirectional=True, chains=WAYS[mixture])
 
     assert_is_its_twin(plan.make(execution=execution), *plan.arguments())
@@ -120,7 +120,7 @@ def test_every_direction_and_projection_has_its_own(mixture: str, execution: str
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("row_fold", [1, 2, 3, 4, 6, 8, 24])
-def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution: str) -> None:
+def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution: Execution) -> None:
     # 9 inputs and 6 states: digits of 3 end where the inputs end, digits of 5 and 15 hold some of both.
     for col_fold in (1, 3, 5, 15):
         sites = folded(24, 15, row_fold, col_fold)
@@ -134,7 +134,7 @@ def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("row_fold", [1, 2])
 @pytest.mark.parametrize(("inputs", "col_fold"), [(6, 2), (12, 3), (3, 3), (18, 4)])
-def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold: int, execution: str) -> None:
+def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold: int, execution: Execution) -> None:
     # One digit, or two, for the 6 states alone: by themselves they look like a matrix of another site shape.
     chain = Chain(sites=folded(24, inputs + 6, row_fold, col_fold), bonds=(3,))
     plan = LSTMPlan(input_size=inputs, hidden_size=6, chains={"weight_joint_l0": chain})
@@ -148,7 +148,7 @@ def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold:
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_steps_with_the_state_carried_on_are_one_sequence(mixture: str, execution: str) -> None:
+def test_steps_with_the_state_carried_on_are_one_sequence(mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
     layer = plan.make(execution=execution)
     x, hx = plan.arguments(length=6)
@@ -177,7 +177,7 @@ def strided(tensor: torch.Tensor, how: str) -> torch.Tensor:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", ["all low rank", "joint below, apart above", "dense inputs, cores on states"])
 @pytest.mark.parametrize("how", ["transposed", "every second", "offset", "expanded"])
-def test_memory_in_any_order(how: str, mixture: str, execution: str) -> None:
+def test_memory_in_any_order(how: str, mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
     x, hx = plan.arguments()
     assert hx is not None
@@ -189,7 +189,7 @@ def test_memory_in_any_order(how: str, mixture: str, execution: str) -> None:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("states", [False, True])
-def test_no_sequences_at_all(states: bool, mixture: str, execution: str) -> None:
+def test_no_sequences_at_all(states: bool, mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
 
     assert_is_its_twin(plan.make(execution=execution), *plan.arguments(batch=0, states=states))
@@ -197,14 +197,14 @@ def test_no_sequences_at_all(states: bool, mixture: str, execution: str) -> None
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("length", [64, 257])
-def test_long_sequences_in_large_batches(length: int, execution: str) -> None:
+def test_long_sequences_in_large_batches(length: int, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
 
     assert_is_its_twin(plan.make(execution=execution), *plan.arguments(batch=33, length=length))
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_what_saturates_stays_finite(execution: str) -> None:
+def test_what_saturates_stays_finite(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     x, hx = plan.arguments()
 
@@ -213,7 +213,7 @@ def test_what_saturates_stays_finite(execution: str) -> None:
 
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_nan_stays_in_its_sequence(execution: str) -> None:
+def test_nan_stays_in_its_sequence(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     layer = plan.make(execution=execution)
     x, hx = plan.arguments()
@@ -232,7 +232,7 @@ def test_nan_stays_in_its_sequence(execution: str) -> None:
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_results_are_nobody_elses_memory(mixture: str, execution: str) -> None:
+def test_results_are_nobody_elses_memory(mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
     layer = plan.make(execution=execution)
     x, hx = plan.arguments()
@@ -278,9 +278,8 @@ def test_it_is_called_and_looked_at_as_the_lstm_it_replaces() -> None:
     layer = MPOLSTM.replacing(lstm, {"weight_hh_l1_reverse": chain.weight(0, torch.float32)})
     x, hx = plan.arguments(dtype=torch.float32)
 
-    for name in (
-        "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size", "training"
-    ):  # fmt: skip
+    sizes = ["input_size", "hidden_size", "num_layers", "proj_size"]
+    for name in [*sizes, "bias", "batch_first", "dropout", "bidirectional", "training"]:
         assert getattr(layer, name) == getattr(lstm, name), name
     layer.flatten_parameters()  # many a forward calls it first
     assert layer.bias_hh_l1 is lstm.bias_hh_l1

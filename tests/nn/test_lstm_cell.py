@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mpocompress.nn import MPOLSTMCell, MPOWeight
+from mpocompress.nn import Execution, MPOLSTMCell, MPOWeight
 from mpocompress.sites import balanced, folded, low_rank
 from tests.draw import EPS
 from tests.nn.builders import (
@@ -45,7 +45,7 @@ def make(
     *,
     bias: bool = True,
     dtype: torch.dtype = torch.float64,
-    execution: str = "auto",
+    execution: Execution = "auto",
     device: str = "cpu",
 ) -> MPOLSTMCell:
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def cells(draw: st.DrawFn) -> tuple[tuple[int, int], dict[str, Chain]]:
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_it_gives_what_the_dense_cell_gives(
-    execution: str,
+    execution: Execution,
     cell: tuple[tuple[int, int], dict[str, Chain]],
     bias: bool,
     batch: int | None,
@@ -97,7 +97,7 @@ def test_it_gives_what_the_dense_cell_gives(
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("dtype", list(EPS))
 @pytest.mark.parametrize("kind", CELLS)
-def test_every_dtype(kind: str, dtype: torch.dtype, execution: str, device: str) -> None:
+def test_every_dtype(kind: str, dtype: torch.dtype, execution: Execution, device: str) -> None:
     layer = make(CELLS[kind], dtype=dtype, execution=execution, device=device)
 
     assert_is_its_twin(layer, *arguments(dtype=dtype, device=device))
@@ -105,13 +105,16 @@ def test_every_dtype(kind: str, dtype: torch.dtype, execution: str, device: str)
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", CELLS)
-def test_cells_stepped_through_a_sequence_are_one_lstm(kind: str, execution: str) -> None:
+def test_cells_stepped_through_a_sequence_are_one_lstm(kind: str, execution: Execution) -> None:
     layer = make(CELLS[kind], execution=execution)
     lstm = LSTMPlan(
         input_size=9, hidden_size=6, chains={f"{name}_l0": chain for name, chain in CELLS[kind].items()}
     ).make(execution=execution)
     lstm.load_state_dict(
-        {name.replace(".core", "_l0.core") if "core" in name else f"{name}_l0": one for name, one in layer.state_dict().items()}
+        {
+            name.replace(".core", "_l0.core") if "core" in name else f"{name}_l0": one
+            for name, one in layer.state_dict().items()
+        }
     )
     x = torch.randn(7, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -129,7 +132,7 @@ def test_cells_stepped_through_a_sequence_are_one_lstm(kind: str, execution: str
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", CELLS)
-def test_results_are_nobody_elses_memory(kind: str, execution: str) -> None:
+def test_results_are_nobody_elses_memory(kind: str, execution: Execution) -> None:
     layer = make(CELLS[kind], execution=execution)
     x, hx = arguments()
 
@@ -145,10 +148,12 @@ def test_results_are_nobody_elses_memory(kind: str, execution: str) -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", CELLS)
-def test_memory_in_any_order(kind: str, execution: str) -> None:
+def test_memory_in_any_order(kind: str, execution: Execution) -> None:
     x, (h, c) = arguments()
 
-    assert_is_its_twin(make(CELLS[kind], execution=execution), x.T.contiguous().T, (h.T.contiguous().T, c[:, :1].expand(3, 6)))
+    assert_is_its_twin(
+        make(CELLS[kind], execution=execution), x.T.contiguous().T, (h.T.contiguous().T, c[:, :1].expand(3, 6))
+    )
 
 
 def test_made_from_all_its_weights_and_looked_at_as_the_cell_it_replaces() -> None:
@@ -165,7 +170,7 @@ def test_made_from_all_its_weights_and_looked_at_as_the_cell_it_replaces() -> No
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_column_digits_that_are_the_states(batch: int, execution: str) -> None:
+def test_column_digits_that_are_the_states(batch: int, execution: Execution) -> None:
     layer = make({"weight_joint": Chain(sites=folded(24, 12, 1, 2), bonds=(3,))}, (6, 6), execution=execution)
 
     assert_is_its_twin(layer, *arguments((6, 6), batch))

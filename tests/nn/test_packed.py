@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
+from mpocompress.nn import Execution
 from tests.nn.builders import (
     CONTEXTS,
     EXECUTIONS,
@@ -45,7 +46,7 @@ def order(sequence: PackedSequence) -> list[Tensor | None]:
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_it_gives_what_the_dense_lstm_gives(
-    execution: str, plan: LSTMPlan, many: list[int], ordered: bool, states: bool, dtype: torch.dtype
+    execution: Execution, plan: LSTMPlan, many: list[int], ordered: bool, states: bool, dtype: torch.dtype
 ) -> None:
     layer = plan.make(dtype, execution)
     sequence = packed(plan, sorted(many, reverse=True) if ordered else many, dtype)
@@ -65,7 +66,7 @@ def test_it_gives_what_the_dense_lstm_gives(
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @given(plan=lstm_plans(most_levels=2, most=5), many=lengths)
-def test_each_sequence_is_as_it_would_be_alone(execution: str, plan: LSTMPlan, many: list[int]) -> None:
+def test_each_sequence_is_as_it_would_be_alone(execution: Execution, plan: LSTMPlan, many: list[int]) -> None:
     layer = plan.make(execution=execution)
     sequence = packed(plan, many)
     (padded, found), (x, _) = pad_packed_sequence(layer(sequence)[0]), pad_packed_sequence(sequence)
@@ -86,7 +87,7 @@ def test_each_sequence_is_as_it_would_be_alone(execution: str, plan: LSTMPlan, m
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_every_mixture_and_batch_first_padding(mixture: str, execution: str) -> None:
+def test_every_mixture_and_batch_first_padding(mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, batch_first=True, chains=MIXTURES[mixture])
     layer = plan.make(execution=execution)
     x, hx = plan.arguments(batch=4, length=5)
@@ -100,7 +101,7 @@ def test_every_mixture_and_batch_first_padding(mixture: str, execution: str) -> 
 
 @pytest.mark.usefixtures("sized")
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_results_are_nobody_elses_memory(execution: str) -> None:
+def test_results_are_nobody_elses_memory(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     layer = plan.make(execution=execution)
     sequence = packed(plan, [2, 5, 3])

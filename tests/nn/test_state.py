@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.nn import MPOLSTM
+from mpocompress.nn import MPOLSTM, Execution
 from tests.nn.builders import EXECUTIONS, LSTMPlan, assert_close, exactly, tensors
 from tests.nn.test_freshness import KINDS, in_place, inputs, make
 from tests.nn.test_lstm import MIXTURES
@@ -22,7 +22,8 @@ from tests.nn.test_lstm import MIXTURES
 NAMES = {
     "lstm, joint": [
         "weight_joint_l0.core.0", "weight_joint_l0.core.1", "bias_ih_l0", "bias_hh_l0",
-        "weight_ih_l1.core.0", "weight_ih_l1.core.1", "weight_hh_l1.core.0", "weight_hh_l1.core.1", "bias_ih_l1", "bias_hh_l1",
+        "weight_ih_l1.core.0", "weight_ih_l1.core.1", "weight_hh_l1.core.0", "weight_hh_l1.core.1",
+        "bias_ih_l1", "bias_hh_l1",
     ],
     "lstm, half dense": [
         "weight_ih_l0", "weight_hh_l0.core.0", "weight_hh_l0.core.1", "weight_hh_l0.core.2", "bias_ih_l0", "bias_hh_l0",
@@ -95,7 +96,7 @@ def test_loading_is_strict(assign: bool, kind: str) -> None:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copy_gives_the_same_and_goes_its_own_way(way: str, kind: str, execution: str) -> None:
+def test_a_copy_gives_the_same_and_goes_its_own_way(way: str, kind: str, execution: Execution) -> None:
     layer = make(kind, execution).eval()
     before = run(layer)
 
@@ -113,7 +114,7 @@ def test_a_copy_gives_the_same_and_goes_its_own_way(way: str, kind: str, executi
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_shallow_copy_shares_parameters_and_follows_them(kind: str, execution: str) -> None:
+def test_a_shallow_copy_shares_parameters_and_follows_them(kind: str, execution: Execution) -> None:
     layer = make(kind, execution).eval()
     run(layer)
 
@@ -128,7 +129,7 @@ def test_a_shallow_copy_shares_parameters_and_follows_them(kind: str, execution:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pack", [pickled, saved])
-def test_nothing_prepared_is_packed(pack: Callable[[nn.Module], bytes], kind: str, execution: str) -> None:
+def test_nothing_prepared_is_packed(pack: Callable[[nn.Module], bytes], kind: str, execution: Execution) -> None:
     layer = make(kind, execution).eval()
     fresh = len(pack(layer))
 
@@ -162,7 +163,7 @@ def _switching_threads_often() -> Iterator[None]:
 @pytest.mark.usefixtures("_switching_threads_often")
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_threads_share_a_layer(kind: str, execution: str) -> None:
+def test_threads_share_a_layer(kind: str, execution: Execution) -> None:
     expected = {seed: run(make(kind, execution), seed) for seed in range(4)}
     failures: list[Any] = []
 
@@ -187,7 +188,7 @@ def test_threads_share_a_layer(kind: str, execution: str) -> None:
 
 @pytest.mark.usefixtures("_switching_threads_often")
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_threads_with_batches_of_many_sizes(execution: str) -> None:
+def test_threads_with_batches_of_many_sizes(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     batches = {batch: plan.arguments(batch=batch) for batch in (1, 2, 4, 8)}
     expected = {batch: exactly(plan.make(), *arguments) for batch, arguments in batches.items()}
