@@ -22,8 +22,8 @@ from mpocompress.sites import Sites, balanced, folded, low_rank
 from tests.draw import EPS
 
 EXECUTIONS: tuple[Execution, ...] = ("auto", "factorised", "materialised")
-CONTEXTS = {"training": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
-"""A layer may go another way in each: autograd's, the same without a graph, prepared operands."""
+CONTEXTS = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "training": torch.enable_grad}
+"""A layer may go another way in each; what one has prepared is there for the next, inference tensors first of all."""
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")))
 

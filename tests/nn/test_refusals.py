@@ -48,6 +48,11 @@ CALLS: dict[str, dict[str, tuple[Callable[[], Any], tuple[str, ...]]]] = {
         "states of one sequence": (lambda: (z(5, 2, 3), (z(2, 4), z(2, 4))), ("batched 3-D", "(2-D, 2-D)")),
         "states of many": (lambda: (z(5, 3), (z(2, 1, 4), z(2, 1, 4))), ("unbatched 2-D", "(3-D, 3-D)")),
         "packed features": (lambda: (packed(4),), ("4", "3")),
+        "dtype of states": (lambda: (z(5, 2, 3), (z(2, 2, 4, dtype=torch.float32), z(2, 2, 4))), ("dtype",)),
+        "packed dtype": (lambda: (packed(3).float(),), ("dtype",)),
+        "packed size of states": (lambda: (packed(3), (z(2, 2, 5), z(2, 2, 4))), ()),
+        "packed size of cells": (lambda: (packed(3), (z(2, 2, 4), z(2, 2, 5))), ()),
+        "packed levels of states": (lambda: (packed(3), (z(1, 2, 4), z(1, 2, 4))), ()),
         "packed batch of states": (lambda: (packed(3), (z(2, 3, 4), z(2, 3, 4))), ()),
     },
     "cell": {
