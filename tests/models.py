@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mpocompress import loading
 from mpocompress.pipeline import compress, expand
 from mpocompress.report import Report
 from mpocompress.selection import LSTMChoice, Selection
@@ -71,7 +72,12 @@ class Gru(Net):
 WORDS = torch.arange(24).reshape(4, 6) % 9
 
 
-def filled(model: nn.Module, seed: int = 0) -> nn.Module:
+def load(source: Any, model: Any, **options: Any) -> Any:
+    """As the library does; whatever the type checker thinks of what the model has become."""
+    return loading.load(source, model, **options)
+
+
+def filled(model: Any, seed: int = 0) -> Any:
     """A model with values as trained ones have them, in evaluation mode."""
     with torch.no_grad():
         for number, tensor in enumerate(model.state_dict().values()):
@@ -102,7 +108,7 @@ def compressed(
     return target
 
 
-def expanded(small: Path, model: nn.Module, *, prefix: str = "") -> nn.Module:
+def expanded(small: Path, model: Any, *, prefix: str = "") -> Any:
     """A copy of the dense model with the values of a compressed file."""
     dense = small.with_name("expanded.pt")
     expand(small, dense, overwrite=True)
@@ -111,7 +117,7 @@ def expanded(small: Path, model: nn.Module, *, prefix: str = "") -> nn.Module:
     return twin.eval()
 
 
-def state_of(model: nn.Module) -> tuple[Any, ...]:
+def state_of(model: Any) -> tuple[Any, ...]:
     """Everything that a failure must leave alone: which objects are where, and their values."""
     modules = [(path, id(module), type(module), module.training) for path, module in model.named_modules()]
     order = [list(module._parameters) + list(module._buffers) + list(module._modules) for module in model.modules()]

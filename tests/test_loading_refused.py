@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +12,8 @@ import torch
 from torch import nn
 
 from mpocompress.errors import CheckpointError, ExecutionError, FormatError, ModelError, MPOCompressError
-from mpocompress.loading import load
-from mpocompress.pipeline import compress
-from mpocompress.selection import LSTMChoice, Selection
-from mpocompress.truncation import Truncation
-from tests.models import BOND, Gru, Net, OwnLinear, compressed, filled, state_of
+from mpocompress.selection import Selection
+from tests.models import Gru, Net, OwnLinear, compressed, filled, load, state_of
 
 Build = Callable[[], nn.Module]
 
@@ -84,25 +79,37 @@ JOINT = r"a joint matrix of cell\.weight_ih and cell\.weight_hh, and a tests\.\S
     [
         (
             Gru,
-            r"^lstm: an nn\.GRU; the file has cores for an nn\.LSTM there, and no other recurrent layer takes them\. "
-            r"Give the model that was compressed, or leave the layer out when compressing\.$",
+            (
+                r"^lstm: an nn\.GRU; the file has cores for an nn\.LSTM there, and no other recurrent layer takes "
+                r"them\. "
+                r"Give the model that was compressed, or leave the layer out when compressing\.$"
+            ),
         ),
         (
             changed(lstm=lambda: OwnLSTM(16, 24, **SIZES)),
-            r"^lstm: a tests\.\S*OwnLSTM, an nn\.LSTM with a forward or with tensors of its own; an MPO layer would not",
+            (
+                r"^lstm: a tests\.\S*OwnLSTM, an nn\.LSTM with a forward or with tensors of its own; an MPO layer "
+                r"would not"
+            ),
         ),
         (changed(lstm=lambda: Scaled(16, 24, **SIZES)), r"^lstm: .*Scaled, an nn\.LSTM with a forward or with tensors"),
         (changed(cell=lambda: OwnCell(48, 24)), rf"^cell: {JOINT}only nn\.LSTM and nn\.LSTMCell take weight_joint"),
         (
             changed(fc=lambda: nn.Linear(24, 20)),
-            r"^fc\.weight: shape \(20, 24\) in the model, \(24, 24\) in the file, and 1 more that differ; a model takes "
-            r"only tensors of its own shapes\. Build the model with the sizes that were compressed\.$",
+            (
+                r"^fc\.weight: shape \(20, 24\) in the model, \(24, 24\) in the file, and 1 more that differ; a "
+                r"model takes "
+                r"only tensors of its own shapes\. Build the model with the sizes that were compressed\.$"
+            ),
         ),
         (changed(embed=lambda: nn.Embedding(8, 16)), r"^embed\.weight: shape \(8, 16\) in the model, \(9, 16\) in the"),
         (
             changed(cell=nn.Identity),
-            r"^cell: an nn\.Identity without a parameter weight_ih; the cores of cell\.weight_ih have no place to go\. "
-            r"Give a model of the kind that was compressed\.$",
+            (
+                r"^cell: an nn\.Identity without a parameter weight_ih; the cores of cell\.weight_ih have no "
+                r"place to go\. "
+                r"Give a model of the kind that was compressed\.$"
+            ),
         ),
         (
             lambda: nn.ModuleDict({"lstm": Net().lstm}),
@@ -110,9 +117,11 @@ JOINT = r"a joint matrix of cell\.weight_ih and cell\.weight_hh, and a tests\.\S
         ),
         (
             changed(more=lambda: nn.Linear(2, 2), norm=nn.Identity),
-            r"^small\.pt: only in the model: more\.weight, more\.bias; only in the file: norm\.weight, norm\.bias, "
-            r"norm\.running_mean, norm\.running_var, norm\.num_batches_tracked; every tensor has to be in both\. "
-            r"Build the model that was compressed, or load with strict=False to leave these as they are\.$",
+            (
+                r"^small\.pt: only in the model: more\.weight, more\.bias; only in the file: norm\.weight, norm\.bias, "
+                r"norm\.running_mean, norm\.running_var, norm\.num_batches_tracked; every tensor has to be in both\. "
+                r"Build the model that was compressed, or load with strict=False to leave these as they are\.$"
+            ),
         ),
         (
             changed(norm=lambda: nn.ModuleDict({str(n): nn.Linear(2, 2) for n in range(4)})),
@@ -124,8 +133,11 @@ JOINT = r"a joint matrix of cell\.weight_ih and cell\.weight_hh, and a tests\.\S
         ),
         (
             META,
-            r"^embed\.weight: a tensor without data \(device meta\); there is no device to put weights on\. Give the model "
-            r"memory first, for example with model\.to_empty\(device='cpu'\)\.$",
+            (
+                r"^embed\.weight: a tensor without data \(device meta\); there is no device to put weights on\. "
+                r"Give the model "
+                r"memory first, for example with model\.to_empty\(device='cpu'\)\.$"
+            ),
         ),
     ],
     ids=range(12),
@@ -156,12 +168,13 @@ def test_a_model_with_nothing_in_common_is_told_both_sides(small: Path) -> None:
 
 
 def test_hooks_are_not_lost_in_silence(small: Path) -> None:
-    for register in (
+    registers: tuple[Callable[[Any], object], ...] = (
         lambda module: module.register_forward_hook(lambda *_: None),
         lambda module: module.register_forward_pre_hook(lambda *_: None),
         lambda module: module.register_full_backward_hook(lambda *_: None),
         lambda module: module.register_state_dict_post_hook(lambda *_: None),
-    ):
+    )
+    for register in registers:
         for name in ("lstm", "cell", "fc"):
             model = Net()
             register(model.get_submodule(name))
@@ -186,7 +199,9 @@ def test_what_knows_its_parameters_is_wrapped_later(small: Path) -> None:
             super().__init__()
             self.module = module
 
-    refused(small, DistributedDataParallel(Net()), r"^the model: a DistributedDataParallel; it knows the parameters it was")
+    refused(
+        small, DistributedDataParallel(Net()), r"^the model: a DistributedDataParallel; it knows the parameters it was"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -194,13 +209,17 @@ def test_a_layer_that_was_compiled_by_itself_is_refused(tmp_path: Path) -> None:
     small = compressed(tmp_path, filled(nn.Linear(16, 24)))
     compiled: Any = torch.compile(nn.Linear(16, 24))
 
-    refused(small, compiled, r"a layer that torch\.compile wraps; what was compiled is the layer itself\. Compile after")
+    refused(
+        small, compiled, r"a layer that torch\.compile wraps; what was compiled is the layer itself\. Compile after"
+    )
 
 
 def test_a_model_that_was_loaded_already_is_refused(small: Path, separate: Path) -> None:
     model = load(small, Net())
 
-    refused(small, model, r"^lstm: a mpocompress\.nn\.lstm\.MPOLSTM that holds cores already; .* Load into a new model; or")
+    refused(
+        small, model, r"^lstm: a mpocompress\.nn\.lstm\.MPOLSTM that holds cores already; .* Load into a new model; or"
+    )
     refused(separate, load(separate, Net()), r"^lstm: a mpocompress.* that holds cores already")
 
 
@@ -208,8 +227,14 @@ def test_an_ordinary_checkpoint_is_none_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(Net().state_dict(), path)
 
-    refused(path, Net(), r"model\.pt: an ordinary checkpoint; there is no compression report in it\. Load it with model\.load_state_dict, or "
-        r"compress it first\.$", FormatError)
+    refused(
+        path,
+        Net(),
+        r"model\.pt: an ordinary checkpoint; there is no compression report in it\. Load it with "
+        r"model\.load_state_dict, or "
+        r"compress it first\.$",
+        FormatError,
+    )
 
 
 def test_an_execution_that_there_is_not_is_refused(small: Path) -> None:
@@ -217,8 +242,7 @@ def test_an_execution_that_there_is_not_is_refused(small: Path) -> None:
 
 
 def test_numbers_beyond_the_dtype_do_not_become_inf(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Linear(16, 24))
-    filled(net)
+    net = filled(nn.Sequential(nn.Linear(16, 24)))
     with torch.no_grad():
         net[0].weight.mul_(1e9)
     small = compressed(tmp_path, net)
@@ -226,7 +250,8 @@ def test_numbers_beyond_the_dtype_do_not_become_inf(tmp_path: Path) -> None:
     refused(
         small,
         nn.Sequential(nn.Linear(16, 24)).half(),
-        r"^0\.weight: a parameter of torch\.float16, and cores with numbers beyond it; they would become Inf\. Load into a",
+        r"^0\.weight: a parameter of torch\.float16, and cores with numbers beyond it; they would become Inf\. "
+        r"Load into a",
     )
 
 
@@ -235,7 +260,9 @@ def test_whole_numbers_cannot_be_cores(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(16, 24))
     model[0].weight = nn.Parameter(torch.zeros(24, 16, dtype=torch.int32), requires_grad=False)
 
-    refused(small, model, r"^0\.weight: a parameter of torch\.int32; cores are floating point numbers\. Load into a model")
+    refused(
+        small, model, r"^0\.weight: a parameter of torch\.int32; cores are floating point numbers\. Load into a model"
+    )
 
 
 def test_the_halves_of_a_joint_matrix_have_to_be_alike(small: Path) -> None:
@@ -272,7 +299,8 @@ def test_half_a_joint_matrix_cannot_be_tied(tmp_path: Path) -> None:
     refused(
         small,
         Pair(IH),
-        r"^second: a joint matrix of first\.weight_ih_l0 and first\.weight_hh_l0, of which only one is tied to this layer; "
+        r"^second: a joint matrix of first\.weight_ih_l0 and first\.weight_hh_l0, of which only one is tied to "
+        r"this layer; "
         r".* Expand the file, or compress with lstm='separate'\.$",
     )
 
@@ -280,16 +308,17 @@ def test_half_a_joint_matrix_cannot_be_tied(tmp_path: Path) -> None:
     refused(
         whole,
         Pair(IH),
-        r"^second\.weight_ih_l0: tied to first\.weight_ih_l0 in the model, but what it is joined with is not; they are one",
+        r"^second\.weight_ih_l0: tied to first\.weight_ih_l0 in the model, but what it is joined with is not; "
+        r"they are one",
     )
     tied = load(whole, Pair(IH, HH))
-    assert tied.first.weight_joint_l0 is tied.second.weight_joint_l0  # type: ignore[union-attr]
+    assert tied.first.weight_joint_l0 is tied.second.weight_joint_l0
     apart = load(whole, Pair())
-    assert apart.first.weight_joint_l0 is not apart.second.weight_joint_l0  # type: ignore[union-attr]
+    assert apart.first.weight_joint_l0 is not apart.second.weight_joint_l0
     separate = compressed(tmp_path, net, lstm="separate")
     model = load(separate, Pair(IH))
-    assert model.first.weight_ih_l0 is model.second.weight_ih_l0  # type: ignore[union-attr]
-    assert model.first.weight_hh_l0 is not model.second.weight_hh_l0  # type: ignore[union-attr]
+    assert model.first.weight_ih_l0 is model.second.weight_ih_l0
+    assert model.first.weight_hh_l0 is not model.second.weight_hh_l0
 
 
 @pytest.mark.parametrize("exclude", [(), ("b*",)])
@@ -315,10 +344,12 @@ def test_a_recurrent_weight_that_was_taken_for_its_transpose_is_refused(tmp_path
     kinds: Any = {"weight_ih_l0": "conv1d"}
     small = compressed(tmp_path, net, selection=Selection(min_side=8, kinds=kinds))
 
-    refused(small, nn.LSTM(24, 24), r"^the model: an nn\.LSTM, and cores of the transpose of its weight; an LSTM multiplies")
+    refused(
+        small, nn.LSTM(24, 24), r"^the model: an nn\.LSTM, and cores of the transpose of its weight; an LSTM multiplies"
+    )
 
 
-def edited(small: Path, target: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
+def edited(small: Path, target: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> Path:
     """The file with its document or its tensors changed."""
     root = torch.load(small, weights_only=True)
     document = json.loads(root["mpocompress"])
@@ -327,8 +358,8 @@ def edited(small: Path, target: Path, change: Callable[[dict[str, Any], dict[str
     return target
 
 
-def spoil(name: str) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]:
-    return lambda document, state: state[name].view(-1)[-1:].fill_(float("nan"))  # type: ignore[func-returns-value]
+def spoil(name: str) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], object]:
+    return lambda document, state: state[name].view(-1)[-1:].fill_(float("nan"))
 
 
 CORE = "fc.weight.core.1"
@@ -339,7 +370,10 @@ CORE = "fc.weight.core.1"
     [
         (lambda document, state: state.pop(CORE), r"bad\.pt: no tensor 'fc\.weight\.core\.1'; the report says"),
         (lambda document, state: state.update({CORE: torch.ones(1, 2, 3)}), r"bad\.pt, fc\.weight: cores of shapes"),
-        (lambda document, state: state.update({"fc.weight": torch.ones(2, 2)}), r"both 'fc\.weight' and the cores it is"),
+        (
+            lambda document, state: state.update({"fc.weight": torch.ones(2, 2)}),
+            r"both 'fc\.weight' and the cores it is",
+        ),
         (spoil(CORE), r"bad\.pt, fc\.weight: cores that hold NaN or Inf; none is ever written"),
         (spoil("head.weight.core.0"), r"bad\.pt, head\.weight: cores that hold NaN or Inf"),
         (lambda document, state: document.update(version=99), r"version 99"),
@@ -408,7 +442,8 @@ def test_what_fails_while_values_are_loaded_is_undone(
     if error in (None, RuntimeError):
         with pytest.raises(
             ModelError,
-            match=r"^Net: load_state_dict refused the tensors \(.*(no|good enough).*\); a module in it loads in a way of its "
+            match=r"^Net: load_state_dict refused the tensors \(.*(no|good enough).*\); a module in it loads in a "
+            r"way of its "
             r"own\. Mend that; the model is as it was\.$",
         ):
             load(small, model)
