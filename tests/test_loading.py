@@ -379,6 +379,18 @@ def test_a_file_that_takes_a_layer_for_the_other_kind_gives_the_same_outputs(
     close(model(x), twin(x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.script
+def test_scripted_parts_that_were_not_compressed_are_loaded(tmp_path: Path) -> None:
+    net = filled(nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 4)))
+    small = compressed(tmp_path, net)
+    scripted: Any = nn.Sequential(nn.Linear(16, 24), torch.jit.script(nn.Linear(24, 4)))
+
+    load(small, scripted)
+
+    x = torch.randn(2, 16)
+    close(scripted(x), expanded(small, net)(x))
+
+
 class MyLSTM(nn.LSTM):
     def hello(self) -> str:
         return "hello"
