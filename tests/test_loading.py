@@ -84,6 +84,8 @@ def test_cores_and_values_have_memory_of_their_own(tmp_path: Path, suffix: str) 
 
     assert small.read_bytes() == content
     again = load(small, Net()).state_dict()
+    with small.open("r+b") as stream:
+        stream.write(bytes(len(content)))
     assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
 
 
@@ -148,6 +150,26 @@ def test_names_as_they_are_come_before_any_prefix(tmp_path: Path) -> None:
     twin = expanded(small, net)
     for path in ("fc", "net.fc"):
         close(model.get_submodule(path).weight.dense(), twin.get_submodule(path).weight)
+
+
+def test_where_several_prefixes_would_do_the_names_as_they_are_come_first(tmp_path: Path) -> None:
+    net = filled(nn.ModuleDict({"fc": nn.Linear(16, 16)}))
+    model: Any = nn.ModuleDict({"net": nn.ModuleDict({"fc": nn.Linear(16, 16)}), "fc": nn.Linear(16, 16)})
+
+    load(compressed(tmp_path, net), model, strict=False)
+
+    assert [type(model["fc"]), type(model["net"]["fc"])] == [MPOLinear, nn.Linear]
+
+
+def test_the_prefix_is_the_one_under_which_shapes_agree(tmp_path: Path) -> None:
+    net = filled(nn.ModuleDict({"fc": nn.Linear(16, 24)}))
+    model: Any = nn.ModuleDict(
+        {name: nn.ModuleDict({"fc": nn.Linear(16, size)}) for name, size in (("teacher", 48), ("student", 24))}
+    )
+
+    load(compressed(tmp_path, net), model, strict=False)
+
+    assert [type(model["teacher"]["fc"]), type(model["student"]["fc"])] == [nn.Linear, MPOLinear]
 
 
 def test_without_strict_what_is_on_one_side_only_is_left_as_it_is(tmp_path: Path) -> None:

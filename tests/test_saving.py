@@ -214,6 +214,8 @@ def test_tied_tensors_stay_tied(tmp_path: Path, suffix: str, lstm: LSTMChoice) -
 
     before = inspect(small)
     assert dict(report.aliases) == dict(before.aliases)
+    with mpocompress.open_checkpoint(tmp_path / f"again{suffix}") as stored:
+        assert stored.tensors["second.bias"].alias_of == "first.bias"
     assert report.totals.parameters == before.totals.parameters
     again = load(tmp_path / f"again{suffix}", Tied())
     assert again.second.weight is again.first.weight
