@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mpocompress.loading import load
     from mpocompress.looking import look, overview
     from mpocompress.mpo import MPO
-    from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
+    from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
     from mpocompress.overview_report import Overview
     from mpocompress.pipeline import compress, expand, inspect, plan
     from mpocompress.plan_report import PlanReport
@@ -53,6 +53,7 @@ __all__ = [
     "overview",
     "plan",
     "save",
+    "set_execution",
 ]
 
 _HOMES = {
@@ -79,6 +80,7 @@ _HOMES = {
     "overview": "looking",
     "plan": "pipeline",
     "save": "saving",
+    "set_execution": "nn",
 }
 
 
