@@ -181,14 +181,27 @@ def dense_tensors(
     return {name: spool.tensor(held) if isinstance(held, Spooled) else held for name, held in tensors.items()}
 
 
-def _members(
-    matrix: MatrixReport, names: Mapping[str, TensorInfo], read: Callable[[str], Tensor], where: str
-) -> Iterator[tuple[str, Tensor]]:
-    """The members of one compressed matrix by name, dense."""
+def stored_mpo(
+    matrix: MatrixReport, names: Mapping[str, TensorInfo], read: Callable[[str], Tensor], *, where: str
+) -> MPO:
+    """The decomposition of one compressed matrix, from its file.
+
+    Args:
+        matrix: its report.
+        names: the tensors of the compressed file.
+        read: gives one of them by name.
+        where: the file, for messages.
+
+    Returns:
+        The decomposition, its cores as they are stored.
+
+    Raises:
+        FormatError: cores that are missing, that contradict the report, or that hold NaN or Inf.
+    """
     cores = [core_name(matrix.name, site) for site in range(len(matrix.bonds) + 1)]
     chain = (1, *matrix.bonds, 1)
     wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
-    found = [names[core].shape for core in cores]
+    found = [names[core].shape if core in names else None for core in cores]
     if wanted != found or not all(names[core].dtype.is_floating_point for core in cores):
         raise FormatError(
             where=f"{where}, {matrix.name}",
@@ -204,7 +217,14 @@ def _members(
             why="none is ever written",
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
-    dense = _dense(mpo, getattr(torch, matrix.source_dtype))
+    return mpo
+
+
+def _members(
+    matrix: MatrixReport, names: Mapping[str, TensorInfo], read: Callable[[str], Tensor], where: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The members of one compressed matrix by name, dense."""
+    dense = _dense(stored_mpo(matrix, names, read, where=where), getattr(torch, matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)
     yield from zip(matrix.members, (part.T if matrix.transposed else part for part in parts), strict=True)
 
