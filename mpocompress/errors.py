@@ -76,3 +76,7 @@ class DecompositionError(MPOCompressError):
 
 class ReportError(MPOCompressError):
     """A report contradicts itself: its parts do not add up."""
+
+
+class ExecutionError(MPOCompressError):
+    """A layer is asked to run in a way that there is not."""

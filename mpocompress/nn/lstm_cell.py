@@ -1,4 +1,4 @@
-"""An LSTM cell whose weights are matrix product operators."""
+"""One step of an LSTM whose weights are matrix product operators."""
 
 from __future__ import annotations
 
@@ -7,25 +7,145 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
+from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
+from mpocompress.nn.level import Rows, is_traced, needs_gradients, run_level
+from mpocompress.nn.prepared import Preparing
 from mpocompress.nn.weight import MPOWeight
 
+States = tuple[Tensor, Tensor]
 
-class MPOLSTMCell(nn.Module):
-    """SKELETON."""
+
+class MPOLSTMCell(Preparing, ExecutionChoice):
+    """An LSTM cell with cores in the place of weights; it answers every call that `torch.nn.LSTMCell` answers.
+
+    Args:
+        input_size: features of an input.
+        hidden_size: size of the state.
+        weights: name -> weight or bias, under the names of `torch.nn.LSTMCell`; `weight_joint` in the place of
+            `weight_ih` and `weight_hh` for a joint matrix.
+        execution: as for `MPOLSTM`.
+
+    Raises:
+        ModelError: a weight is missing, there twice, or of another shape.
+        ExecutionError: an execution that there is not.
+
+    Example:
+        >>> import mpocompress
+        >>> cell = nn.LSTMCell(64, 64)
+        >>> mpo = mpocompress.decompose(cell.weight_hh, truncation=mpocompress.Truncation(max_bond=8))
+        >>> h, c = MPOLSTMCell.replacing(cell, {"weight_hh": MPOWeight(mpo)})(torch.randn(2, 64))
+        >>> h.shape
+        torch.Size([2, 64])
+    """
 
     def __init__(
-        self, input_size: int, hidden_size: int, *, weights: Mapping[str, MPOWeight | Tensor], execution: str = "auto"
+        self, input_size: int, hidden_size: int, *, weights: Mapping[str, Weight], execution: Execution = "auto"
     ) -> None:
         super().__init__()
-        self.input_size, self.hidden_size, self.execution = input_size, hidden_size, execution
-        for name, value in weights.items():
-            setattr(self, name, value if isinstance(value, MPOWeight | nn.Parameter) else nn.Parameter(value))
+        self.input_size, self.hidden_size, self.execution = input_size, hidden_size, checked(execution)
+        for name, weight in weights.items():
+            setattr(self, name, weight if isinstance(weight, MPOWeight | nn.Parameter) else nn.Parameter(weight))
         self.bias = "bias_ih" in weights
+        self._weights()  # what does not fit is refused here
 
     @staticmethod
-    def replacing(layer: nn.LSTMCell, weights: Mapping[str, MPOWeight], *, execution: str = "auto") -> MPOLSTMCell:
-        members = {n.replace("joint", part) for n in weights for part in (("ih", "hh") if "joint" in n else ("",))}
-        kept = {name: value for name, value in layer._parameters.items() if name not in weights and name not in members}
-        new = MPOLSTMCell(layer.input_size, layer.hidden_size, weights={**weights, **kept}, execution=execution)
+    def replacing(
+        layer: nn.LSTMCell, weights: Mapping[str, MPOWeight], *, execution: Execution = "auto"
+    ) -> MPOLSTMCell:
+        """Make the cell that takes the place of a dense one.
+
+        Args:
+            layer: the dense one; it is not changed. What stays dense is shared with it.
+            weights: name -> weight, as for the class.
+            execution: as for the class.
+
+        Returns:
+            The new cell, in training mode if the other is.
+
+        Raises:
+            ModelError: a weight of a name or shape that the cell does not have.
+        """
+        new = MPOLSTMCell(layer.input_size, layer.hidden_size, weights=kept_of(layer, weights), execution=execution)
         new.train(layer.training)
         return new
+
+    def forward(self, input: Tensor, hx: States | None = None) -> States:  # noqa: A002
+        """Run one step.
+
+        Args:
+            input: shape (batch, input_size), or (input_size,).
+            hx: (h, c) before the step, of shape (batch, hidden_size) or (hidden_size,); by default zeros.
+
+        Returns:
+            (h, c) after it.
+
+        Raises:
+            RuntimeError: an input or a state of the wrong shape, in torch's own words.
+            ValueError: an input of the wrong number of dimensions.
+        """
+        if not self._fits(input, hx):
+            self._refuse(input, hx)
+        if input.dim() == 1:
+            h, c = self._in_precision(input[None], None if hx is None else (hx[0][None], hx[1][None]))
+            return h[0], c[0]
+        return self._in_precision(input, hx)
+
+    def extra_repr(self) -> str:
+        """Sizes as torch shows them, and how it runs; sites and bonds stand with the weights."""
+        bias = "" if self.bias else ", bias=False"
+        return f"{self.input_size}, {self.hidden_size}{bias}, execution={self.execution}"
+
+    def _in_precision(self, x: Tensor, hx: States | None) -> States:
+        """Run in the dtype that autocast asks for, if it does."""
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._step(x, hx)
+        dtype = torch.get_autocast_dtype(device)
+        hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+        with torch.autocast(device, enabled=False):
+            return self._step(x.to(dtype), hx)
+
+    def _step(self, x: Tensor, hx: States | None) -> States:
+        store = self._current()
+        if hx is None:
+            zeros = x.new_zeros(len(x), self.hidden_size)
+            hx = (zeros, zeros)
+        _, ((h, c),) = run_level(
+            x[None],
+            [hx],
+            [self._weights()],
+            Rows(steps=1, batch=len(x)),
+            execution=in_force(self.execution),
+            training=self.training,
+            made=None if is_traced() or needs_gradients((x, *hx, *store.tensors)) else store.made,
+        )
+        return h, c
+
+    def _weights(self) -> DirectionWeights:
+        weights: DirectionWeights | None = self._found.get("weights")
+        if weights is None:
+            weights = self._found["weights"] = weights_of(
+                {**self._parameters, **self._modules},
+                "",
+                input_size=self.input_size,
+                hidden_size=self.hidden_size,
+                output_size=self.hidden_size,
+            )
+        return weights
+
+    def _fits(self, x: Tensor, hx: States | None) -> bool:
+        """Whether an input and a state are what they should be."""
+        if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
+            return False
+        if x.dtype != self._current().tensors[0].dtype and not torch.is_autocast_enabled(x.device.type):
+            return False
+        wanted = (*x.shape[:-1], self.hidden_size)
+        return hx is None or (len(hx) == 2 and all(state.shape == wanted and state.dtype == x.dtype for state in hx))
+
+    def _refuse(self, x: Tensor, hx: States | None) -> None:
+        """Have torch's own cell say what is wrong, without running it; it may find nothing."""
+        twin = nn.LSTMCell(
+            self.input_size, self.hidden_size, bias=self.bias, device="meta", dtype=self._current().tensors[0].dtype
+        )
+        twin(x.to("meta"), None if hx is None else (hx[0].to("meta"), hx[1].to("meta")))

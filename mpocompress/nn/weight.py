@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from mpocompress.errors import SitesError
 from mpocompress.mpo import MPO
+from mpocompress.nn.prepared import Watched
 from mpocompress.sites import Sites
 
 
-class MPOWeight(nn.Module):
+class Cores(Watched, nn.ParameterList):
+    """Cores as parameters named 0, 1, ..."""
+
+
+class MPOWeight(Watched):
     """A weight stored as cores, in the place of the parameter that it was.
 
     Its parameters are named `core.0`, `core.1`, ... as in a compressed file. Where torch is given it in the place of a
@@ -46,14 +51,14 @@ class MPOWeight(nn.Module):
             )
         self.sites = mpo.sites
         self.transposed = transposed
-        self.core = nn.ParameterList(
+        self.core = Cores(
             nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
         )
 
     @property
     def cores(self) -> tuple[Tensor, ...]:
         """The cores, of shape (left_bond, row, col, right_bond)."""
-        return tuple(self.core)
+        return tuple(core for core in self.core._parameters.values() if core is not None)
 
     @property
     def bonds(self) -> tuple[int, ...]:
@@ -103,9 +108,11 @@ class MPOWeight(nn.Module):
         """The dense weight, see `dense`."""
         return self.dense()
 
-    def extra_repr(self) -> str:
-        """Sites and bonds."""
-        return f"{describe(self.sites)}, bonds={self.bonds}" + (", transposed=True" if self.transposed else "")
+    def __repr__(self) -> str:
+        """Sites and bonds, on one line."""
+        rows, cols = tuple(self.sites.row_dims), tuple(self.sites.col_dims)
+        more = ", transposed=True" if self.transposed else ""
+        return f"MPOWeight(sites={rows}x{cols}, bonds={self.bonds}{more})"
 
     @classmethod
     def __torch_function__(
@@ -117,18 +124,6 @@ class MPOWeight(nn.Module):
     ) -> Any:
         """Stand for the dense weight in a function of torch."""
         return func(*_dense(args), **_dense(kwargs or {}))
-
-
-def describe(sites: Sites) -> str:
-    """Site dims on one line, as `sites=(32, 32)x(16, 16)`.
-
-    Args:
-        sites: the site dims.
-
-    Returns:
-        The text.
-    """
-    return f"sites={tuple(sites.row_dims)}x{tuple(sites.col_dims)}"
 
 
 def _dense(value: Any) -> Any:
