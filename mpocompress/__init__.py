@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from mpocompress._version import __version__
 
 if TYPE_CHECKING:
+    from mpocompress.bench_report import BenchReport
+    from mpocompress.benchmark import bench
     from mpocompress.decomposition import decompose
     from mpocompress.errors import MPOCompressError
     from mpocompress.looking import look, overview
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MPO",
+    "BenchReport",
     "MPOCompressError",
     "Overview",
     "PlanReport",
@@ -33,6 +36,7 @@ __all__ = [
     "Sites",
     "Truncation",
     "__version__",
+    "bench",
     "compress",
     "decompose",
     "expand",
@@ -43,6 +47,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchReport": "bench_report",
     "MPO": "mpo",
     "MPOCompressError": "errors",
     "Overview": "overview_report",
@@ -51,6 +56,7 @@ _HOMES = {
     "Selection": "selection",
     "Sites": "sites",
     "Truncation": "truncation",
+    "bench": "benchmark",
     "compress": "pipeline",
     "decompose": "decomposition",
     "expand": "pipeline",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -15,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.bench_report import ContenderKind, Timed
+from mpocompress.int8 import has_int8_layers, int8_copy, packed_bytes, why_not_int8
 from mpocompress.stopwatch import BUDGET_S, SAMPLE_S, Call, interleaved
 
-EXECUTIONS = ("auto", "factorised", "materialised")
 INT8 = "dynamic int8"
-_QUANTIZED = "torch.ao.nn.quantized"
 _FALLS_BACK = "LSTM with projections is not supported with oneDNN"
 
 Feed = Callable[[nn.Module], object]
@@ -90,7 +88,7 @@ def one_step_contenders(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Ten
     steps = _OneStep(lstm)
     return tuple(
         Contender(
-            name=f"dense, LSTM cell, {library}",
+            name=f"dense, cell, {library}",
             kind="dense",
             run=lambda: steps(inputs, hidden, cell),
             size_bytes=lambda: held_bytes(lstm),
@@ -110,16 +108,15 @@ def int8_contender(module: nn.Module, feed: Feed) -> Contender:
     Returns:
         The contender; one that says why where torch cannot quantize the module, or nothing in it.
     """
-    reason = _not_quantizable(module)
-    quantized: nn.Module = module
+    reason, quantized = why_not_int8(module), module
     if not reason:
         try:
-            quantized = _quantized(module)
+            quantized = int8_copy(module)
             with torch.inference_mode():
                 feed(quantized)
         except Exception as error:  # noqa: BLE001 - torch refuses in many ways, and the user's code may not know it
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if not reason and not any(map(_is_quantized, quantized.modules())):
+    if not reason and not has_int8_layers(quantized):
         reason = "torch replaced no layer"
     return Contender(
         name=INT8,
@@ -212,8 +209,7 @@ def held_bytes(module: nn.Module) -> int:
     """
     parameters = sum(one.numel() * one.element_size() for one in module.parameters())
     prepared = sum(int(getattr(one, "prepared_bytes", 0)) for one in module.modules())
-    packed = (tensor for one in module.modules() if _is_quantized(one) for tensor in _packed(one))
-    return parameters + prepared + sum(tensor.numel() * tensor.element_size() for tensor in packed)
+    return parameters + prepared + packed_bytes(module)
 
 
 def largest_difference(outputs: object, others: object) -> float | None:
@@ -298,51 +294,3 @@ def _clock(device: str) -> Callable[[], float]:
         return time.perf_counter()
 
     return after_the_card if device == "cuda" else time.perf_counter
-
-
-def _not_quantizable(module: nn.Module) -> str:
-    """Why torch has no layers of 8 bits for a module; empty where it may have."""
-    parameters = list(module.parameters())
-    if any(one.device.type != "cpu" for one in parameters):
-        return "torch has it on processors only"
-    if not any(engine != "none" for engine in torch.backends.quantized.supported_engines):
-        return "this build of torch has no library for it"
-    if any(one.dtype != torch.float32 for one in parameters):
-        return "torch quantizes float32 layers only"
-    lstms = [one for one in module.modules() if isinstance(one, nn.LSTM | nn.LSTMCell)]
-    if any(getattr(one, "proj_size", 0) for one in lstms):
-        return "torch has none for an LSTM with a projection"
-    return "torch has none for an LSTM without bias" if any(not one.bias for one in lstms) else ""
-
-
-class _Wrapped(nn.Module):
-    """A module inside another, because only what is inside is replaced."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-
-def _quantized(module: nn.Module) -> nn.Module:
-    """A copy of a module whose layers have weights of 8 bits."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it will move to another package one day
-        wrapped = torch.ao.quantization.quantize_dynamic(  # type: ignore[no-untyped-call]
-            _Wrapped(copy.deepcopy(module).eval()), {nn.LSTM, nn.LSTMCell, nn.Linear}, dtype=torch.qint8
-        )
-    inside: nn.Module = wrapped.inside
-    return inside
-
-
-def _is_quantized(module: nn.Module) -> bool:
-    """Whether a module is a layer of torch with weights of 8 bits, not a part of one."""
-    weights = hasattr(module, "get_weight") or callable(getattr(module, "weight", None))
-    return weights and type(module).__module__.startswith(_QUANTIZED)
-
-
-def _packed(module: Any) -> Iterator[Tensor]:
-    """Weights and biases that a quantized layer holds in a form of its own."""
-    if hasattr(module, "get_weight"):
-        yield from (*module.get_weight().values(), *module.get_bias().values())
-    else:
-        yield from (one for one in (module.weight(), module.bias()) if one is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,17 @@ from mpocompress.checkpoint import Checkpoint, TensorInfo
 from mpocompress.errors import FormatError
 from mpocompress.layers import LSTM_GATES
 from mpocompress.mpo import MPO
-from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
+from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
 from mpocompress.report import MatrixReport, Report
 from mpocompress.rewriter import stored_mpo
+from mpocompress.text import shown
 
-_LSTM_PARTS = re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(?P<level>\d+)(?P<reverse>_reverse)?")
-_CELL_PARTS = re.compile(r"(?:weight|bias)_(?:ih|hh)")
-_LINEAR_PARTS = re.compile(r"bias")
+_PARTS: Mapping[str, re.Pattern[str]] = {
+    "lstm": re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(?P<level>\d+)(?P<reverse>_reverse)?"),
+    "lstm_cell": re.compile(r"(?:weight|bias)_(?:ih|hh)"),
+}
+"""The tensors of a recurrent layer, by their names in it."""
+_DAMAGED = "The file is damaged or was edited: compress the original checkpoint again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +34,8 @@ class StoredLayer:
         path: of the module; empty for the model itself.
         kind: `lstm` (all its levels and directions), `lstm_cell`, `linear` or `conv1d`.
         matrices: its compressed matrices, by their names in the layer.
-        shapes: shape of every tensor of the dense layer, by its name in the layer.
-        kept: tensors that are no cores: name in the layer -> name in the file.
+        shapes: shape of every tensor of the dense layer, by its name in the layer; rows are outputs.
+        kept: tensors that are no cores: name in the layer -> name in the dense model.
     """
 
     path: str
@@ -42,11 +46,30 @@ class StoredLayer:
 
     @property
     def likeness(self) -> object:
-        """Equal for layers that run alike: same kind, shapes, sites and bonds."""
-        cores = (
-            (name, one.row_dims, one.col_dims, one.anti_aligned, one.bonds) for name, one in self.matrices.items()
-        )
-        return (self.kind, tuple(cores), tuple(self.shapes.items()))
+        """Equal for layers that run alike: the same kind, shapes, sites and bonds."""
+        cores = ((name, one.row_dims, one.col_dims, one.anti_aligned, one.bonds) for name, one in self.matrices.items())
+        return self.kind, tuple(cores), tuple(self.shapes.items())
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Its compressed matrices and what they stand for, by their names in the file and in the dense model."""
+        return tuple(name for one in self.matrices.values() for name in (one.name, *one.members))
+
+    @property
+    def dense_parameters(self) -> int:
+        """Of its compressed matrices, dense."""
+        return sum(one.dense_parameters for one in self.matrices.values())
+
+    @property
+    def parameters(self) -> int:
+        """Of their cores."""
+        return sum(one.parameters for one in self.matrices.values())
+
+    def parts(self, matrix: MatrixReport) -> tuple[str, ...]:
+        """The tensors of the layer that a matrix of it stands for, by their names in the layer."""
+        if self.kind not in _PARTS:
+            return ("weight",)
+        return tuple(_inside(self.path, member) for member in matrix.members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,11 +84,11 @@ class Twins:
     dense: nn.Module
     mpos: Mapping[str, MPO]
 
-    def compressed(self, execution: str) -> nn.Module:
+    def compressed(self, execution: Execution) -> nn.Module:
         """A new layer that holds the cores.
 
         Args:
-            execution: `auto`, `factorised` or `materialised`.
+            execution: how it runs.
 
         Returns:
             The layer; its cores share memory with those of other calls.
@@ -79,55 +102,64 @@ class Twins:
         return MPOLinear.replacing(self.dense, weight, execution=execution)
 
 
-def stored_layers(report: Report, names: Mapping[str, TensorInfo]) -> tuple[StoredLayer, ...]:
+def stored_layers(report: Report, names: Mapping[str, TensorInfo], *, where: str) -> tuple[StoredLayer, ...]:
     """The layers of a compressed file that have a compressed matrix.
 
     Args:
         report: the report in the file.
         names: the tensors of the file.
+        where: the file, for messages.
 
     Returns:
-        The layers, in file order; the levels and directions of one LSTM together, every other matrix by itself.
+        The layers, in file order: the levels and directions of one LSTM together, every other matrix by itself.
+
+    Raises:
+        FormatError: a tied tensor whose values are not in the file.
     """
-    groups: dict[tuple[str, str, str], list[MatrixReport]] = {}
-    for matrix in report.compressed:
-        recurrent = matrix.kind in ("lstm", "lstm_cell")
-        groups.setdefault((matrix.layer, matrix.kind, "" if recurrent else matrix.name), []).append(matrix)
-    by_member = {
-        member: (columns, matrix)
+    shapes = {name: info.shape for name, info in names.items()} | {
+        member: (matrix.shape[0], columns)
         for matrix in report.matrices
         for member, columns in zip(matrix.members, matrix.member_columns, strict=True)
     }
-
-    def shape(name: str) -> tuple[int, ...]:
-        """Of a tensor of the dense model."""
-        if name in by_member:
-            columns, matrix = by_member[name]
-            return matrix.shape[0], columns
-        return names[name].shape
-
-    layers = []
-    for (path, kind, _), matrices in groups.items():
-        own = {one.name.removeprefix(f"{path}."): one for one in matrices}
-        cut = {member for one in matrices for member in one.members}
-        there = _parts(kind, path, (*names, *by_member, *report.aliases))
-        found = {part: report.aliases.get(name, name) for part, name in there.items()}
-        if kind not in ("lstm", "lstm_cell"):
-            (matrix,) = matrices
-            found = {"weight": matrix.members[0]} | {
-                part: name for part, name in found.items() if shape(name) == (matrix.shape[0],)
-            }
-            own = {"weight": matrix}
-        layers.append(
-            StoredLayer(
-                path=path,
-                kind=kind,
-                matrices=own,
-                shapes=dict(sorted((part, shape(name)) for part, name in found.items())),
-                kept={part: name for part, name in found.items() if name not in cut},
+    for tied, name in report.aliases.items():
+        if name not in shapes:
+            raise FormatError(
+                where=f"{where}, {shown(tied)}",
+                found=f"a tie to {shown(name)}, which is not there",
+                why="a tied tensor has the values of another one",
+                action=_DAMAGED,
             )
-        )
-    return tuple(layers)
+        shapes.setdefault(tied, shapes[name])
+    groups: dict[tuple[str, str, str], list[MatrixReport]] = {}
+    for matrix in report.compressed:
+        alone = "" if matrix.kind in _PARTS else matrix.name
+        groups.setdefault((matrix.layer, matrix.kind, alone), []).append(matrix)
+    return tuple(_stored(path, kind, matrices, shapes, report.aliases) for (path, kind, _), matrices in groups.items())
+
+
+def _stored(
+    path: str,
+    kind: str,
+    matrices: list[MatrixReport],
+    shapes: Mapping[str, tuple[int, ...]],
+    aliases: Mapping[str, str],
+) -> StoredLayer:
+    """One layer, of its compressed matrices and the tensors beside them."""
+    if kind in _PARTS:
+        found = dict(_recurrent(path, kind, shapes))
+    else:
+        weight, bias = matrices[0].members[0], f"{path}.bias" if path else "bias"
+        found = {"weight": weight}
+        if _inside(path, weight) == "weight" and shapes.get(bias) == (matrices[0].shape[0],):
+            found["bias"] = bias
+    cut = {member for matrix in matrices for member in matrix.members}
+    return StoredLayer(
+        path=path,
+        kind=kind,
+        matrices={_inside(path, matrix.name) if kind in _PARTS else "weight": matrix for matrix in matrices},
+        shapes={part: shapes[name] for part, name in sorted(found.items())},
+        kept={part: aliases.get(name, name) for part, name in found.items() if name not in cut},
+    )
 
 
 def twins(layer: StoredLayer, checkpoint: Checkpoint, report: Report) -> Twins:
@@ -142,62 +174,53 @@ def twins(layer: StoredLayer, checkpoint: Checkpoint, report: Report) -> Twins:
         Both layers, in float32.
 
     Raises:
-        FormatError: cores that contradict the report, or tensors that make no layer of this kind.
+        FormatError: cores that hold NaN or Inf, or tensors that make no layer of this kind.
     """
-    where, read = checkpoint.path.name, checkpoint.tensor
-    mpos = {
-        name: stored_mpo(one, checkpoint.tensors, read, where=where).to(torch.float32)
-        for name, one in layer.matrices.items()
-    }
-    state = {part: _dense(name, report, checkpoint) for part, name in layer.kept.items()}
-    parts = {name: part for part, name in _parts(layer.kind, layer.path, report_members(layer)).items()}
-    for name, one in layer.matrices.items():
-        columns = torch.split(mpos[name].to_matrix(), list(one.member_columns), dim=1)
-        state |= {parts.get(member, name): part for member, part in zip(one.members, columns, strict=True)}
+    mpos = {name: _mpo(matrix, checkpoint) for name, matrix in layer.matrices.items()}
+    state = {part: _kept(name, report, checkpoint) for part, name in layer.kept.items()}
+    for name, matrix in layer.matrices.items():
+        columns = torch.split(mpos[name].to_matrix(), list(matrix.member_columns), dim=1)
+        state |= zip(layer.parts(matrix), columns, strict=True)
     try:
         dense = _LAYERS[layer.kind](layer)
         dense.load_state_dict({part: tensor.contiguous() for part, tensor in state.items()}, assign=True)
     except (RuntimeError, KeyError, ValueError) as error:
         raise FormatError(
-            where=f"{where}, {layer.path}",
-            found=f"tensors {', '.join(f'{part} {shape}' for part, shape in layer.shapes.items())}",
+            where=f"{checkpoint.path.name}, {shown(layer.path)}",
+            found=f"tensors {', '.join(f'{shown(part)} {shape}' for part, shape in layer.shapes.items())}",
             why=f"they do not make a layer of kind {layer.kind}",
-            action="The file is damaged or was edited: compress the original checkpoint again.",
+            action=_DAMAGED,
         ) from error
     return Twins(dense=dense.eval().requires_grad_(requires_grad=False), mpos=mpos)
 
 
-def report_members(layer: StoredLayer) -> tuple[str, ...]:
-    """Names, in the original, of the tensors that the cores of a layer stand for.
-
-    Args:
-        layer: the layer.
-
-    Returns:
-        The names.
-    """
-    return tuple(member for one in layer.matrices.values() for member in one.members)
+def _recurrent(path: str, kind: str, names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """The tensors of a recurrent layer: name in the layer, name in the dense model."""
+    pairs = ((_inside(path, name), name) for name in names if not path or name.startswith(f"{path}."))
+    return ((part, name) for part, name in pairs if _PARTS[kind].fullmatch(part))
 
 
-def _parts(kind: str, path: str, names: tuple[str, ...]) -> dict[str, str]:
-    """The tensors of a layer: name in the layer -> name in the file."""
-    pattern = {"lstm": _LSTM_PARTS, "lstm_cell": _CELL_PARTS}.get(kind, _LINEAR_PARTS)
-    start = f"{path}." if path else ""
-    inside = ((name.removeprefix(start), name) for name in names if name.startswith(start))
-    return {part: name for part, name in inside if pattern.fullmatch(part)}
+def _inside(path: str, name: str) -> str:
+    return name.removeprefix(f"{path}.") if path else name
 
 
-def _dense(name: str, report: Report, checkpoint: Checkpoint) -> Tensor:
+def _mpo(matrix: MatrixReport, checkpoint: Checkpoint) -> MPO:
+    """A decomposition in float32, in memory of its own."""
+    mpo = stored_mpo(matrix, checkpoint.tensor, where=checkpoint.path.name)
+    return MPO(cores=tuple(core.to(torch.float32, copy=True) for core in mpo.cores), sites=mpo.sites)
+
+
+def _kept(name: str, report: Report, checkpoint: Checkpoint) -> Tensor:
     """A tensor of the dense model in float32: one of the file, or what a tie to a compressed weight means."""
     if name in checkpoint.tensors:
-        return checkpoint.tensor(name).to(torch.float32)
+        return checkpoint.tensor(name).to(torch.float32, copy=True)
     matrix = next(one for one in report.compressed if name in one.members)
-    mpo = stored_mpo(matrix, checkpoint.tensors, checkpoint.tensor, where=checkpoint.path.name).to(torch.float32)
-    return torch.split(mpo.to_matrix(), list(matrix.member_columns), dim=1)[matrix.members.index(name)]
+    columns = torch.split(_mpo(matrix, checkpoint).to_matrix(), list(matrix.member_columns), dim=1)
+    return columns[matrix.members.index(name)]
 
 
 def _lstm(layer: StoredLayer) -> nn.LSTM:
-    found = [match for part in layer.shapes if (match := _LSTM_PARTS.fullmatch(part)) is not None]
+    found = [match for part in layer.shapes if (match := _PARTS["lstm"].fullmatch(part)) is not None]
     projection = layer.shapes.get("weight_hr_l0")
     return nn.LSTM(
         layer.shapes["weight_ih_l0"][1],
