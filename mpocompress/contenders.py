@@ -235,7 +235,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     """The floating tensors in a nest, none of them empty."""
     if isinstance(value, Tensor):
         if value.is_floating_point() and value.numel():
-            yield value
+            yield value.detach()
     elif isinstance(value, Mapping):
         for one in value.values():
             yield from _tensors(one)

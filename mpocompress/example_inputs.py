@@ -35,26 +35,74 @@ class InputsMaker:
     has_length: bool
 
 
-def inputs_maker(inputs: str | InputsFunction | None, model: nn.Module) -> InputsMaker:
-    """Find out how inputs for a model are made.
+def given_inputs(inputs: str | InputsFunction) -> InputsMaker:
+    """Inputs that the user's function makes.
 
     Args:
-        inputs: a function, or `file.py:name` or `package.module:name` of one, which is imported; None to guess.
+        inputs: a function, or `file.py:name` or `package.module:name` of one, which is imported.
+
+    Returns:
+        How they are made.
+
+    Raises:
+        InputsError: the function cannot be imported.
+    """
+    if isinstance(inputs, str):
+        return InputsMaker(make=inputs_function(inputs), said=f"those of {shown(inputs)}", has_length=True)
+    return InputsMaker(make=inputs, said="the given ones", has_length=True)
+
+
+def guessed_inputs(model: nn.Module) -> InputsMaker:
+    """Random inputs, of the shape that the first layer with weights takes.
+
+    Args:
         model: the dense model.
 
     Returns:
         How they are made.
 
     Raises:
-        InputsError: the function cannot be imported, or nothing can be guessed.
+        InputsError: that layer is of another kind than LSTM, GRU, RNN, Linear or Embedding.
 
     Example:
-        >>> inputs_maker(None, nn.LSTM(8, 16, batch_first=True)).make(2, 5).shape
+        >>> guessed_inputs(nn.LSTM(8, 16, batch_first=True)).make(2, 5).shape
         torch.Size([2, 5, 8])
     """
-    if isinstance(inputs, str):
-        return InputsMaker(make=inputs_function(inputs), said=f"those of {shown(inputs)}", has_length=True)
-    return _guessed(model) if inputs is None else InputsMaker(make=inputs, said="the given ones", has_length=True)
+    path, layer = next(
+        ((name, one) for name, one in model.named_modules() if any(True for _ in one.parameters(recurse=False))),
+        ("", model),
+    )
+    kind = type(layer).__name__
+    called = f"as {shown(path)}, its first layer ({kind}), takes" if path else f"as a {kind} takes"
+    if isinstance(layer, nn.RNNBase):
+        dtype, size, batch_first = next(layer.parameters()).dtype, layer.input_size, layer.batch_first
+        return InputsMaker(
+            make=lambda batch, length: _noise(
+                *((batch, length) if batch_first else (length, batch)), size, dtype=dtype
+            ),
+            said=f"random numbers of shape {'(batch, length' if batch_first else '(length, batch'}, {size}), {called}",
+            has_length=True,
+        )
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        return InputsMaker(
+            make=lambda batch, length: torch.randint(layer.num_embeddings, (batch, length), generator=_generator()),
+            said=f"random ids below {layer.num_embeddings} of shape (batch, length), {called}",
+            has_length=True,
+        )
+    if isinstance(layer, nn.Linear | nn.RNNCellBase):
+        size = layer.in_features if isinstance(layer, nn.Linear) else layer.input_size
+        dtype = next(layer.parameters()).dtype
+        return InputsMaker(
+            make=lambda batch, _: _noise(batch, size, dtype=dtype),
+            said=f"random numbers of shape (batch, {size}), {called}",
+            has_length=False,
+        )
+    raise InputsError(
+        where=type(model).__name__,
+        found=f"{shown(path) or 'the model itself'}, a {kind}, is its first layer that has weights",
+        why="inputs are guessed for LSTM, GRU, RNN, Linear and Embedding layers",
+        action=_WRITE_ONE,
+    )
 
 
 def fed(model: nn.Module, made: object) -> object:
@@ -124,44 +172,6 @@ def first_call(model: nn.Module, made: object, maker: InputsMaker) -> None:
             why=f"the model does not take the inputs, {maker.said}",
             action=_WRITE_ONE,
         ) from error
-
-
-def _guessed(model: nn.Module) -> InputsMaker:
-    """Inputs that the first layer with weights takes."""
-    path, layer = next(
-        ((name, one) for name, one in model.named_modules() if any(True for _ in one.parameters(recurse=False))),
-        ("", model),
-    )
-    called = f"which {shown(path) or 'the model'}, the first {type(layer).__name__}, takes"
-    if isinstance(layer, nn.RNNBase):
-        dtype, size, batch_first = next(layer.parameters()).dtype, layer.input_size, layer.batch_first
-        return InputsMaker(
-            make=lambda batch, length: _noise(
-                *((batch, length) if batch_first else (length, batch)), size, dtype=dtype
-            ),
-            said=f"random numbers of shape {'(batch, length' if batch_first else '(length, batch'}, {size}), {called}",
-            has_length=True,
-        )
-    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-        return InputsMaker(
-            make=lambda batch, length: torch.randint(layer.num_embeddings, (batch, length), generator=_generator()),
-            said=f"random ids below {layer.num_embeddings} of shape (batch, length), {called}",
-            has_length=True,
-        )
-    if isinstance(layer, nn.Linear | nn.RNNCellBase):
-        size = layer.in_features if isinstance(layer, nn.Linear) else layer.input_size
-        dtype = next(layer.parameters()).dtype
-        return InputsMaker(
-            make=lambda batch, _: _noise(batch, size, dtype=dtype),
-            said=f"random numbers of shape (batch, {size}), {called}",
-            has_length=False,
-        )
-    raise InputsError(
-        where=type(model).__name__,
-        found=f"{shown(path) or 'the model itself'}, a {type(layer).__name__}, is its first layer that has weights",
-        why="inputs are guessed for LSTM, GRU, RNN, Linear and Embedding layers",
-        action=_WRITE_ONE,
-    )
 
 
 def _generator() -> torch.Generator:

@@ -12,7 +12,15 @@ from torch import nn
 
 from mpocompress.bench_report import Benched, Case
 from mpocompress.dense_twin import dense_state
-from mpocompress.example_inputs import InputsFunction, InputsMaker, checked_inputs, fed, first_call, inputs_maker
+from mpocompress.example_inputs import (
+    InputsFunction,
+    InputsMaker,
+    checked_inputs,
+    fed,
+    first_call,
+    given_inputs,
+    guessed_inputs,
+)
 from mpocompress.nn import Execution
 from mpocompress.side_by_side import EXECUTIONS, Conditions, side_by_side
 from mpocompress.stored_layers import StoredLayer
@@ -42,14 +50,14 @@ def bench_model(
         ModelError: the model cannot be built, or the file is not of it.
         InputsError: inputs cannot be made or guessed, or the model does not take them.
     """
-    build = _builder(model)
+    build, given = _builder(model), None if inputs is None else given_inputs(inputs)
     compressed: Mapping[Execution, nn.Module] = {
         mode: _loaded(source, build(), mode).eval().to(conditions.device) for mode in EXECUTIONS
     }
     dense = build()
     dense.load_state_dict(dense_state(compressed["auto"], dense))
     dense.eval().to(conditions.device)
-    maker = inputs_maker(inputs, dense)
+    maker = given or guessed_inputs(dense)
     sizes = conditions.sizes(has_length=maker.has_length)
     cases = []
     for done, (batch, length) in enumerate(sizes):
