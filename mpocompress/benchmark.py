@@ -91,7 +91,7 @@ def bench(
         if model is None:
             measured, notes = bench_layers(stored, layers, checkpoint, report, conditions)
         else:
-            measured, notes = bench_model(stored, model, inputs, source, conditions)
+            measured, notes = bench_model(stored, model, inputs, checkpoint, conditions)
     return BenchReport(
         tool_version=__version__,
         file=checkpoint.path.name,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
-from os import PathLike
-from typing import Any
 
 from torch import nn
 
 from mpocompress.bench_report import Benched, Case
+from mpocompress.checkpoint import Checkpoint
 from mpocompress.dense_twin import dense_state
 from mpocompress.example_inputs import (
     InputsFunction,
@@ -21,6 +19,7 @@ from mpocompress.example_inputs import (
     given_inputs,
     guessed_inputs,
 )
+from mpocompress.loading import load
 from mpocompress.nn import Execution
 from mpocompress.side_by_side import EXECUTIONS, Conditions, side_by_side
 from mpocompress.stored_layers import StoredLayer
@@ -31,7 +30,7 @@ def bench_model(
     stored: Sequence[StoredLayer],
     model: str | nn.Module,
     inputs: str | InputsFunction | None,
-    source: str | PathLike[str],
+    checkpoint: Checkpoint,
     conditions: Conditions,
 ) -> tuple[tuple[Benched, ...], tuple[str, ...]]:
     """Load a compressed file into the user's model, once for every way in which it can run, and measure it.
@@ -40,7 +39,7 @@ def bench_model(
         stored: the compressed layers of the file.
         model: a module, or `file.py:name` or `package.module:name` of one or of what builds it.
         inputs: a function of a batch size and a length, or where it is; None to guess.
-        source: the file.
+        checkpoint: the open file.
         conditions: how it is measured.
 
     Returns:
@@ -52,7 +51,7 @@ def bench_model(
     """
     build, given = _builder(model), None if inputs is None else given_inputs(inputs)
     compressed: Mapping[Execution, nn.Module] = {
-        mode: _loaded(source, build(), mode).eval().to(conditions.device) for mode in EXECUTIONS
+        mode: load(checkpoint, build(), execution=mode).eval().to(conditions.device) for mode in EXECUTIONS
     }
     dense = build()
     dense.load_state_dict(dense_state(compressed["auto"], dense))
@@ -78,13 +77,6 @@ def bench_model(
 def _builder(model: str | nn.Module) -> Callable[[], nn.Module]:
     """What gives a new model at every call."""
     return model_builder(model) if isinstance(model, str) else lambda: copy.deepcopy(model)
-
-
-def _loaded(source: str | PathLike[str], model: nn.Module, mode: Execution) -> nn.Module:
-    """The model with MPO layers in it."""
-    load: Any = import_module("mpocompress").load
-    loaded: nn.Module = load(source, model, execution=mode)
-    return loaded
 
 
 def _case(

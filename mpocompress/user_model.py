@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mpocompress.alignment import aligned
 from mpocompress.errors import ModelError
 from mpocompress.kinds import class_kind
 from mpocompress.text import listed, shown
@@ -18,8 +18,6 @@ from mpocompress.user_code import model_builder
 UserModel = str | nn.Module | Mapping[str, str | type]
 """A model: `file.py:name` or `package.module:name` of one or of what builds it, itself, or module path -> class."""
 
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_DEEPEST_PREFIX = 4
 _MOST_SHOWN = 3
 
 
@@ -61,13 +59,13 @@ def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) ->
         model, ran = model_builder(model)(), (f"{called} was imported and run.",)
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
-        classes = {path: _class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
+        classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(model)}
-        found = _aligned(weights, own, lambda name, other: shapes[name] == own[other])
+        found = aligned(weights, own, lambda name, other: shapes[name] == own[other])
         owners = {_module(name): classes.get(_module(other), "") for name, other in found.items()}
     else:
-        classes = {path: one if isinstance(one, str) else _full_name(one) for path, one in model.items()}
-        found = _aligned([_module(name) for name in weights], classes, lambda name, other: True)
+        classes = {path: one if isinstance(one, str) else full_name(one) for path, one in model.items()}
+        found = aligned([_module(name) for name in weights], classes, lambda name, other: True)
         owners = {name: classes[other] for name, other in found.items()}
     if not found:
         raise ModelError(
@@ -91,51 +89,41 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield from ((name, tensor) for name, tensor in tensors if not is_lazy(tensor))
 
 
-def _class_name(module: nn.Module) -> str:
-    """The class of a module, or the first of its bases that says what it is."""
-    names = [_full_name(kind) for kind in type(module).__mro__]
+def class_name(module: nn.Module) -> str:
+    """The class of a module, or the first of its bases that says what it is.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The full name.
+
+    Example:
+        >>> class_name(type("Mine", (nn.LSTM,), {})(2, 3))
+        'torch.nn.modules.rnn.LSTM'
+    """
+    names = [full_name(kind) for kind in type(module).__mro__]
     return next((name for name in names if class_kind(name) is not None), names[0])
 
 
-def _full_name(kind: type) -> str:
+def full_name(kind: type) -> str:
+    """A class with its module, as `class_kind` and `short_class` want it.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> full_name(nn.GRU)
+        'torch.nn.modules.rnn.GRU'
+    """
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _aligned(names: Collection[str], others: Collection[str], fits: Callable[[str, str], bool]) -> dict[str, str]:
-    """Names of a checkpoint to those of a model, under the one prefix, on either side, that most of them share."""
-    plain = {_unwrapped(other): other for other in others}
-    whole = {_unwrapped(name): name for name in names}
-    votes: Counter[tuple[str, str]] = Counter()
-    for name in whole:
-        votes.update((head, "") for head, tail in _tails(name) if tail in plain and fits(whole[name], plain[tail]))
-    for other in plain:
-        votes.update(("", head) for head, tail in _tails(other) if tail in whole and fits(whole[tail], plain[other]))
-    if not votes:
-        return {}
-    ours, theirs = max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1])))
-    found = {}
-    for name in names:
-        bare = _unwrapped(name)
-        match = plain.get(theirs + bare.removeprefix(ours)) if bare.startswith(ours) else None
-        if match is not None and fits(name, match):
-            found[name] = match
-    return found
-
-
-def _unwrapped(name: str) -> str:
-    """A name without what torch.compile and FSDP put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _tails(name: str) -> Iterator[tuple[str, str]]:
-    """A name parted after none, one, two, ... of its words."""
-    parts = name.split(".")
-    for count in range(min(len(parts), _DEEPEST_PREFIX + 1)):
-        yield "".join(f"{part}." for part in parts[:count]), ".".join(parts[count:])
 
 
 def _some(names: Collection[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress import contenders, model_bench
+from mpocompress import contenders
 from mpocompress.bench_report import Case, Timed
 from mpocompress.checkpoint import open_checkpoint
 from mpocompress.contenders import dense_contenders, int8_contender, largest_difference, one_step_contenders, race
@@ -373,24 +373,6 @@ def test_differences_are_found_in_nests_and_what_is_not_finite_is_said() -> None
 # --- the whole model of a user
 
 
-@pytest.fixture
-def loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for `mpocompress.load` where a model has the names of the file."""
-
-    def load(source: Path, model: nn.Module, *, execution: Any) -> nn.Module:
-        with open_checkpoint(source) as checkpoint:
-            report = mpocompress.inspect(source)
-            for layer in stored_layers(report, checkpoint.tensors, where="small.pt"):
-                parent, _, leaf = layer.path.rpartition(".")
-                new = twins(layer, checkpoint, report).compressed(execution)
-                new.__dict__.update({"batch_first": True} if isinstance(new, MPOLSTM) else {})
-                setattr(model.get_submodule(parent), leaf, new)
-        return model
-
-    monkeypatch.setattr(model_bench, "_loaded", lambda source, model, mode: load(source, model, execution=mode))
-
-
-@pytest.mark.usefixtures("loading")
 def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
     report = bench(small, model=Net(), batches=(1, 2))
 
@@ -412,7 +394,6 @@ def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
     assert "with a projection" in benched.cases[0].contenders[2].unavailable
 
 
-@pytest.mark.usefixtures("loading")
 def test_a_model_and_its_inputs_can_be_named_by_where_they_are(small: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import torch\nfrom tests.test_bench import Net as build\n\n\n"
@@ -425,7 +406,6 @@ def test_a_model_and_its_inputs_can_be_named_by_where_they_are(small: Path, tmp_
     assert report.notes == (f"The model was called with those of {net}:batch.",)
 
 
-@pytest.mark.usefixtures("loading")
 def test_a_model_that_does_not_take_the_inputs_says_where_it_failed(small: Path) -> None:
     with pytest.raises(InputsError) as refused:
         bench(small, model=Net(), inputs=lambda batch, length: torch.ones(batch, length, 7))
