@@ -103,6 +103,18 @@ class Case:
         """
         return self.best_dense.median_s / contender.median_s if contender.times_s else None
 
+    def document(self) -> dict[str, Any]:
+        """The fields as JSON takes them, and beside the times of each contender what follows from them."""
+        fields = fields_of(self)
+        for one, timed in zip(self.contenders, fields["contenders"], strict=True):
+            timed |= {
+                "median_s": one.median_s if one.times_s else None,
+                "fastest_s": min(one.times_s, default=None),
+                "slowest_s": max(one.times_s, default=None),
+                "times_faster": self.times_faster(one),
+            }
+        return fields | {"best_dense": self.best_dense.contender}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchedMatrix:
@@ -212,23 +224,8 @@ class BenchReport:
         """
         document = {"format": BENCH_FORMAT, "version": BENCH_VERSION, **fields_of(self)}
         for benched, entry in zip(self.measured, document["measured"], strict=True):
-            for case, fields in zip(benched.cases, entry["cases"], strict=True):
-                fields["best_dense"] = case.best_dense.contender
-                for one, timed in zip(case.contenders, fields["contenders"], strict=True):
-                    timed |= _derived(case, one)
+            entry["cases"] = [case.document() for case in benched.cases]
         return json.dumps(document, indent=indent, allow_nan=False)
-
-
-def _derived(case: Case, one: Timed) -> dict[str, Any]:
-    """What follows from the times of a contender."""
-    if not one.times_s:
-        return {"median_s": None, "fastest_s": None, "slowest_s": None, "times_faster": None}
-    return {
-        "median_s": one.median_s,
-        "fastest_s": min(one.times_s),
-        "slowest_s": max(one.times_s),
-        "times_faster": case.times_faster(one),
-    }
 
 
 def _fail(where: str, found: str, why: str) -> None:

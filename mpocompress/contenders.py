@@ -146,15 +146,17 @@ def race(
     *,
     repeats: int,
     device: str = "cpu",
+    gradients: bool = False,
     sample_s: float = SAMPLE_S,
     budget_s: float = BUDGET_S,
 ) -> tuple[Timed, ...]:
-    """Run contenders against each other, in inference mode, and compare their outputs.
+    """Run contenders against each other and compare their outputs.
 
     Args:
         contenders: a dense one first, which the outputs of the others are compared with.
         repeats: see `stopwatch.interleaved`, as for the last two.
         device: where they run; a graphics card is waited for.
+        gradients: whether torch records what gradients need; without, everything runs in inference mode.
         sample_s: seconds that a sample lasts at least.
         budget_s: seconds that all samples may take.
 
@@ -162,7 +164,7 @@ def race(
         Their figures, in their order.
     """
     able = [one for one in contenders if not one.unavailable]
-    with torch.inference_mode(), warnings.catch_warnings():
+    with torch.inference_mode(mode=not gradients), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_FALLS_BACK)
         outputs = []
         for one in able:

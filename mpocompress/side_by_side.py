@@ -13,6 +13,7 @@ from mpocompress.contenders import Contender, Feed, compressed_contender, dense_
 from mpocompress.jobs import Progress
 from mpocompress.nn import Execution
 from mpocompress.nn.prepared import Preparing
+from mpocompress.stopwatch import BUDGET_S
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 REPEATS = 15
@@ -29,6 +30,7 @@ class Conditions:
         repeats: the most samples of a contender.
         device: where everything runs, `cpu` or `cuda`.
         progress: told how far the work is.
+        budget_s: seconds that all samples on one size may take.
     """
 
     batches: tuple[int, ...]
@@ -36,6 +38,7 @@ class Conditions:
     repeats: int
     device: str
     progress: Progress | None
+    budget_s: float = BUDGET_S
 
     def sizes(self, *, has_length: bool) -> tuple[tuple[int, int | None], ...]:
         """Batch size and length of every input; no length where there are no sequences."""
@@ -57,6 +60,7 @@ def side_by_side(
     length: int | None,
     conditions: Conditions,
     more: tuple[Contender, ...] = (),
+    gradients: bool = False,
 ) -> Case:
     """Time all contenders on inputs of one size.
 
@@ -68,6 +72,7 @@ def side_by_side(
         length: steps of a sequence, for the report.
         conditions: how it is measured.
         more: further contenders, put behind the dense ones.
+        gradients: whether `feed` asks for gradients, which weights of 8 bits do not have.
 
     Returns:
         The figures; bytes are those that a module holds after it ran on this size alone.
@@ -79,11 +84,17 @@ def side_by_side(
     contenders = (
         *dense_contenders(dense, feed),
         *more,
-        int8_contender(dense, feed),
+        *(() if gradients else (int8_contender(dense, feed),)),
         *(compressed_contender(module, feed, mode) for mode, module in compressed.items()),
     )
     return Case(
         batch=batch,
         length=length,
-        contenders=race(contenders, repeats=conditions.repeats, device=conditions.device),
+        contenders=race(
+            contenders,
+            repeats=conditions.repeats,
+            device=conditions.device,
+            gradients=gradients,
+            budget_s=conditions.budget_s,
+        ),
     )
