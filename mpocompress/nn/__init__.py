@@ -6,4 +6,4 @@ from mpocompress.nn.lstm import MPOLSTM
 from mpocompress.nn.lstm_cell import MPOLSTMCell
 from mpocompress.nn.weight import MPOWeight
 
-__all__ = ["Execution", "MPOLSTM", "MPOLSTMCell", "MPOLinear", "MPOWeight", "set_execution"]
+__all__ = ["MPOLSTM", "Execution", "MPOLSTMCell", "MPOLinear", "MPOWeight", "set_execution"]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mpocompress.errors import ModelError
 from mpocompress.layers import JOINT, LSTM_GATES
-from mpocompress.nn.operands import Product, as_product, layout_of, split_columns, split_layout
-from mpocompress.nn.steps import Direction
+from mpocompress.nn.operands import Product, split_columns, split_layout
+from mpocompress.nn.steps import Operands
 from mpocompress.nn.weight import MPOWeight
 
 Weight = Tensor | MPOWeight
@@ -62,12 +62,12 @@ class DirectionWeights:
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(multiplications for a row of a batch, entries of the operands) of the inputs' and the outputs' product."""
         if self.joint is not None:
-            parts = split_layout(layout_of(self.joint.sites, self.joint.bonds)[0], self.input_size)
+            parts = split_layout(self.joint.layout, self.input_size)
             inputs, hidden = ((part.multiplications, part.operand_entries) for part in parts)
             return inputs, hidden
         return _size(self.inputs), _size(self.hidden)
 
-    def direction(self, dtype: torch.dtype) -> Direction:
+    def operands(self, dtype: torch.dtype) -> Operands:
         """The operands, differentiable.
 
         Args:
@@ -77,13 +77,13 @@ class DirectionWeights:
             What a sequence is run with.
         """
         if self.joint is not None:
-            inputs, hidden = split_columns(as_product(self.joint.mpo(), dtype), self.input_size)
+            inputs, hidden = split_columns(self.joint.product(dtype), self.input_size)
         else:
             inputs, hidden = _product(self.inputs, dtype), _product(self.hidden, dtype)
         shared = self.joint is not None and hidden.layout is not None and hidden.layout.is_low_rank
         rows = self.weights[0].shape[0]
         bias = sum(bias.to(dtype) for bias in self.biases) if self.biases else inputs.operands[0].new_zeros(rows)
-        return Direction(
+        return Operands(
             inputs=inputs,
             hidden=hidden,
             bias=bias if isinstance(bias, Tensor) else inputs.operands[0].new_zeros(rows),
@@ -95,7 +95,7 @@ class DirectionWeights:
         """All weights multiplied out, differentiable.
 
         Returns:
-            weight_ih, weight_hh, the biases if there are any, and weight_hr if there is one, as `torch.lstm` wants them.
+            weight_ih, weight_hh, the biases if there are any, and weight_hr if there is one: as torch wants them.
         """
         if self.joint is not None:
             whole = self.joint.dense()
@@ -199,15 +199,14 @@ def _size(weight: Weight | None) -> tuple[int, int]:
     """Multiplications for a row of a batch, and entries of the operands."""
     weight = _given(weight)
     if isinstance(weight, MPOWeight):
-        layout, _ = layout_of(weight.sites, weight.bonds)
-        return layout.multiplications, layout.operand_entries
+        return weight.layout.multiplications, weight.layout.operand_entries
     return weight.numel(), weight.numel()
 
 
 def _product(weight: Weight | None, dtype: torch.dtype) -> Product:
     weight = _given(weight)
     if isinstance(weight, MPOWeight):
-        return as_product(weight.mpo(), dtype)
+        return weight.product(dtype)
     return Product(operands=(weight.to(dtype).T,))
 
 

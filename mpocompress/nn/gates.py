@@ -18,8 +18,10 @@ from torch import Tensor
 NUMPY_ENTRIES = 4096
 """Cell states of up to this many numbers are advanced by numpy."""
 
-Advance = Callable[[Any], None]
-"""Takes one of `places`, where the new output goes."""
+Native = Any
+"""A tensor, or the numpy array that shares its memory, whichever the gates are computed with."""
+Advance = Callable[[Native, Native, Native], None]
+"""Takes the cell state before a step, and where the one after it and the output go."""
 
 
 def uses_numpy(cell: Tensor) -> bool:
@@ -32,6 +34,19 @@ def uses_numpy(cell: Tensor) -> bool:
         Whether it does.
     """
     return cell.device.type == "cpu" and cell.numel() <= NUMPY_ENTRIES
+
+
+def natively(tensor: Tensor, *, numpy: bool) -> Native:
+    """A tensor as the gates are computed with it, sharing memory.
+
+    Args:
+        tensor: one that needs no gradient.
+        numpy: as `uses_numpy` says.
+
+    Returns:
+        Itself, or an array.
+    """
+    return tensor.numpy() if numpy else tensor
 
 
 def gate_scale(
@@ -52,78 +67,75 @@ def gate_scale(
     return scale
 
 
-def places(
-    outputs: Tensor,  # shape: (time, batch, hidden)
-    cell: Tensor,  # shape: (batch, hidden)
-) -> Sequence[Any]:
-    """Every step's place in the outputs, as `advancing` wants it.
+def places(outputs: Tensor, *, numpy: bool) -> Sequence[Native]:
+    """Every step's place in the outputs.
 
     Args:
-        outputs: where the outputs go.
-        cell: the state that will be advanced.
+        outputs: where the outputs go, shape (time, batch, hidden).
+        numpy: as `uses_numpy` says.
 
     Returns:
         One for every step.
     """
-    return list(outputs.numpy()) if uses_numpy(cell) else outputs.unbind(0)
+    return list(outputs.numpy()) if numpy else outputs.unbind(0)
 
 
 def advancing(
     gates: Tensor,  # shape: (batch, 4 * hidden)
-    cell: Tensor,  # shape: (batch, hidden)
     *,
     scaled: bool,
+    numpy: bool,
 ) -> Advance:
     """What makes a new cell state and a new output from pre-activations.
 
     Args:
         gates: where the pre-activations are before every step, in the order of torch; overwritten by each.
-        cell: the cell state; overwritten by each step.
         scaled: whether the pre-activations have been multiplied with `gate_scale`.
+        numpy: as `uses_numpy` says.
 
     Returns:
-        The step: a function of where the output goes.
+        The step; the cell state after it may go where the one before it was.
     """
-    return _with_numpy(gates, cell, scaled) if uses_numpy(cell) else _with_torch(gates, cell, scaled)
+    return _with_numpy(gates.numpy(), scaled) if numpy else _with_torch(gates, scaled)
 
 
-def _with_numpy(gates: Tensor, cell: Tensor, scaled: bool) -> Advance:
-    every, state = gates.numpy(), cell.numpy()
-    hidden = state.shape[-1]
-    into, forget, new, out = (every[:, gate * hidden : (gate + 1) * hidden] for gate in range(4))
-    half, shift = np.full_like(every, 0.5), np.full_like(every, 0.5)
+def _with_numpy(gates: np.ndarray[Any, Any], scaled: bool) -> Advance:
+    hidden = gates.shape[1] // 4
+    into, forget, new, out = (gates[:, gate * hidden : (gate + 1) * hidden] for gate in range(4))
+    half, shift = np.full_like(gates, 0.5), np.full_like(gates, 0.5)
     half[:, 2 * hidden : 3 * hidden], shift[:, 2 * hidden : 3 * hidden] = 1.0, 0.0
-    spare = np.empty_like(state)
+    spare = np.empty_like(new)
     add, multiply, tanh = np.add, np.multiply, np.tanh
 
-    def advance(place: Any) -> None:
+    def advance(before: Native, after: Native, place: Native) -> None:
         if not scaled:
-            multiply(every, half, every)
-        tanh(every, every)
-        multiply(every, half, every)
-        add(every, shift, every)
-        multiply(state, forget, state)
+            multiply(gates, half, gates)
+        tanh(gates, gates)
+        multiply(gates, half, gates)
+        add(gates, shift, gates)
+        multiply(before, forget, after)
         multiply(into, new, spare)
-        add(state, spare, state)
-        tanh(state, spare)
+        add(after, spare, after)
+        tanh(after, spare)
         multiply(out, spare, place)
 
     return advance
 
 
-def _with_torch(gates: Tensor, cell: Tensor, scaled: bool) -> Advance:
+def _with_torch(gates: Tensor, scaled: bool) -> Advance:
     into, forget, new, out = gates.chunk(4, dim=1)
-    minus, twice, spare = torch.full_like(cell, -1.0), torch.full_like(cell, 2.0), torch.empty_like(cell)
+    spare = torch.empty_like(new, memory_format=torch.contiguous_format)
+    minus, twice = torch.full_like(spare, -1.0), torch.full_like(spare, 2.0)
     add, addcmul, multiply = torch.add, torch.addcmul, torch.mul
 
-    def advance(place: Any) -> None:
+    def advance(before: Native, after: Native, place: Native) -> None:
         if not scaled:
             new.add_(new)
         gates.sigmoid_()
         addcmul(minus, new, twice, out=new)
-        cell.mul_(forget)
-        cell.addcmul_(into, new)
-        add(cell, cell, out=spare)
+        multiply(before, forget, out=after)
+        after.addcmul_(into, new)
+        add(after, after, out=spare)
         spare.sigmoid_()
         addcmul(minus, spare, twice, out=spare)
         multiply(out, spare, out=place)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from mpocompress.errors import ModelError
 from mpocompress.nn.cost import TRAINED_PRODUCTS, product_seconds
 from mpocompress.nn.execution import MODELLED, Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
-from mpocompress.nn.level import is_traced, needs_gradients
-from mpocompress.nn.operands import Product, as_product, layout_of
+from mpocompress.nn.operands import Product
 from mpocompress.nn.prepared import Preparing
+from mpocompress.nn.recording import is_traced, needs_gradients
 from mpocompress.nn.weight import MPOWeight
 
 Run = Callable[[Tensor], Tensor]
@@ -49,6 +49,8 @@ class MPOLinear(Preparing, ExecutionChoice):
         torch.Size([3, 64])
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, weight: MPOWeight, bias: Tensor | None = None, *, execution: Execution = "auto") -> None:
         super().__init__()
         self.out_features, self.in_features = weight.sites.shape
@@ -61,6 +63,8 @@ class MPOLinear(Preparing, ExecutionChoice):
             )
         self.execution = checked(execution)
         self.weight = weight
+        candidates = self._candidates(TRACED_ROWS, trained=False)
+        self._traced_way = min(candidates, key=lambda way: candidates[way].modelled_s)
         self.register_parameter("bias", bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias))
 
     @staticmethod
@@ -98,16 +102,18 @@ class MPOLinear(Preparing, ExecutionChoice):
             RuntimeError: another number of features, in torch's own words.
         """
         if is_traced():
-            return self._recorded(input, TRACED_ROWS)
+            way = self._traced_way if in_force(self.execution) in ("auto", MODELLED) else in_force(self.execution)
+            return self._recorded(input, way)
         # A small layer takes two microseconds: nothing more than this is looked at when it has run before.
         store = self.__dict__["_store"]
         if not torch.is_grad_enabled() and store is not None and store.is_current:
-            run = store.made.get(input.numel())
-            if run is not None:
-                return run(input)
+            ready: Run | None = store.made.get(input.numel())
+            if ready is not None:
+                return ready(input)
         store = self._current()
         if needs_gradients((input, *store.tensors)):
-            return self._recorded(input, input.shape[:-1].numel())
+            candidates = self._candidates(input.shape[:-1].numel(), trained=True)
+            return self._recorded(input, choose(candidates, in_force(self.execution), "recorded"))
         run = store.made[input.numel()] = self._ready(input, store.made)
         return run(input)
 
@@ -118,14 +124,11 @@ class MPOLinear(Preparing, ExecutionChoice):
             f"execution={self.execution}"
         )
 
-    def _recorded(self, x: Tensor, rows: int) -> Tensor:
+    def _recorded(self, x: Tensor, way: str) -> Tensor:
         """Run differentiably, in plain calls of torch."""
-        name = choose(self._candidates(rows, TRAINED_PRODUCTS), in_force(self.execution), "recorded")
-        if name == MATERIALISED or x.shape[-1] != self.in_features:
+        if way == MATERIALISED:
             return F.linear(x, self.weight.to_matrix(), self.bias)
-        product = as_product(self.weight.mpo(), self.weight.dtype)
-        y = product(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+        return self.weight.multiplied(x, self.bias)
 
     def _ready(self, x: Tensor, made: dict[Hashable, Any]) -> Run:
         """What runs inputs of this size without gradients."""
@@ -140,7 +143,7 @@ class MPOLinear(Preparing, ExecutionChoice):
 
         candidates = {
             name: Candidate(mode=one.mode, modelled_s=one.modelled_s, run=partial(run, name))
-            for name, one in self._candidates(rows, 1).items()
+            for name, one in self._candidates(rows, trained=False).items()
         }
         kept = set(made)
         key = ("linear", bucket(rows), self.weight.sites, self.weight.bonds, x.dtype, x.device.type)
@@ -159,9 +162,9 @@ class MPOLinear(Preparing, ExecutionChoice):
     def _factorised(self, made: dict[Hashable, Any], rows: int) -> Run:
         """Two products, and between them no more numbers than stay in a cache."""
         if FACTORISED not in made:
-            made[FACTORISED] = as_product(self.weight.mpo(), self.weight.dtype)
+            made[FACTORISED] = self.weight.product(self.weight.dtype)
         product: Product = made[FACTORISED]
-        layout, (first, second) = layout_of(self.weight.sites, self.weight.bonds)[0], product.operands
+        layout, (first, second) = self.weight.layout, product.operands
         bias, columns, outputs = self.bias, self.in_features, self.out_features
         if layout.is_low_rank:
             linear, wide, tall = F.linear, first.T, second.T
@@ -181,13 +184,14 @@ class MPOLinear(Preparing, ExecutionChoice):
 
         return run
 
-    def _candidates(self, rows: int, products: int) -> dict[str, Candidate]:
-        layout, _ = layout_of(self.weight.sites, self.weight.bonds)
+    def _candidates(self, rows: int, *, trained: bool) -> dict[str, Candidate]:
+        layout = self.weight.layout
         dense, itemsize = self.in_features * self.out_features, self.weight.dtype.itemsize
         cores = product_seconds(rows, layout.multiplications, layout.operand_entries, itemsize)
         whole = product_seconds(rows, dense, dense, itemsize)
-        if products > 1:  # multiplied out at every call
-            cores, whole = cores * products, whole * products + product_seconds(layout.rows[0], dense, 0, itemsize)
+        if trained:  # multiplied out at every call
+            whole = TRAINED_PRODUCTS * (whole + product_seconds(layout.bond, dense, dense, itemsize))
+            cores = TRAINED_PRODUCTS * cores
         return {
             FACTORISED: Candidate(mode=FACTORISED, modelled_s=cores),
             MATERIALISED: Candidate(mode=MATERIALISED, modelled_s=whole),

@@ -1,16 +1,16 @@
-"""One direction of one level of an LSTM over a sequence, without gradients: a tight loop over what was made before it."""
+"""One direction of one level of an LSTM over a sequence, without gradients: a tight loop on what was made before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mpocompress.nn.gates import advancing, places
+from mpocompress.nn.gates import Advance, Native, advancing, natively, places, uses_numpy
 from mpocompress.nn.operands import Product
-from mpocompress.nn.steps import Direction, Steps, steps_of
+from mpocompress.nn.steps import Operands, Steps, steps_of
 
 STRETCH_ENTRIES = 2**18
 """Pre-activations are prepared for as many steps at a time as stay in a cache of the usual size."""
@@ -20,7 +20,7 @@ def run(
     x: Tensor,  # shape: (time, batch, inputs)
     h: Tensor,  # shape: (batch, outputs)
     c: Tensor,  # shape: (batch, hidden)
-    direction: Direction,
+    weights: Operands,
     *,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -30,14 +30,14 @@ def run(
         x: the inputs, in the dtype of the operands.
         h: the outputs before the first step.
         c: the cell state before the first step.
-        direction: the weights.
+        weights: of the direction.
         reverse: whether the last input comes first.
 
     Returns:
         The outputs, shape (time, batch, outputs), and the last cell state; new tensors.
     """
     steps, batch, _ = x.shape
-    layout = direction.hidden.layout
+    layout = weights.hidden.layout
     before = layout.before if layout is not None else 0
     # Every output is the input of the next step; the state before the first has a place of its own.
     states = x.new_empty(steps + 1, batch, before + h.shape[1])
@@ -45,18 +45,22 @@ def run(
     outputs = states[:, :, before:]
     outputs[steps if reverse else 0] = h
     cell, gates = c.clone(memory_format=torch.contiguous_format), x.new_empty(batch, 4 * c.shape[1])
-    products = steps_of(direction, gates)
-    seen, finish = products.seen(states), advancing(gates, cell, scaled=direction.scale is not None)
-    targets = places(outputs, cell)
-    if direction.projection is not None:
-        finish, targets = _projecting(finish, direction.projection, cell), outputs.unbind(0)
-    order = range(steps - 1, -1, -1) if reverse else range(steps)
-    source, target = (1, 0) if reverse else (0, 1)
-    multiply = products.multiply
-    for step, addend in zip(order, _addends(x, products, gates.numel(), reverse=reverse), strict=True):
-        multiply(seen[step + source], addend)
-        finish(targets[step + target])
-    done = outputs[:steps] if reverse else outputs[1:]
+    products = steps_of(weights, gates)
+    numpy, seen = uses_numpy(cell), products.seen(states)
+    advance, state = advancing(gates, scaled=weights.scale is not None, numpy=numpy), natively(cell, numpy=numpy)
+    targets = places(outputs, numpy=numpy and weights.projection is None)
+    if weights.projection is not None:
+        advance = _projecting(advance, weights.projection, cell, numpy=numpy)
+    multiply, addends = products.multiply, _addends(x, products, gates.numel(), reverse=reverse)
+    if reverse:
+        for h_before, addend, target in zip(reversed(seen[1:]), addends, reversed(targets[:-1]), strict=True):
+            multiply(h_before, addend)
+            advance(state, state, target)
+    else:
+        for h_before, addend, target in zip(seen[:-1], addends, targets[1:], strict=True):
+            multiply(h_before, addend)
+            advance(state, state, target)
+    done = outputs[:-1] if reverse else outputs[1:]
     return (done.contiguous() if before else done), cell
 
 
@@ -69,13 +73,13 @@ def _addends(x: Tensor, products: Steps, entries: int, *, reverse: bool) -> Iter
         yield from reversed(prepared) if reverse else prepared
 
 
-def _projecting(advance: Callable[[Any], None], projection: Product, cell: Tensor) -> Callable[[Tensor], None]:
-    """What lets the gates' output into a place of its own and puts its projection into the outputs."""
+def _projecting(advance: Advance, projection: Product, cell: Tensor, *, numpy: bool) -> Advance:
+    """What lets the output of the gates into a place of its own, and its projection into the outputs."""
     let_out = torch.empty_like(cell)
-    (place,) = places(let_out[None], cell)
+    place = natively(let_out, numpy=numpy)
 
-    def finish(target: Tensor) -> None:
-        advance(place)
+    def project(before: Native, after: Native, target: Native) -> None:
+        advance(before, after, place)
         target.copy_(projection(let_out))
 
-    return finish
+    return project

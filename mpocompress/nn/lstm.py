@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
-from mpocompress.nn.level import Rows, State, is_traced, needs_gradients, run_level
+from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
+from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.rows import Rows, State
+from mpocompress.nn.single import SingleStep
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
+Output = tuple[Tensor | PackedSequence, States]
+Run = Callable[["MPOLSTM", Tensor | PackedSequence, States | None], Output]
 
 
 class MPOLSTM(Preparing, ExecutionChoice):
@@ -32,7 +37,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         dropout: probability of dropout between the levels, in training.
         bidirectional: whether every level has a second direction.
         proj_size: size of the outputs where they are projected, or 0.
-        execution: `factorised` runs with the cores, `materialised` multiplies them out once and runs the kernel of torch,
+        execution: `factorised` runs with the cores, `materialised` multiplies them out once and runs as torch does,
             `auto` takes what is faster here.
 
     Raises:
@@ -104,8 +109,10 @@ class MPOLSTM(Preparing, ExecutionChoice):
         return new
 
     def forward(
-        self, input: Tensor | PackedSequence, hx: States | None = None
-    ) -> tuple[Tensor | PackedSequence, States]:  # noqa: A002
+        self,
+        input: Tensor | PackedSequence,  # noqa: A002
+        hx: States | None = None,
+    ) -> Output:
         """Run over sequences.
 
         Args:
@@ -122,7 +129,15 @@ class MPOLSTM(Preparing, ExecutionChoice):
             ValueError: an input of the wrong number of dimensions or dtype.
         """
         if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
-            return _outside_of_dynamo(self, input, hx)
+            disable: Any = torch.compiler.disable  # compiled, every step would be written out
+            outside: Run = disable(MPOLSTM._run)
+            return outside(self, input, hx)
+        # A step takes some tens of microseconds: nothing more than this is looked at when such a one has run before.
+        store = self.__dict__["_store"]
+        if store is not None and hx is not None and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            steps = store.made.get(_sizes(input.transpose(0, 1) if self.batch_first else input, *hx))
+            if steps is not None and store.is_current and not torch.is_autocast_enabled(input.device.type):
+                return self._step(input, hx, steps)
         return self._run(input, hx)
 
     def flatten_parameters(self) -> None:
@@ -139,9 +154,8 @@ class MPOLSTM(Preparing, ExecutionChoice):
         parts += [f"bidirectional={self.bidirectional}"] if self.bidirectional else []
         return ", ".join([*parts, f"execution={self.execution}"])
 
-    def _run(self, given: Tensor | PackedSequence, hx: States | None) -> tuple[Tensor | PackedSequence, States]:
-        packed = given if isinstance(given, PackedSequence) else None
-        x = given if packed is None else packed.data
+    def _run(self, given: Tensor | PackedSequence, hx: States | None) -> Output:
+        packed, x = (given, given.data) if isinstance(given, PackedSequence) else (None, given)
         if not self._fits(x, hx, packed):
             self._refuse(x, hx, packed)
         alone = packed is None and x.dim() == 2
@@ -150,7 +164,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         elif self.batch_first and packed is None:
             x = x.transpose(0, 1)
         if packed is None:
-            y, (h, c) = self._in_precision(x, hx, Rows(steps=x.shape[0], batch=x.shape[1]))
+            y, (h, c) = self._in_precision(x, hx, Rows(steps=len(x), batch=x.shape[1]))
             if alone:
                 return y.squeeze(1), (h.squeeze(1), c.squeeze(1))
             return (y.transpose(0, 1) if self.batch_first else y), (h, c)
@@ -158,6 +172,21 @@ class MPOLSTM(Preparing, ExecutionChoice):
         y, states = self._in_precision(x, _ordered(hx, packed.sorted_indices), rows)
         order = packed.unsorted_indices
         return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, order), _ordered(states, order)
+
+    def _step(self, x: Tensor, hx: States, levels: list[list[SingleStep]]) -> Output:
+        """One step through all levels, as was done before."""
+        x, (h, c) = x.squeeze(1 if self.batch_first else 0), hx
+        hs: list[Tensor] = []
+        cs: list[Tensor] = []
+        for level in levels:
+            outputs = []
+            for step in level:
+                output, cell = step(x, h[len(hs)], c[len(hs)])
+                outputs.append(output)
+                hs.append(output)
+                cs.append(cell)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+        return x.unsqueeze(1 if self.batch_first else 0), (torch.stack(hs), torch.stack(cs))
 
     def _in_precision(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
         """Run in the dtype that autocast asks for, if it does."""
@@ -170,7 +199,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
             return self._through_levels(x.to(dtype), hx, rows)
 
     def _through_levels(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
-        levels, store = self._levels(), self._current()
+        levels = self._levels()
         every = len(levels[0])
         if hx is None:
             h = x.new_zeros(rows.batch, self.proj_size or self.hidden_size)
@@ -178,15 +207,29 @@ class MPOLSTM(Preparing, ExecutionChoice):
             before: list[State] = [(h, c)] * (len(levels) * every)
         else:
             before = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
-        recorded = is_traced() or needs_gradients((x, *(hx or ()), *store.tensors))
-        execution, after = in_force(self.execution), []
+        store = None if is_traced() else self._current()  # a tracer cannot follow how often tensors were written to
+        if store is not None and needs_gradients((x, *(hx or ()), *store.tensors)):
+            store = None
+        execution, given = in_force(self.execution), x
+        after: list[State] = []
+        steps: list[list[SingleStep]] = []
         for place, directions in enumerate(levels):
             if place and self.dropout and self.training:
                 x = F.dropout(x, self.dropout)
-            states = before[place * every : (place + 1) * every]
-            kept = None if recorded else store.made.setdefault(place, {})
-            x, done = run_level(x, states, directions, rows, execution=execution, training=self.training, made=kept)
+            level = LevelRun(
+                directions=directions,
+                x=x,
+                states=before[place * every : (place + 1) * every],
+                rows=rows,
+                training=self.training,
+                made=None if store is None else store.made.setdefault(place, {}),
+            )
+            way = level.way(execution)
+            x, done = level.run(way)
             after += done
+            steps.append(level.single_steps(way) if rows.sizes is None and store is not None else [])
+        if store is not None and hx is not None and all(steps) and not (self.dropout and self.training):
+            store.made[_sizes(given, *hx)] = steps
         return x, (torch.stack([h for h, _ in after]), torch.stack([c for _, c in after]))
 
     def _levels(self) -> list[tuple[DirectionWeights, ...]]:
@@ -215,7 +258,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         dims = x.dim()
         if dims not in ((2, 3) if packed is None else (2,)) or x.shape[-1] != self.input_size or not x.shape[0]:
             return False
-        if x.dtype != self._current().tensors[0].dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self._dtype and not torch.is_autocast_enabled(x.device.type):
             return False
         if packed is not None or dims == 2:
             batch = int(packed.batch_sizes[0]) if packed is not None else 1
@@ -226,7 +269,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         rows = (self.num_layers * (2 if self.bidirectional else 1),)
         sizes = ((self.proj_size or self.hidden_size,), (self.hidden_size,))
         middle = () if packed is None and dims == 2 else (batch,)
-        return len(hx) == 2 and all(
+        return all(
             state.shape == rows + middle + size and state.dtype == x.dtype
             for state, size in zip(hx, sizes, strict=True)
         )
@@ -242,7 +285,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
             bidirectional=self.bidirectional,
             proj_size=self.proj_size,
             device="meta",
-            dtype=self._current().tensors[0].dtype,
+            dtype=self._dtype,
         )
         given = x.to("meta")
         states = None if hx is None else (hx[0].to("meta"), hx[1].to("meta"))
@@ -251,14 +294,11 @@ class MPOLSTM(Preparing, ExecutionChoice):
         )
 
 
-@torch.compiler.disable
-def _outside_of_dynamo(
-    layer: MPOLSTM, given: Tensor | PackedSequence, hx: States | None
-) -> tuple[Tensor | PackedSequence, States]:
-    """Run without being compiled, which would write out every step."""
-    return layer._run(given, hx)
-
-
 def _ordered(states: States | None, order: Tensor | None) -> Any:
     """States with their rows in another order."""
     return states if states is None or order is None else tuple(state.index_select(1, order) for state in states)
+
+
+def _sizes(x: Tensor, h: Tensor, c: Tensor) -> Hashable:
+    """What a step that was made before is found by."""
+    return x.shape, h.shape, c.shape, x.dtype, h.dtype, c.dtype

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
-from mpocompress.nn.level import Rows, is_traced, needs_gradients, run_level
+from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
+from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.rows import Rows
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
@@ -84,6 +86,13 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
             RuntimeError: an input or a state of the wrong shape, in torch's own words.
             ValueError: an input of the wrong number of dimensions.
         """
+        # A small cell takes twenty microseconds: nothing more than this is looked at when such a step has run before.
+        store = self.__dict__["_store"]
+        if store is not None and hx is not None and not (torch.is_grad_enabled() or is_traced()):
+            step = store.made.get(_sizes(input, *hx))
+            if step is not None and store.is_current and not torch.is_autocast_enabled(input.device.type):
+                taken: States = step(input, *hx)
+                return taken
         if not self._fits(input, hx):
             self._refuse(input, hx)
         if input.dim() == 1:
@@ -107,19 +116,22 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
             return self._step(x.to(dtype), hx)
 
     def _step(self, x: Tensor, hx: States | None) -> States:
-        store = self._current()
+        store = None if is_traced() else self._current()  # a tracer cannot follow how often tensors were written to
         if hx is None:
             zeros = x.new_zeros(len(x), self.hidden_size)
             hx = (zeros, zeros)
-        _, ((h, c),) = run_level(
-            x[None],
-            [hx],
-            [self._weights()],
-            Rows(steps=1, batch=len(x)),
-            execution=in_force(self.execution),
+        step = LevelRun(
+            directions=[self._weights()],
+            x=x[None],
+            states=[hx],
+            rows=Rows(steps=1, batch=len(x)),
             training=self.training,
-            made=None if is_traced() or needs_gradients((x, *hx, *store.tensors)) else store.made,
+            made=None if store is None or needs_gradients((x, *hx, *store.tensors)) else store.made,
         )
+        way = step.way(in_force(self.execution))
+        _, ((h, c),) = step.run(way)
+        for one in step.single_steps(way):
+            self._current().made[_sizes(x, *hx)] = one
         return h, c
 
     def _weights(self) -> DirectionWeights:
@@ -138,14 +150,17 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         """Whether an input and a state are what they should be."""
         if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
             return False
-        if x.dtype != self._current().tensors[0].dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self._dtype and not torch.is_autocast_enabled(x.device.type):
             return False
         wanted = (*x.shape[:-1], self.hidden_size)
-        return hx is None or (len(hx) == 2 and all(state.shape == wanted and state.dtype == x.dtype for state in hx))
+        return hx is None or all(state.shape == wanted and state.dtype == x.dtype for state in hx)
 
     def _refuse(self, x: Tensor, hx: States | None) -> None:
         """Have torch's own cell say what is wrong, without running it; it may find nothing."""
-        twin = nn.LSTMCell(
-            self.input_size, self.hidden_size, bias=self.bias, device="meta", dtype=self._current().tensors[0].dtype
-        )
+        twin = nn.LSTMCell(self.input_size, self.hidden_size, bias=self.bias, device="meta", dtype=self._dtype)
         twin(x.to("meta"), None if hx is None else (hx[0].to("meta"), hx[1].to("meta")))
+
+
+def _sizes(x: Tensor, h: Tensor, c: Tensor) -> Hashable:
+    """What a step that was made before is found by."""
+    return x.shape, h.shape, c.shape, x.dtype, h.dtype, c.dtype

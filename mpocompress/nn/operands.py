@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mpocompress.mpo import MPO
 from mpocompress.sites import Sites
 
 
@@ -215,35 +215,39 @@ def layout_of(sites: Sites, bonds: tuple[int, ...]) -> tuple[Layout, int]:
         )
         for cut, bond in enumerate(bonds, start=1)
     ]
-    cut = min(range(len(layouts)), key=lambda place: layouts[place].multiplications)
-    return layouts[cut], cut + 1
+    cheapest = min(layouts, key=lambda layout: layout.multiplications)
+    return cheapest, layouts.index(cheapest) + 1
 
 
-def as_product(mpo: MPO, dtype: torch.dtype) -> Product:
+def as_product(
+    cores: Sequence[Tensor],  # each of shape: (left_bond, row, col, right_bond)
+    layout: Layout,
+    cut: int,
+) -> Product:
     """The two operands of an MPO, differentiable.
 
     Args:
-        mpo: the decomposition.
-        dtype: dtype of the operands.
+        cores: its cores.
+        layout: as `layout_of` gives it.
+        cut: the same.
 
     Returns:
         The product.
 
     Example:
-        >>> mpo = MPO.from_cores([torch.randn(1, 3, 2, 4), torch.randn(4, 2, 3, 1)], anti_aligned=True)
-        >>> torch.allclose(as_product(mpo, torch.float32)(torch.eye(6)), mpo.to_matrix().T)
-        True
+        >>> sites = Sites(row_dims=(3, 2), col_dims=(2, 3), anti_aligned=True)
+        >>> cores = [torch.randn(1, 3, 2, 4), torch.randn(4, 2, 3, 1)]
+        >>> as_product(cores, *layout_of(sites, (4,)))(torch.eye(6)).shape
+        torch.Size([6, 6])
     """
-    layout, cut = layout_of(mpo.sites, mpo.bonds)
-    cores = [core.to(dtype) for core in mpo.cores]
-    left = _merged(cores[:cut], mpo.sites.anti_aligned)  # (1, row_1, col_1, bond)
-    right = _merged(cores[cut:], mpo.sites.anti_aligned)  # (bond, row_2, col_2, 1)
+    left = _merged(cores[:cut], layout.anti_aligned)  # (1, row_1, col_1, bond)
+    right = _merged(cores[cut:], layout.anti_aligned)  # (bond, row_2, col_2, 1)
     first = right.permute(2, 1, 0, 3).reshape(layout.cols[1], -1)
     second = left.permute(2, 3, 1, 0).reshape(-1, layout.rows[0])
     return Product(operands=(first.contiguous(), second.contiguous()), layout=layout)
 
 
-def _merged(cores: list[Tensor], anti_aligned: bool) -> Tensor:
+def _merged(cores: Sequence[Tensor], anti_aligned: bool) -> Tensor:
     """Neighbouring cores as one, its row and column digits in the order of the matrix."""
     merged = cores[0]
     for core in cores[1:]:

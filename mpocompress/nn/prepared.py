@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _NOT_COUNTED = -1
@@ -99,11 +100,20 @@ class Preparing(nn.Module):
         self.drop_prepared()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
+        found = self._found.get("dtype")
+        if found is None:
+            found = self._found["dtype"] = next(self.parameters()).dtype
+        dtype: torch.dtype = found
+        return dtype
+
     def _current(self) -> Store:
         """What was made so far; a new store if the parameters have changed."""
         store: Store | None = self.__dict__["_store"]
         if store is None or not store.is_current:
-            tensors = list(self.parameters())
+            tensors: list[Tensor] = list(self.parameters())
             if store is not None and versions_of(tensors) == store.versions and _same(tensors, store.tensors):
                 store.replacements = Watched.replacements  # what was replaced belongs to another layer
             else:

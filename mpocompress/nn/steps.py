@@ -26,7 +26,7 @@ SCALED_ENTRIES = 2**16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Direction:
+class Operands:
     """The weights of one direction of one level, ready to be multiplied with.
 
     Args:
@@ -51,7 +51,7 @@ class Direction:
         projection = self.projection.operands if self.projection is not None else ()
         return (*self.inputs.operands, *self.hidden.operands, self.bias, *projection)
 
-    def scaled(self, scale: Tensor) -> Direction:
+    def scaled(self, scale: Tensor) -> Operands:
         """The same with the rows of the gates multiplied by numbers; itself where its operands cannot hold them.
 
         Args:
@@ -65,7 +65,7 @@ class Direction:
         inputs, hidden = self.inputs.scaled(scale), self.hidden.scaled(scale)
         if inputs is None or hidden is None:
             return self
-        return Direction(
+        return Operands(
             inputs=inputs,
             hidden=hidden,
             bias=self.bias * scale,
@@ -81,7 +81,7 @@ class Steps:
 
     Args:
         prepare: takes the inputs of a stretch of steps, shape (steps, batch, inputs), and gives what every one needs.
-        multiply: takes a view of the outputs before a step and what was prepared for it, and leaves the pre-activations.
+        multiply: takes a view of the outputs before a step and what was prepared for it; leaves the pre-activations.
         seen: takes all outputs, shape (steps, batch, before + outputs), and gives the views.
     """
 
@@ -90,31 +90,31 @@ class Steps:
     seen: Callable[[Tensor], Sequence[Tensor]]
 
 
-def steps_of(direction: Direction, gates: Tensor) -> Steps:
+def steps_of(weights: Operands, gates: Tensor) -> Steps:
     """The products of the steps of a direction, in the form that suits it.
 
     Args:
-        direction: its weights.
+        weights: of the direction.
         gates: where the pre-activations go, shape (batch, 4 * hidden).
 
     Returns:
         The products.
     """
-    inputs, hidden = direction.inputs.layout, direction.hidden.layout
+    inputs, hidden = weights.inputs.layout, weights.hidden.layout
     if hidden is None:
-        return _dense(direction, gates)
-    if direction.shared:
-        return _shared(direction, gates)
+        return _dense(weights, gates)
+    if weights.shared:
+        return _shared(weights, gates)
     fits = inputs is not None and inputs.rows == hidden.rows and inputs.in_order and hidden.in_order
     if fits and gates.numel() >= STACKED_ENTRIES:
-        return _stacked(direction, gates)
-    return _added(direction, gates)
+        return _stacked(weights, gates)
+    return _added(weights, gates)
 
 
-def _dense(direction: Direction, gates: Tensor) -> Steps:
+def _dense(weights: Operands, gates: Tensor) -> Steps:
     """The hidden weight is a matrix."""
-    (transposed,) = direction.hidden.operands
-    prepare = _adding(direction)
+    (transposed,) = weights.hidden.operands
+    prepare = _adding(weights)
     if len(gates) > 1:
         addmm = torch.addmm
 
@@ -130,10 +130,10 @@ def _dense(direction: Direction, gates: Tensor) -> Steps:
     return Steps(prepare=lambda x: prepare(x)[:, 0].unbind(0), multiply=multiply_one, seen=_single)
 
 
-def _added(direction: Direction, gates: Tensor) -> Steps:
+def _added(weights: Operands, gates: Tensor) -> Steps:
     """The inputs' share of the pre-activations is computed for a stretch of steps at once."""
-    layout, (first, second) = _laid(direction.hidden)
-    prepare, into_middle = _adding(direction), _middle(layout, first, len(gates))
+    layout, (first, second) = _laid(weights.hidden)
+    prepare, into_middle = _adding(weights), _middle(layout, first, len(gates))
     between = gates.new_empty(len(gates) * layout.rows[1], layout.cols[0] * layout.bond)
     seen = _single if layout.is_low_rank and len(gates) == 1 else _blocks(layout)
     addmm = torch.addmm
@@ -162,25 +162,26 @@ def _added(direction: Direction, gates: Tensor) -> Steps:
     )
 
 
-def _shared(direction: Direction, gates: Tensor) -> Steps:
+def _shared(weights: Operands, gates: Tensor) -> Steps:
     """The middles of both products are added."""
-    layout, (first, second) = _laid(direction.hidden)
-    first_of_inputs = direction.inputs.operands[0]
-    bias = direction.bias.repeat(len(gates), 1)
-    between = gates.new_empty(len(gates), layout.bond)
+    layout, (first, second) = _laid(weights.hidden)
+    first_of_inputs = weights.inputs.operands[0]
     addmm = torch.addmm
     if len(gates) == 1:
-        wide, row, addmv = first.T.contiguous(), between[0], torch.addmv
+        # The bias is one more row of the operand, for one more number in the middle that is always 1: no copy of it.
+        finishing, between = torch.cat([second, weights.bias[None]]), gates.new_ones(1, layout.bond + 1)
+        wide, row, addmv, mm = first.T.contiguous(), between[0, :-1], torch.addmv, torch.mm
 
         def multiply_one(h: Tensor, addend: Tensor) -> None:
             addmv(addend, wide, h, out=row)
-            addmm(bias, between, second, out=gates)
+            mm(between, finishing, out=gates)
 
         return Steps(
             prepare=lambda x: torch.mm(x.reshape(len(x), -1), first_of_inputs).unbind(0),
             multiply=multiply_one,
             seen=_single,
         )
+    bias, between = weights.bias.repeat(len(gates), 1), gates.new_empty(len(gates), layout.bond)
 
     def multiply(h: Tensor, addend: Tensor) -> None:
         addmm(addend, h, first, out=between)
@@ -192,12 +193,12 @@ def _shared(direction: Direction, gates: Tensor) -> Steps:
     return Steps(prepare=prepare, multiply=multiply, seen=lambda states: states.unbind(0))
 
 
-def _stacked(direction: Direction, gates: Tensor) -> Steps:
+def _stacked(weights: Operands, gates: Tensor) -> Steps:
     """The middle of the inputs' product is put beside that of the outputs', and one product finishes both."""
-    layout, (first, second) = _laid(direction.hidden)
-    of_inputs, (first_of_inputs, second_of_inputs) = _laid(direction.inputs)
+    layout, (first, second) = _laid(weights.hidden)
+    of_inputs, (first_of_inputs, second_of_inputs) = _laid(weights.inputs)
     stacked = torch.cat([second_of_inputs, second])
-    bias = direction.bias.repeat(len(gates), 1).view(-1, layout.rows[0])
+    bias = weights.bias.repeat(len(gates), 1).view(-1, layout.rows[0])
     into_middle, width = _middle(layout, first, len(gates), strided=True), len(second_of_inputs)
     outer, addmm = gates.view(-1, layout.rows[0]), torch.addmm
 
@@ -214,12 +215,12 @@ def _stacked(direction: Direction, gates: Tensor) -> Steps:
     return Steps(prepare=prepare, multiply=multiply, seen=_blocks(layout))
 
 
-def _adding(direction: Direction) -> Callable[[Tensor], Tensor]:
+def _adding(weights: Operands) -> Callable[[Tensor], Tensor]:
     """What gives the inputs' share of the pre-activations, the bias in it: shape (steps, batch, 4 * hidden)."""
 
     def prepare(x: Tensor) -> Tensor:
-        share = direction.inputs(x.reshape(-1, x.shape[2]))
-        return share.add_(direction.bias).view(*x.shape[:2], -1)
+        share = weights.inputs(x.reshape(-1, x.shape[2]))
+        return share.add_(weights.bias).view(*x.shape[:2], -1)
 
     return prepare
 
@@ -235,7 +236,11 @@ def _middle(layout: Layout, first: Tensor, batch: int, *, strided: bool = False)
 
         return single
     if layout.is_low_rank:
-        return lambda h, place: mm(h, first, out=place)
+
+        def several(h: Tensor, place: Tensor) -> None:
+            mm(h, first, out=place)
+
+        return several
     col, row = layout.cols[0], layout.rows[1]
     inner = first.new_empty(batch * col, row * layout.bond)
     moved = inner.view(batch, col, row, layout.bond).transpose(1, 2)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpocompress.contraction import to_matrix
 from mpocompress.errors import SitesError
 from mpocompress.mpo import MPO
+from mpocompress.nn.operands import Layout, Product, as_product, layout_of
 from mpocompress.nn.prepared import Watched
 from mpocompress.sites import Sites
 
@@ -38,6 +40,8 @@ class MPOWeight(Watched):
     """
 
     sites: Sites
+    layout: Layout
+    cut: int
     transposed: bool
 
     def __init__(self, mpo: MPO, *, transposed: bool = False, requires_grad: bool = True) -> None:
@@ -50,6 +54,7 @@ class MPOWeight(Watched):
                 action="Convert the cores.",
             )
         self.sites = mpo.sites
+        self.layout, self.cut = layout_of(mpo.sites, mpo.bonds)
         self.transposed = transposed
         self.core = Cores(
             nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
@@ -97,7 +102,37 @@ class MPOWeight(Watched):
 
     def to_matrix(self) -> Tensor:
         """The dense matrix, outputs first: a new tensor of shape (rows, columns), differentiable."""
-        return self.mpo().to_matrix()
+        return to_matrix(self.cores, self.sites)
+
+    def product(self, dtype: torch.dtype) -> Product:
+        """The operands that a batch is multiplied with, differentiable.
+
+        Args:
+            dtype: their dtype.
+
+        Returns:
+            The product.
+        """
+        return as_product([core.to(dtype) for core in self.cores], self.layout, self.cut)
+
+    def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """A batch multiplied with the matrix, by its cores, differentiably.
+
+        Args:
+            x: shape (..., columns).
+            bias: shape (rows,), or None.
+
+        Returns:
+            Shape (..., rows).
+
+        Raises:
+            RuntimeError: another number of columns, in torch's own words.
+        """
+        rows, cols = self.sites.shape
+        if x.shape[-1] != cols:
+            return torch.nn.functional.linear(x, self.to_matrix(), bias)  # which says what is wrong
+        y = self.product(self.dtype)(x.reshape(-1, cols)).reshape(*x.shape[:-1], rows)
+        return y if bias is None else y + bias.to(y.dtype)  # autocast may have narrowed the product
 
     def dense(self) -> Tensor:
         """The dense weight as the parameter it replaces held it: a new tensor of shape `shape`, differentiable."""
@@ -122,7 +157,12 @@ class MPOWeight(Watched):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Stand for the dense weight in a function of torch."""
+        """Stand for the dense weight in a function of torch; in `linear`, multiply with the cores."""
+        if func is torch.nn.functional.linear:
+            bound = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs or {})
+            x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
+            if isinstance(weight, MPOWeight) and not weight.transposed and not isinstance(x, MPOWeight):
+                return weight.multiplied(x, _dense(bias))
         return func(*_dense(args), **_dense(kwargs or {}))
 
 

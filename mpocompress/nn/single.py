@@ -1,0 +1,114 @@
+"""One step of one direction of an LSTM, without gradients: nothing but its products and the arithmetic of its gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mpocompress.nn.gates import Advance, advancing, uses_numpy
+from mpocompress.nn.loop import run
+from mpocompress.nn.operands import Product
+from mpocompress.nn.steps import SCALED_ENTRIES, Operands
+
+Fill = Callable[[Tensor, Tensor], None]
+"""Takes an input and the output of the step before, and leaves the pre-activations."""
+
+
+class SingleStep:
+    """One step for batches of one size, with room for what is between its products that is kept from call to call.
+
+    Several threads may call it at once: each takes room of its own.
+
+    Args:
+        weights: of the direction, scaled where they can be.
+        cell: a cell state as it will come, shape (batch, hidden), in the dtype of the operands.
+    """
+
+    def __init__(self, weights: Operands, cell: Tensor) -> None:
+        self._weights = weights
+        self._shape = cell.shape
+        self._numpy = uses_numpy(cell)
+        self._rooms: list[tuple[Fill, Advance]] = []
+        self._is_short = weights.projection is None and all(map(_is_short, (weights.inputs, weights.hidden)))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The operands."""
+        return self._weights.tensors
+
+    def __call__(
+        self,
+        x: Tensor,  # shape: (batch, inputs)
+        h: Tensor,  # shape: (batch, outputs)
+        c: Tensor,  # shape: (batch, hidden)
+    ) -> tuple[Tensor, Tensor]:
+        """Run the step.
+
+        Args:
+            x: the input, in the dtype of the operands.
+            h: the output of the step before.
+            c: the cell state before.
+
+        Returns:
+            The new output and cell state; new tensors.
+        """
+        if not self._is_short:
+            y, c = run(x.unsqueeze(0), h, c, self._weights)
+            return y[0], c
+        fill, advance = room = self._rooms.pop() if self._rooms else self._room()
+        fill(x, h)
+        output, after = x.new_empty(self._shape), x.new_empty(self._shape)
+        if self._numpy:
+            advance((c.detach() if c.requires_grad else c).numpy(), after.numpy(), output.numpy())
+        else:
+            advance(c, after, output)
+        self._rooms.append(room)
+        return output, after
+
+    def _room(self) -> tuple[Fill, Advance]:
+        batch, hidden = self._shape
+        gates = self._weights.bias.new_empty(batch, 4 * hidden)
+        scaled = self._weights.scale is not None
+        return _filling(self._weights, gates), advancing(gates, scaled=scaled, numpy=self._numpy)
+
+
+def _is_short(product: Product) -> bool:
+    """Whether a product is one or two plain ones, with nothing moved between them."""
+    return product.entries <= SCALED_ENTRIES if product.layout is None else product.layout.is_low_rank
+
+
+def _filling(weights: Operands, gates: Tensor) -> Fill:
+    """The products of a step: what comes before the last operand is put side by side, so that one product finishes."""
+    inputs, hidden = weights.inputs, weights.hidden
+    bias, addmm = weights.bias.repeat(len(gates), 1), torch.addmm
+    if weights.shared:
+        (first_of_inputs, second), first = inputs.operands, hidden.operands[0]
+        between, mm = gates.new_empty(len(gates), len(second)), torch.mm
+
+        def fill_shared(x: Tensor, h: Tensor) -> None:
+            mm(x, first_of_inputs, out=between)
+            addmm(between, h, first, out=between)
+            addmm(bias, between, second, out=gates)
+
+        return fill_shared
+    last = torch.cat([inputs.operands[-1], hidden.operands[-1]])
+    both = gates.new_empty(len(gates), len(last))
+    width = len(inputs.operands[-1])
+    of_inputs, of_hidden = _putting(inputs, both[:, :width]), _putting(hidden, both[:, width:])
+
+    def fill(x: Tensor, h: Tensor) -> None:
+        of_inputs(x)
+        of_hidden(h)
+        addmm(bias, both, last, out=gates)
+
+    return fill
+
+
+def _putting(product: Product, place: Tensor) -> Callable[[Tensor], object]:
+    """What puts all but the last product of an input into a place."""
+    if product.layout is None:
+        return place.copy_
+    first, mm = product.operands[0], torch.mm
+    return lambda x: mm(x, first, out=place)
