@@ -8,7 +8,6 @@ One thread, float32, bond 16, random cores. How the figures are made is in `benc
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,22 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 
-from benchmarks.drawn import lstm_twins, random_mpo, with_weights
 from benchmarks.inference_grid import BONDS, QUICK_BONDS, Cell, columns, run_grid, worst
+from benchmarks.inference_peers import peer_case
 from benchmarks.inference_rows import LENGTH, Row, groups, quick_groups
-from benchmarks.recurrent_peers import PEERS, PeerLSTM
 from benchmarks.tables import command_line, environment, markdown_table, rich_table
-from mpocompress import Sites, __version__
+from mpocompress import __version__
 from mpocompress.bench_report import Case, Timed
-from mpocompress.contenders import Contender, compressed_contender, dense_contenders, largest_difference, race
 from mpocompress.jobs import blas_threads
-from mpocompress.layer_bench import fed_layer
 from mpocompress.render.words import seconds
 from mpocompress.side_by_side import Conditions
-from mpocompress.stored_layers import Twins
 from mpocompress.text import shown_size
 
 WIDTH = 170
@@ -49,7 +43,6 @@ HEADER = (
     "weights",
 )
 PEER_HEADER = ("LSTM loop", "median", "fastest - slowest", "times faster", "difference", "weights")
-OURS = "mpocompress"
 LARGE = 10
 
 
@@ -159,59 +152,6 @@ def peer_tables(hidden: int, batches: Sequence[int], length: int, bond: int, con
         )
 
 
-def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Conditions) -> Case:
-    """All tools hold the same cores, in tensorly's order of the rows; ours runs with those, and with its own order."""
-    own = lstm_twins(hidden, "balanced", bond, joint=False)
-    aligned = {
-        name: random_mpo(Sites(row_dims=mpo.sites.row_dims, col_dims=mpo.sites.col_dims), bond, seed)
-        for seed, (name, mpo) in enumerate(own.mpos.items())
-    }
-    dense = with_weights(
-        torch.nn.LSTM(hidden, hidden), {name: mpo.to_matrix() for name, mpo in aligned.items()}
-    )
-    feed, _ = fed_layer(dense, batch, length, conditions.device)
-    theirs = Twins(dense=dense, mpos=aligned)
-    loops: list[Contender] = []
-    with torch.inference_mode():
-        for peer in PEERS:
-            if peer.missing:
-                reason = peer.missing
-                loops.append(
-                    Contender(name=peer.name, kind="compressed", run=int, size_bytes=int, unavailable=reason)
-                )
-                continue
-            inputs, recurrent = (peer.product(mpo) for mpo in aligned.values())
-            bias = dense.bias_ih_l0 + dense.bias_hh_l0  # type: ignore[operator]
-            loop = PeerLSTM(inputs, recurrent, bias)
-            size = sum(4 * mpo.parameters for mpo in aligned.values()) + 4 * bias.numel()
-            loops.append(
-                Contender(
-                    name=peer.name,
-                    kind="compressed",
-                    run=lambda loop=loop: feed(loop),  # type: ignore[misc]
-                    size_bytes=lambda size=size: size,  # type: ignore[misc]
-                )
-            )
-        ours = own.compressed("auto")
-        apart = largest_difference(feed(ours), feed(own.dense))
-    contenders = (
-        *dense_contenders(dense, feed),
-        dataclasses.replace(compressed_contender(ours, feed, "auto"), name=OURS),
-        dataclasses.replace(
-            compressed_contender(theirs.compressed("auto"), feed, "auto"), name=f"{OURS}, cores of the others"
-        ),
-        *loops,
-    )
-    timed = race(contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s)
-    return Case(
-        batch=batch,
-        length=length,
-        contenders=tuple(
-            dataclasses.replace(one, largest_difference=apart) if one.contender == OURS else one for one in timed
-        ),
-    )
-
-
 def grid_tables(quick: bool, conditions: Conditions) -> Iterator[Table]:
     """`auto` over a grid, a table for each kind of layer."""
     bonds = QUICK_BONDS if quick else BONDS
@@ -234,7 +174,10 @@ def grid_tables(quick: bool, conditions: Conditions) -> Iterator[Table]:
                 for cell in cells
             ],
             remarks=[worst(cells), f"largest difference to the dense twin: {difference(*compressed)}"],
-            cases=[{"layer": cell.label, "cores": "by contender", "training": False, **cell.case.document()} for cell in cells],
+            cases=[
+                {"layer": cell.label, "cores": "by contender", "training": False, **cell.case.document()}
+                for cell in cells
+            ],
         )
 
 
@@ -293,9 +236,7 @@ def main(
 ) -> None:
     """Time layers with random cores against dense ones and other tools; print a table for each part."""
     facts, command = environment(versions(), "wall"), command_line("benchmarks/inference.py")
-    conditions = Conditions(
-        batches=(), lengths=(), repeats=repeats, device="cpu", progress=None, budget_s=budget_s
-    )
+    conditions = Conditions(batches=(), lengths=(), repeats=repeats, device="cpu", progress=None, budget_s=budget_s)
     console = Console(width=WIDTH, highlight=False)
     tables = []
     with blas_threads(1):

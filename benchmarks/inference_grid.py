@@ -86,16 +86,12 @@ def worst(cells: Sequence[Cell]) -> str:
     return f"worst: {ratio:.2f} times as fast as the best dense path ({cell.label}, {name})"
 
 
-def _case(
-    kind: str, size: int, batch: int, length: int | None, bonds: Sequence[int], conditions: Conditions
-) -> Case:
+def _case(kind: str, size: int, batch: int, length: int | None, bonds: Sequence[int], conditions: Conditions) -> Case:
     """Every bond and site shape against one dense layer: its speed does not depend on the values of its weights."""
-    made = {
-        f"{shape} {bond}": _twins(kind, size, shape, bond) for shape in SHAPES for bond in bonds
-    }
-    first = next(iter(made.values()))
-    feed, more = fed_layer(first().dense, batch, length, conditions.device)
-    contenders: list[Contender] = [*dense_contenders(first().dense, feed), *more]
+    made = {f"{shape} {bond}": _twins(kind, size, shape, bond) for shape in SHAPES for bond in bonds}
+    dense = next(iter(made.values()))().dense
+    feed, more = fed_layer(dense, batch, length, conditions.device)
+    contenders: list[Contender] = [*dense_contenders(dense, feed), *more]
     differences: dict[str, float | None] = {}
     for name, make in made.items():
         pair = make()

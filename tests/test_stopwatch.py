@@ -38,6 +38,14 @@ def test_a_sample_has_as_many_calls_as_last_long_enough() -> None:
     assert (short.times_s, long.times_s) == ((0.25, 0.25), (4, 4))
 
 
+def test_a_call_that_lasts_long_is_made_once_before_its_samples() -> None:
+    clock = Clock()
+
+    (samples,) = interleaved([clock.task("l", 101)], repeats=2, sample_s=1, budget_s=1e9, clock=clock)
+
+    assert (clock.log, samples.calls) == ("lll", 1)
+
+
 def test_every_round_takes_one_sample_of_each_and_starts_with_another() -> None:
     clock = Clock()
     tasks = [clock.task(name, 1) for name in "abc"]

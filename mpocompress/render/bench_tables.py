@@ -37,7 +37,8 @@ def show_bench(report: BenchReport, console: Console) -> None:
     console.print()
     console.print(
         "Times are medians of interleaved samples in one run. The dense row is the fastest of the paths that torch "
-        "has; its weights are the cores multiplied out. The last column is the largest absolute difference to its outputs.",
+        "has; its weights are the cores multiplied out. The last column is the largest absolute difference to its "
+        "outputs.",
         highlight=False,
     )
     for note in report.notes:
