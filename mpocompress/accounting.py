@@ -153,11 +153,14 @@ def checkpoint_report(
     return report
 
 
-def stored_report(checkpoint: Checkpoint) -> Report:
+def stored_report(
+    checkpoint: Checkpoint, *, otherwise: str = "Give a file that mpocompress wrote, or compress this one."
+) -> Report:
     """The report inside a compressed file.
 
     Args:
         checkpoint: the open file.
+        otherwise: what to do with a file that is no compressed one.
 
     Returns:
         The report, its sums checked, the size of the file filled in.
@@ -171,7 +174,7 @@ def stored_report(checkpoint: Checkpoint) -> Report:
             where=checkpoint.path.name,
             found="an ordinary checkpoint",
             why="there is no compression report in it",
-            action="Give a file that mpocompress wrote, or compress this one.",
+            action=otherwise,
         )
     report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
     totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)

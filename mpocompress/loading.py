@@ -73,7 +73,8 @@ def load(
 
 def _load(checkpoint: Checkpoint, model: nn.Module, strict: bool, execution: Execution) -> nn.Module:
     execution = checked(execution)
-    report, where = stored_report(checkpoint), checkpoint.path.name
+    report = stored_report(checkpoint, otherwise="Load it with model.load_state_dict, or compress it first.")
+    where = checkpoint.path.name
     check_cores(report, checkpoint.tensors, where=where)
     check_changeable(model)
     beside = state_extras(checkpoint.extras, report.source.key)

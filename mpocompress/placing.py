@@ -133,10 +133,8 @@ def slots_of(model: nn.Module) -> dict[str, Slot]:
     slots: dict[str, Slot] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         head = f"{path}." if path else ""
-        transient = module._non_persistent_buffers_set
-        buffers = {leaf: tensor for leaf, tensor in module._buffers.items() if leaf not in transient}
-        for leaf, tensor in {**module._parameters, **buffers}.items():
-            if tensor is not None:
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and leaf not in module._non_persistent_buffers_set:
                 slots[head + leaf] = Slot(name=head + leaf, module=module, leaf=leaf, tensor=tensor)
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             slots[head + EXTRA_STATE] = Slot(name=head + EXTRA_STATE, module=module, leaf=EXTRA_STATE, tensor=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpocompress.nn import MPOWeight
-from mpocompress.report import Report
+from mpocompress.report import MatrixReport, Report
 
 _ATTRIBUTE = "record"
 
@@ -16,12 +16,12 @@ class Record:
 
     Args:
         report: what was done to the checkpoint.
-        matrix: name of the matrix in it.
+        matrix: the matrix in it.
         place: what its cores would be filed under if it was not tied to that matrix; otherwise the same name.
     """
 
     report: Report
-    matrix: str
+    matrix: MatrixReport
     place: str
 
     def __deepcopy__(self, memo: object) -> Record:

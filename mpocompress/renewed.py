@@ -38,11 +38,6 @@ class Found:
     record: Record
     paths: tuple[str, ...]
 
-    @property
-    def matrix(self) -> MatrixReport:
-        """Its report before."""
-        return next(one for one in self.record.report.matrices if one.name == self.record.matrix)
-
     def core_names(self, path: str) -> list[str]:
         """The names of its cores at one of its places."""
         return [core_name(path, site) for site in range(len(self.weight.cores))]
@@ -67,7 +62,7 @@ class Found:
     def members(self, path: str) -> tuple[str, ...]:
         """The names of the dense weights at one of its places."""
         head, joint, tail = path.rpartition(JOINT)
-        parts = ("weight_ih", "weight_hh") if joint and len(self.matrix.members) > 1 else (joint,)
+        parts = ("weight_ih", "weight_hh") if joint and len(self.record.matrix.members) > 1 else (joint,)
         return tuple(f"{head}{part}{tail}" for part in parts)
 
 
@@ -184,7 +179,7 @@ def _totals(before: Report, matrices: Sequence[MatrixReport], tensors: Mapping[s
 
 def _matrix(one: Found) -> MatrixReport:
     """The report of a compressed matrix, under its name and in its dtype here."""
-    old, path, weight = one.matrix, one.paths[0], one.weight
+    old, path, weight = one.record.matrix, one.paths[0], one.weight
     dtype = str(weight.dtype).removeprefix("torch.")
     new = dataclasses.replace(
         old,

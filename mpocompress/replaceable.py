@@ -31,14 +31,10 @@ def check_changeable(model: nn.Module) -> None:
         model: the model.
 
     Raises:
-        ModelError: it is a TorchScript module, is wrapped for training on several devices, or has no data.
+        ModelError: it is wrapped for training on several devices, or has no data.
     """
     for path, module in model.named_modules():
         wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS), None)
-        if isinstance(module, torch.jit.ScriptModule):
-            raise refused(
-                path, "a TorchScript module", "its parameters cannot be replaced", "Script the model after this."
-            )
         if wrapper is not None:
             raise refused(
                 path, f"a {wrapper}", "it knows the parameters it was made with", "Wrap the model after this."
@@ -70,6 +66,8 @@ def form_of(module: nn.Module, path: str) -> Form:
         >>> form_of(nn.LSTM(2, 3), "lstm"), form_of(nn.Bilinear(2, 2, 3), "mix")
         ('lstm', 'parameter')
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise refused(path, "a TorchScript module", "its parameters cannot be replaced", "Script the model after this.")
     form: Form = "parameter"
     if isinstance(module, nn.Linear) and _is_plain(module, nn.Linear, {"weight", "bias"}):
         form = "linear"

@@ -169,7 +169,7 @@ def _check_values(found: Sequence[Found], tensors: Mapping[str, Tensor]) -> None
                 "cores that the state dict does not have under their names",
                 "they could not be read back",
             )
-        elif one.weight.sites != one.matrix.sites:
+        elif one.weight.sites != one.record.matrix.sites:
             found_there, why = "cores of other sites than those that were loaded", "the report is not of them"
         elif len(dtypes) > 1 or not dtypes <= set(FLOAT_DTYPES):
             found_there, why = f"cores of {', '.join(sorted(dtypes))}", f"a file holds one of {', '.join(FLOAT_DTYPES)}"

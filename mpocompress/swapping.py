@@ -158,7 +158,7 @@ def made_weights(
                 transposed=new.matrix.transposed,
                 requires_grad=isinstance(like, nn.Parameter) and like.requires_grad,
             )
-            made[new.key] = remember(weight, Record(report=report, matrix=new.matrix.name, place=new.place))
+            made[new.key] = remember(weight, Record(report=report, matrix=new.matrix, place=new.place))
     return made
 
 
@@ -192,7 +192,9 @@ def swapped(
                 "", "a layer that torch.compile wraps", "what was compiled is the layer itself", "Compile after this."
             )
     before = [
-        (module, dict(module._modules), dict(module._parameters), dict(module._buffers)) for module in model.modules()
+        (module, dict(module._modules), dict(module._parameters), dict(module._buffers))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # nothing in it is ever changed
     ]
     try:
         for module, children, _, _ in before:
