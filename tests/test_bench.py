@@ -27,6 +27,7 @@ from mpocompress.example_inputs import checked_inputs, fed, first_call, given_in
 from mpocompress.layer_bench import fed_layer
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE
+from mpocompress.side_by_side import Conditions, side_by_side
 from mpocompress.stored_layers import stored_layers, twins
 
 FASHION = Path(__file__).resolve().parents[1] / "examples" / "fashion" / "fashion.pt"
@@ -237,6 +238,23 @@ def test_memory_is_what_a_mode_holds_for_this_size_alone(small: Path) -> None:
         assert sizes[0]["factorised"] >= kept + 4 * benched.parameters
         assert sizes[0]["materialised"] >= sizes[0]["dense, native"]
         assert sizes[0]["materialised"] == sizes[1]["materialised"]
+
+
+def test_what_was_prepared_for_another_size_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(64, 64)
+    mpo = mpocompress.decompose(layer.weight, truncation=mpocompress.Truncation(max_bond=4))
+    small = MPOLinear.replacing(layer, MPOWeight(mpo), execution="factorised").eval()
+    conditions = Conditions(batches=(), lengths=(), repeats=1, device="cpu", progress=None)
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setenv(VARIABLE, "materialised")
+        small(torch.ones(2, 64))
+    before = contenders.held_bytes(small)
+
+    case = side_by_side(
+        layer, {"factorised": small}, lambda one: one(torch.ones(2, 64)), batch=2, length=None, conditions=conditions
+    )
+
+    assert case.contenders[-1].size_bytes < before - 4 * 64 * 32
 
 
 def test_threads_and_the_environment_are_put_back(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
