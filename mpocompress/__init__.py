@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from mpocompress._version import __version__
 
 if TYPE_CHECKING:
+    from mpocompress.bench_report import BenchReport
+    from mpocompress.benchmark import bench
     from mpocompress.checkpoint import open_checkpoint
     from mpocompress.compressing import compress_module
     from mpocompress.decomposition import decompose
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MPO",
     "MPOLSTM",
+    "BenchReport",
     "MPOCompressError",
     "MPOLSTMCell",
     "MPOLinear",
@@ -42,6 +45,7 @@ __all__ = [
     "Sites",
     "Truncation",
     "__version__",
+    "bench",
     "compress",
     "compress_module",
     "decompose",
@@ -57,6 +61,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BenchReport": "bench_report",
     "MPO": "mpo",
     "MPOCompressError": "errors",
     "MPOLSTM": "nn",
@@ -69,6 +74,7 @@ _HOMES = {
     "Selection": "selection",
     "Sites": "sites",
     "Truncation": "truncation",
+    "bench": "benchmark",
     "compress": "pipeline",
     "compress_module": "compressing",
     "decompose": "decomposition",
