@@ -1,0 +1,241 @@
+"""MPOLinear is the Linear of its dense weight, alone and inside the layers of torch that hold one."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mpocompress.nn import Execution, MPOLinear, MPOWeight
+from mpocompress.sites import Sites, balanced, folded, low_rank
+from tests.draw import EPS
+from tests.nn.builders import (
+    CONTEXTS,
+    DEVICES,
+    EXECUTIONS,
+    Chain,
+    assert_close,
+    assert_is_its_twin,
+    called,
+    chains,
+    exactly,
+    twin_of,
+)
+
+FORMS = {
+    "low rank": Chain(sites=low_rank(24, 18), bonds=(5,)),
+    "split": Chain(sites=folded(24, 18, 2, 2), bonds=(6,)),
+    "odd fold": Chain(sites=folded(24, 18, 3, 9), bonds=(7,)),
+    "column fold": Chain(sites=folded(24, 18, 1, 6), bonds=(3,)),
+    "row fold": Chain(sites=folded(24, 18, 8, 1), bonds=(4,)),
+    "two sites": Chain(sites=balanced(24, 18, 2), bonds=(9,)),
+    "three sites": Chain(sites=balanced(24, 18, 3), bonds=(5, 4)),
+    "four sites": Chain(sites=balanced(24, 18, 4), bonds=(2, 3, 2)),
+    "aligned": Chain(sites=Sites(row_dims=(4, 6), col_dims=(6, 3)), bonds=(6,)),
+    "aligned, three sites": Chain(sites=Sites(row_dims=(2, 3, 4), col_dims=(3, 3, 2)), bonds=(4, 5)),
+    "bond 1": Chain(sites=balanced(24, 18, 3), bonds=(1, 1)),
+}
+
+
+def make(
+    chain: Chain,
+    *,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float64,
+    execution: Execution = "auto",
+    device: str = "cpu",
+) -> MPOLinear:
+    torch.manual_seed(1)
+    rows, cols = chain.sites.shape
+    linear = nn.Linear(cols, rows, bias=bias, dtype=dtype)
+    return MPOLinear.replacing(linear, chain.weight(2, dtype), execution=execution).to(device)
+
+
+def inputs(*shape: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(device, dtype)
+
+
+@st.composite
+def any_chain(draw: st.DrawFn) -> Chain:
+    return draw(chains(draw(st.integers(1, 24)), draw(st.integers(1, 24))))
+
+
+@pytest.mark.usefixtures("sized")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@given(
+    chain=any_chain(),
+    bias=st.booleans(),
+    batch=st.lists(st.integers(0, 4), max_size=3),
+    dtype=st.sampled_from((torch.float64, torch.float32)),
+)
+def test_it_gives_what_the_dense_layer_gives(
+    execution: Execution, chain: Chain, bias: bool, batch: list[int], dtype: torch.dtype
+) -> None:
+    layer = make(chain, bias=bias, dtype=dtype, execution=execution)
+
+    assert_is_its_twin(layer, inputs(*batch, chain.sites.shape[1], dtype=dtype))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("form", FORMS)
+def test_every_dtype(form: str, dtype: torch.dtype, execution: Execution, device: str) -> None:
+    layer = make(FORMS[form], dtype=dtype, execution=execution, device=device)
+
+    assert_is_its_twin(layer, inputs(5, 18, dtype=dtype, device=device))
+
+
+@pytest.mark.usefixtures("sized")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(18,), (1, 18), (300, 18), (2, 150, 18), (3, 1, 4, 18), (0, 18), (2, 0, 18)])
+def test_any_number_of_rows(shape: tuple[int, ...], form: str, execution: Execution) -> None:
+    assert_is_its_twin(make(FORMS[form], execution=execution), inputs(*shape))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_in_any_order(form: str, execution: Execution) -> None:
+    layer = make(FORMS[form], execution=execution)
+
+    for x in (
+        inputs(18, 5).T,
+        inputs(4, 18, 5).transpose(1, 2),
+        inputs(5, 4, 18).transpose(0, 1),
+        inputs(5, 36)[:, ::2],
+        inputs(5, 20)[:, 1:19],
+        inputs(1, 18).expand(5, 18),
+        inputs(5, 1).expand(5, 18),
+    ):
+        assert_is_its_twin(layer, x)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_identity_comes_out_as_the_transposed_weight(form: str, execution: Execution) -> None:
+    layer = make(FORMS[form], bias=False, execution=execution)
+
+    with torch.inference_mode():
+        assert_close(layer(torch.eye(18, dtype=torch.float64)), layer.weight.to_matrix().T, torch.float64)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_weight_that_held_inputs_first(execution: Execution) -> None:
+    weight = FORMS["odd fold"].weight(2, transposed=True)
+    layer = MPOLinear(weight, torch.ones(24, dtype=torch.float64), execution=execution)
+
+    assert (layer.in_features, layer.out_features) == (18, 24)
+    for context in CONTEXTS.values():
+        with context():
+            x = inputs(5, 18)
+            assert_close(layer(x), (x @ weight.dense() + 1).detach(), torch.float64)
+
+
+@pytest.mark.usefixtures("sized")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_results_are_nobody_elses_memory(form: str, execution: Execution) -> None:
+    layer = make(FORMS[form], execution=execution)
+    x = inputs(5, 18)
+
+    with torch.inference_mode():
+        first = layer(x)
+        kept = first.clone()
+        layer(x + 1)
+        assert torch.equal(first, kept)
+        first.fill_(torch.nan)
+        assert torch.equal(called(layer, x), kept)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("form", FORMS)
+def test_nan_stays_in_its_row(form: str, execution: Execution) -> None:
+    layer = make(FORMS[form], execution=execution)
+    x = inputs(5, 18)
+    exact = exactly(layer, x)
+    x[2, 7] = torch.nan
+
+    for context in CONTEXTS.values():
+        with context():
+            y = layer(x)
+            assert y[2].isnan().all()
+            assert_close(y[[0, 1, 3, 4]], exact[[0, 1, 3, 4]], torch.float64)
+
+
+def test_it_is_looked_at_as_the_layer_it_replaces() -> None:
+    linear = nn.Linear(18, 24).eval()
+    layer = MPOLinear.replacing(linear, FORMS["split"].weight(0, torch.float32))
+
+    assert (layer.in_features, layer.out_features, layer.training) == (18, 24, False)
+    assert layer.bias is linear.bias
+    x = inputs(5, 18, dtype=torch.float32)
+    assert_close(layer(input=x), exactly(layer, x), torch.float32)
+    assert MPOLinear.replacing(nn.Linear(18, 24, bias=False), FORMS["split"].weight(0)).bias is None
+
+
+def swapped(module: nn.Module, execution: Execution) -> tuple[nn.Module, nn.Module]:
+    """A module whose Linear layers hold cores, and the same with the dense weights of these."""
+    ours, theirs = copy.deepcopy(module), copy.deepcopy(module)
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            sites = balanced(layer.out_features, layer.in_features, 2)
+            chain = Chain(sites=sites, bonds=(math.ceil(sites.max_bonds[0] / 2),))
+            small = MPOLinear.replacing(layer, chain.weight(len(name), layer.weight.dtype), execution=execution)
+            ours.set_submodule(name, small)
+            theirs.set_submodule(name, twin_of(small, layer.weight.dtype))
+    return ours, theirs
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_transformer_of_torch_takes_them(norm_first: bool, training: bool, execution: Execution) -> None:
+    torch.manual_seed(4)
+    layer = nn.TransformerEncoderLayer(
+        16, 4, 36, dropout=0.0, batch_first=True, norm_first=norm_first, dtype=torch.float64
+    )
+    ours, theirs = swapped(layer.train(training), execution)
+    x, padding = inputs(2, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+
+    for context in CONTEXTS.values():
+        with context():
+            for mask in (None, padding):
+                kept = slice(None) if mask is None else ~mask  # what torch writes over padding differs between its ways
+                found, exact = ours(x, src_key_padding_mask=mask), theirs(x, src_key_padding_mask=mask)
+                assert_close(found[kept], exact[kept].detach(), torch.float64, roundings=4)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_attention_of_torch_takes_one_for_its_output(execution: Execution) -> None:
+    torch.manual_seed(4)
+    attention = nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
+    ours, theirs = swapped(attention, execution)
+    assert isinstance(ours.out_proj, MPOLinear)
+    x = inputs(2, 5, 16)
+
+    for training in (True, False):
+        for context in CONTEXTS.values():
+            with context():
+                ours.train(training)
+                theirs.train(training)
+                assert_close(ours(x, x, x), tuple(one.detach() for one in theirs(x, x, x)), torch.float64)
+
+
+@given(chain=any_chain(), transposed=st.booleans())
+def test_a_weight_stands_for_its_dense_matrix_in_functions_of_torch(chain: Chain, transposed: bool) -> None:
+    weight = chain.weight(5, transposed=transposed)
+    dense = weight.dense()
+    x = inputs(3, weight.shape[1])
+
+    assert weight.shape == dense.shape
+    assert torch.equal(weight.to_matrix(), dense.T if transposed else dense)
+    assert isinstance(weight, MPOWeight)
+    assert_close(nn.functional.linear(x, weight), nn.functional.linear(x, dense), torch.float64)  # type: ignore[arg-type]
+    assert torch.equal(torch.cat([weight, weight]), torch.cat([dense, dense]))  # type: ignore[list-item]
