@@ -6,12 +6,12 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
 from benchmarks.timing import Clock
+from mpocompress.machine import processor
 
 WIDTH = 100
 
@@ -38,10 +38,8 @@ def environment(versions: Sequence[str], clock: Clock) -> dict[str, str]:
     Returns:
         name -> words.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    models = cpuinfo.read_text().split("model name")[1:2] if cpuinfo.exists() else []
     return {
-        "processor": models[0].partition("\n")[0].strip(" \t:") if models else platform.machine(),
+        "processor": processor(),
         "python": platform.python_version(),
         "tools": ", ".join(versions),
         "threads": "1",
@@ -49,19 +47,20 @@ def environment(versions: Sequence[str], clock: Clock) -> dict[str, str]:
     }
 
 
-def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> Table:
     """A table for the terminal, its first column left aligned.
 
     Args:
         title: printed above it.
         header: names of the columns.
         rows: cells.
+        width: columns of the terminal.
 
     Returns:
         The table, to be printed by rich.
     """
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=width, pad_edge=False
     )
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)

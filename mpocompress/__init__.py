@@ -11,21 +11,33 @@ from typing import TYPE_CHECKING
 from mpocompress._version import __version__
 
 if TYPE_CHECKING:
+    from mpocompress.bench_report import BenchReport
+    from mpocompress.benchmark import bench
+    from mpocompress.checkpoint import open_checkpoint
+    from mpocompress.compressing import compress_module
     from mpocompress.decomposition import decompose
     from mpocompress.errors import MPOCompressError
+    from mpocompress.loading import load
     from mpocompress.looking import look, overview
     from mpocompress.mpo import MPO
+    from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
     from mpocompress.overview_report import Overview
     from mpocompress.pipeline import compress, expand, inspect, plan
     from mpocompress.plan_report import PlanReport
     from mpocompress.report import Report
+    from mpocompress.saving import save
     from mpocompress.selection import Selection
     from mpocompress.sites import Sites
     from mpocompress.truncation import Truncation
 
 __all__ = [
     "MPO",
+    "MPOLSTM",
+    "BenchReport",
     "MPOCompressError",
+    "MPOLSTMCell",
+    "MPOLinear",
+    "MPOWeight",
     "Overview",
     "PlanReport",
     "Report",
@@ -33,31 +45,48 @@ __all__ = [
     "Sites",
     "Truncation",
     "__version__",
+    "bench",
     "compress",
+    "compress_module",
     "decompose",
     "expand",
     "inspect",
+    "load",
     "look",
+    "open_checkpoint",
     "overview",
     "plan",
+    "save",
+    "set_execution",
 ]
 
 _HOMES = {
+    "BenchReport": "bench_report",
     "MPO": "mpo",
     "MPOCompressError": "errors",
+    "MPOLSTM": "nn",
+    "MPOLSTMCell": "nn",
+    "MPOLinear": "nn",
+    "MPOWeight": "nn",
     "Overview": "overview_report",
     "PlanReport": "plan_report",
     "Report": "report",
     "Selection": "selection",
     "Sites": "sites",
     "Truncation": "truncation",
+    "bench": "benchmark",
     "compress": "pipeline",
+    "compress_module": "compressing",
     "decompose": "decomposition",
     "expand": "pipeline",
     "inspect": "pipeline",
+    "load": "loading",
     "look": "looking",
+    "open_checkpoint": "checkpoint",
     "overview": "looking",
     "plan": "pipeline",
+    "save": "saving",
+    "set_execution": "nn",
 }
 
 

@@ -106,7 +106,6 @@ def checkpoint_report(
     matrices: tuple[MatrixReport, ...],
     *,
     truncation: Truncation | None = None,
-    size_bytes_after: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> Report:
     """The report of a whole checkpoint, its sums checked.
@@ -115,7 +114,6 @@ def checkpoint_report(
         found: the surveyed checkpoint.
         matrices: the report of every eligible matrix.
         truncation: the target; None for a checkpoint as it is.
-        size_bytes_after: bytes of all tensors after; None for as before.
         notes: what the reader should know beside what the survey noted.
 
     Returns:
@@ -128,6 +126,7 @@ def checkpoint_report(
     before = sum(matrix.dense_parameters for matrix in matrices)
     after = sum(matrix.parameters for matrix in matrices)
     size = sum(info.size_bytes for info in infos)
+    saved = sum(m.dense_parameters * _itemsize(m.source_dtype) - m.parameters * _itemsize(m.dtype) for m in matrices)
     parameters = found.parameters - before + after
     target = None if truncation is None else _target(truncation, matrices, parameters)
     report = Report(
@@ -143,7 +142,7 @@ def checkpoint_report(
             eligible_parameters=before,
             eligible_parameters_after=after,
             size_bytes_before=size,
-            size_bytes_after=size if size_bytes_after is None else size_bytes_after,
+            size_bytes_after=size - saved,
             file_size_bytes_before=found.source.file_size_bytes,
             file_size_bytes_after=None,
         ),
@@ -154,11 +153,14 @@ def checkpoint_report(
     return report
 
 
-def stored_report(checkpoint: Checkpoint) -> Report:
+def stored_report(
+    checkpoint: Checkpoint, *, otherwise: str = "Give a file that mpocompress wrote, or compress this one."
+) -> Report:
     """The report inside a compressed file.
 
     Args:
         checkpoint: the open file.
+        otherwise: what to do with a file that is no compressed one.
 
     Returns:
         The report, its sums checked, the size of the file filled in.
@@ -172,7 +174,7 @@ def stored_report(checkpoint: Checkpoint) -> Report:
             where=checkpoint.path.name,
             found="an ordinary checkpoint",
             why="there is no compression report in it",
-            action="Give a file that mpocompress wrote, or compress this one.",
+            action=otherwise,
         )
     report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
     totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
@@ -240,11 +242,17 @@ def _as_stored(entry: MatrixPlan, dtype: str | None) -> MatrixPlan:
     if dtype is None or entry.sites is None:
         return entry
     dense = entry.matrix.dense_parameters
-    stored, source = (getattr(torch, one).itemsize for one in (dtype, entry.matrix.members[0].dtype))
+    stored, source = (_itemsize(one) for one in (dtype, entry.matrix.members[0].dtype))
     if entry.parameters * stored < dense * source:
         return entry
     reason = no_fewer_bytes(entry.matrix, dtype)
     return dataclasses.replace(entry, sites=None, bonds=(), parameters=dense, relative_error=0.0, reason=reason)
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes of a number of a dtype."""
+    itemsize: int = getattr(torch, dtype).itemsize
+    return itemsize
 
 
 def _planned_matrix(entry: MatrixPlan) -> PlannedMatrix:

@@ -58,6 +58,14 @@ class ModelError(MPOCompressError):
     """The user's own model cannot be imported or built, or is not the one that a checkpoint was saved from."""
 
 
+class BenchmarkError(MPOCompressError):
+    """A benchmark cannot be made as asked: sizes that mean nothing, a device that is not there, nothing compressed."""
+
+
+class InputsError(BenchmarkError):
+    """Inputs for the user's own model cannot be made, or the model does not take them."""
+
+
 class SitesError(MPOCompressError):
     """Site dims do not fit the matrix, or no site shape of the wanted form exists."""
 

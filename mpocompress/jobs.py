@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -107,12 +107,26 @@ class _Share:
                 self._changed.notify_all()
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
+def one_blas_thread() -> AbstractContextManager[None]:
     """Let every product in the block run on one thread: small ones only lose by more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    return blas_threads(1)
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Let every product in the block run on so many threads.
+
+    Args:
+        count: how many.
+
+    Example:
+        >>> with blas_threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -22,9 +22,8 @@ from mpocompress.checkpoint import (
     write_like,
     write_target,
 )
-from mpocompress.errors import CheckpointError, OutputError, TargetError
-from mpocompress.task import DTYPES, Task, carry_out
-from mpocompress.jobs import Progress, available_cores, one_blas_thread
+from mpocompress.errors import CheckpointError, OutputError
+from mpocompress.jobs import Progress, one_blas_thread
 from mpocompress.plan_report import PlanReport
 from mpocompress.planning import PLAN_TARGETS
 from mpocompress.report import Report
@@ -32,6 +31,7 @@ from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_co
 from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import survey_checkpoint
+from mpocompress.task import DTYPES, Task, carry_out, check_dtype, chosen_jobs
 from mpocompress.text import shown
 from mpocompress.truncation import Truncation
 from mpocompress.user_model import UserModel
@@ -86,7 +86,7 @@ def compress(
         ReportError: figures that do not add up; a bug, and nothing is written.
     """
     named, source, target = target, Path(source), Path(target)
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
@@ -101,7 +101,7 @@ def compress(
                 model=model,
                 dtype=dtype,
             )
-            found, done = carry_out(task, jobs=_jobs(jobs), progress=progress)
+            found, done = carry_out(task, jobs=chosen_jobs(jobs), progress=progress)
             cores = {one.report.name: (one.report, mpo) for one in done if (mpo := one.mpo(spool)) is not None}
             tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
             report = checkpoint_report(
@@ -109,7 +109,6 @@ def compress(
                 tuple(one.report for one in done),
                 truncation=truncation,
                 notes=carried_notes(container, checkpoint),
-                size_bytes_after=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             )
             size = write_target(
                 target,
@@ -164,7 +163,7 @@ def plan(
         SitesError: a site shape choice that means nothing.
         TargetError: a dtype that is none of the four, or jobs below 1.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_choice(sites)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         found = survey_checkpoint(
@@ -173,7 +172,7 @@ def plan(
             model=model,
             sites=sites,
             truncations=truncations,
-            jobs=_jobs(jobs),
+            jobs=chosen_jobs(jobs),
             progress=progress,
         )
     return PlanReport(
@@ -314,24 +313,3 @@ def _check_room(report: Report, target: Path) -> None:
 
 def _rounded(dtype: str) -> str:
     return f"counted for cores in {dtype}; what rounding to it adds to the errors is measured when they are made"
-
-
-def _check_dtype(dtype: str | None) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise TargetError(
-            where="dtype",
-            found=f"got {dtype!r}",
-            why="cores are stored as floating point numbers",
-            action=f"Give one of: {', '.join(DTYPES)}.",
-        )
-
-
-def _jobs(jobs: int | None) -> int:
-    if jobs is not None and jobs < 1:
-        raise TargetError(
-            where="jobs",
-            found=f"got {jobs}",
-            why="at least one matrix is worked on at a time",
-            action="Give 1 or more.",
-        )
-    return jobs or available_cores()

@@ -152,6 +152,30 @@ def dense_tensors(
     Raises:
         FormatError: cores that are missing, that contradict the report, or that hold NaN or Inf.
     """
+    check_cores(report, names, where=where)
+    by_core = {core_name(m.name, site): m for m in report.compressed for site in range(len(m.bonds) + 1)}
+    tensors: dict[str, Tensor | Spooled] = {}
+    for name, info in names.items():
+        matrix = by_core.get(name)
+        if matrix is None:
+            if info.alias_of is None:
+                tensors[name] = read(name)
+        elif matrix.members[0] not in tensors:
+            tensors.update((member, spool.add(part)) for member, part in _members(matrix, read, where))
+    return {name: spool.tensor(held) if isinstance(held, Spooled) else held for name, held in tensors.items()}
+
+
+def check_cores(report: Report, names: Mapping[str, TensorInfo], *, where: str) -> None:
+    """Refuse a compressed file whose tensors are not those its report tells of; none is read.
+
+    Args:
+        report: the report inside the file.
+        names: the tensors of the file.
+        where: the file, for messages.
+
+    Raises:
+        FormatError: cores that are missing or of other shapes, or a weight that is there beside its cores.
+    """
     by_core = {core_name(m.name, site): m for m in report.compressed for site in range(len(m.bonds) + 1)}
     missing = [name for name in by_core if name not in names]
     if missing:
@@ -170,41 +194,48 @@ def dense_tensors(
             why="a weight is stored once",
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
-    tensors: dict[str, Tensor | Spooled] = {}
-    for name, info in names.items():
-        matrix = by_core.get(name)
-        if matrix is None:
-            if info.alias_of is None:
-                tensors[name] = read(name)
-        elif matrix.members[0] not in tensors:
-            tensors.update((member, spool.add(part)) for member, part in _members(matrix, names, read, where))
-    return {name: spool.tensor(held) if isinstance(held, Spooled) else held for name, held in tensors.items()}
+    for matrix in report.compressed:
+        chain = (1, *matrix.bonds, 1)
+        wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
+        cores = [names[core_name(matrix.name, site)] for site in range(len(matrix.bonds) + 1)]
+        found = [core.shape for core in cores]
+        if wanted != found or not all(core.dtype.is_floating_point for core in cores):
+            raise FormatError(
+                where=f"{where}, {matrix.name}",
+                found=f"cores of shapes {found}",
+                why=f"the report says {wanted}, floating point",
+                action="The file is damaged or was edited: compress the original checkpoint again.",
+            )
 
 
-def _members(
-    matrix: MatrixReport, names: Mapping[str, TensorInfo], read: Callable[[str], Tensor], where: str
-) -> Iterator[tuple[str, Tensor]]:
-    """The members of one compressed matrix by name, dense."""
-    cores = [core_name(matrix.name, site) for site in range(len(matrix.bonds) + 1)]
-    chain = (1, *matrix.bonds, 1)
-    wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
-    found = [names[core].shape for core in cores]
-    if wanted != found or not all(names[core].dtype.is_floating_point for core in cores):
-        raise FormatError(
-            where=f"{where}, {matrix.name}",
-            found=f"cores of shapes {found}",
-            why=f"the report says {wanted}, floating point",
-            action="The file is damaged or was edited: compress the original checkpoint again.",
-        )
-    mpo = MPO(cores=tuple(read(core) for core in cores), sites=matrix.sites)
-    if not all(core.isfinite().all() for core in mpo.cores):
+def stored_mpo(matrix: MatrixReport, read: Callable[[str], Tensor], *, where: str) -> MPO:
+    """Read one compressed matrix of a file for which `check_cores` holds.
+
+    Args:
+        matrix: its report.
+        read: gives a tensor of the file by name.
+        where: the file, for messages.
+
+    Returns:
+        The MPO, backed by the file.
+
+    Raises:
+        FormatError: cores that hold NaN or Inf.
+    """
+    cores = tuple(read(core_name(matrix.name, site)) for site in range(len(matrix.bonds) + 1))
+    if not all(core.isfinite().all() for core in cores):
         raise FormatError(
             where=f"{where}, {matrix.name}",
             found="cores that hold NaN or Inf",
             why="none is ever written",
             action="The file is damaged or was edited: compress the original checkpoint again.",
         )
-    dense = _dense(mpo, getattr(torch, matrix.source_dtype))
+    return MPO(cores=cores, sites=matrix.sites)
+
+
+def _members(matrix: MatrixReport, read: Callable[[str], Tensor], where: str) -> Iterator[tuple[str, Tensor]]:
+    """The members of one compressed matrix by name, dense."""
+    dense = _dense(stored_mpo(matrix, read, where=where), getattr(torch, matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)
     yield from zip(matrix.members, (part.T if matrix.transposed else part for part in parts), strict=True)
 

@@ -15,7 +15,8 @@ from mpocompress.accounting import compressed_report, dense_report, no_fewer_byt
 from mpocompress.checkpoint import Checkpoint, Spool, Spooled
 from mpocompress.contraction import keeping_memory
 from mpocompress.decomposition import Decomposition, factorise, factorise_within, measured_error
-from mpocompress.jobs import Progress, run_jobs
+from mpocompress.errors import TargetError
+from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.layers import LayerSpec
 from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, Survey, check_patterns, make_plan
@@ -131,6 +132,50 @@ def carry_out(task: Task, *, jobs: int, progress: Progress | None) -> tuple[Surv
         size_bytes=lambda entry: 3 * 4 * entry.matrix.dense_parameters,
     )
     return surveyed, tuple(done)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Refuse a dtype that cores are not stored in.
+
+    Args:
+        dtype: its name, or None for that of the weight.
+
+    Raises:
+        TargetError: it is none of the four.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise TargetError(
+            where="dtype",
+            found=f"got {dtype!r}",
+            why="cores are stored as floating point numbers",
+            action=f"Give one of: {', '.join(DTYPES)}.",
+        )
+
+
+def chosen_jobs(jobs: int | None) -> int:
+    """How many matrices are worked on at the same time.
+
+    Args:
+        jobs: what was asked for; None for the number of cores.
+
+    Returns:
+        The number.
+
+    Raises:
+        TargetError: below 1.
+
+    Example:
+        >>> chosen_jobs(3)
+        3
+    """
+    if jobs is not None and jobs < 1:
+        raise TargetError(
+            where="jobs",
+            found=f"got {jobs}",
+            why="at least one matrix is worked on at a time",
+            action="Give 1 or more.",
+        )
+    return jobs or available_cores()
 
 
 def _visit(layer: LayerSpec, *, task: Task) -> tuple[LayerSurvey, tuple[Done, ...]]:

@@ -1,32 +1,23 @@
-"""The user's own model: imported and run only when asked for, and laid over the tensors of a checkpoint."""
+"""The user's own model laid over the tensors of a checkpoint; one that is named as text is imported and run."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from mpocompress.alignment import aligned
 from mpocompress.errors import ModelError
 from mpocompress.kinds import class_kind
 from mpocompress.text import listed, shown
+from mpocompress.user_code import model_builder
 
 UserModel = str | nn.Module | Mapping[str, str | type]
 """A model: `file.py:name` or `package.module:name` of one or of what builds it, itself, or module path -> class."""
 
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_NOT_THEIRS = (__file__, "importlib", str(Path(torch.__file__).parent))
-_DEEPEST_PREFIX = 4
 _MOST_SHOWN = 3
 
 
@@ -65,16 +56,16 @@ def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) ->
     called = shown(model) if isinstance(model, str) else "the given model"
     ran: tuple[str, ...] = ()
     if isinstance(model, str):
-        model, ran = _built(model), (f"{called} was imported and run.",)
+        model, ran = model_builder(model)(), (f"{called} was imported and run.",)
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
-        classes = {path: _class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
+        classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(model)}
-        found = _aligned(weights, own, lambda name, other: shapes[name] == own[other])
+        found = aligned(weights, own, lambda name, other: shapes[name] == own[other])
         owners = {_module(name): classes.get(_module(other), "") for name, other in found.items()}
     else:
-        classes = {path: one if isinstance(one, str) else _full_name(one) for path, one in model.items()}
-        found = _aligned([_module(name) for name in weights], classes, lambda name, other: True)
+        classes = {path: one if isinstance(one, str) else full_name(one) for path, one in model.items()}
+        found = aligned([_module(name) for name in weights], classes, lambda name, other: True)
         owners = {name: classes[other] for name, other in found.items()}
     if not found:
         raise ModelError(
@@ -93,129 +84,46 @@ def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) ->
     return Fitted(classes=owners, notes=tuple(notes))
 
 
-def _built(spec: str) -> nn.Module:
-    """Import and run `file.py:name` or `package.module:name`."""
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        raise ModelError(
-            where=shown(spec),
-            found="no name after a colon" if not colon or place else "no file or module before the colon",
-            why="a model is named by where it is and what it is called there",
-            action="Write file.py:name or package.module:name; the name is that of a model, its class or a function.",
-        )
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
-        found = _run(spec, lambda: _imported(place))
-        if not hasattr(found, name):
-            raise ModelError(
-                where=shown(spec),
-                found=f"no {name!r} in {place}",
-                why="there is nothing to build the model with",
-                action=f"It has {_some([one for one in vars(found) if not one.startswith('_')])}.",
-            )
-        thing = getattr(found, name)
-        model = thing if isinstance(thing, nn.Module) or not callable(thing) else _run(spec, thing)
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            where=shown(spec),
-            found=f"a {type(model).__name__}",
-            why="a model is a torch.nn.Module, or what gives one when it is called without arguments",
-            action="Write a function that returns the model, and name that.",
-        )
-    return model
-
-
-def _imported(place: str) -> ModuleType:
-    if not place.endswith(".py"):
-        with _first_on_path(Path.cwd()):
-            return importlib.import_module(place)
-    path = Path(place).resolve()
-    name = f"mpocompress_user_{path.stem}"  # its own would hide a library of that name
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {place}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    with _first_on_path(path.parent):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _first_on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # the user's code may have taken it out
-            sys.path.remove(str(folder))
-
-
-def _run(spec: str, call: Callable[[], object]) -> object:
-    """Call what the user wrote; whatever it raises is told with its line."""
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        frames = reversed(traceback.extract_tb(error.__traceback__))
-        theirs = (one for one in frames if not any(part in one.filename for part in _NOT_THEIRS))
-        line = next((f"{Path(one.filename).name}, line {one.lineno}: " for one in theirs), "")
-        raise ModelError(
-            where=shown(spec),
-            found=shown(f"{line}{type(error).__name__}: {error}"),
-            why="the model could not be made",
-            action="Mend that, or name a function that takes no arguments.",
-        ) from error
-
-
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         yield from ((name, tensor) for name, tensor in tensors if not is_lazy(tensor))
 
 
-def _class_name(module: nn.Module) -> str:
-    """The class of a module, or the first of its bases that says what it is."""
-    names = [_full_name(kind) for kind in type(module).__mro__]
+def class_name(module: nn.Module) -> str:
+    """The class of a module, or the first of its bases that says what it is.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The full name.
+
+    Example:
+        >>> class_name(type("Mine", (nn.LSTM,), {})(2, 3))
+        'torch.nn.modules.rnn.LSTM'
+    """
+    names = [full_name(kind) for kind in type(module).__mro__]
     return next((name for name in names if class_kind(name) is not None), names[0])
 
 
-def _full_name(kind: type) -> str:
+def full_name(kind: type) -> str:
+    """A class with its module, as `class_kind` and `short_class` want it.
+
+    Args:
+        kind: the class.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> full_name(nn.GRU)
+        'torch.nn.modules.rnn.GRU'
+    """
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
-
-
-def _aligned(names: Collection[str], others: Collection[str], fits: Callable[[str, str], bool]) -> dict[str, str]:
-    """Names of a checkpoint to those of a model, under the one prefix, on either side, that most of them share."""
-    plain = {_unwrapped(other): other for other in others}
-    whole = {_unwrapped(name): name for name in names}
-    votes: Counter[tuple[str, str]] = Counter()
-    for name in whole:
-        votes.update((head, "") for head, tail in _tails(name) if tail in plain and fits(whole[name], plain[tail]))
-    for other in plain:
-        votes.update(("", head) for head, tail in _tails(other) if tail in whole and fits(whole[tail], plain[other]))
-    if not votes:
-        return {}
-    ours, theirs = max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1])))
-    found = {}
-    for name in names:
-        bare = _unwrapped(name)
-        match = plain.get(theirs + bare.removeprefix(ours)) if bare.startswith(ours) else None
-        if match is not None and fits(name, match):
-            found[name] = match
-    return found
-
-
-def _unwrapped(name: str) -> str:
-    """A name without what torch.compile and FSDP put into it."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-
-
-def _tails(name: str) -> Iterator[tuple[str, str]]:
-    """A name parted after none, one, two, ... of its words."""
-    parts = name.split(".")
-    for count in range(min(len(parts), _DEEPEST_PREFIX + 1)):
-        yield "".join(f"{part}." for part in parts[:count]), ".".join(parts[count:])
 
 
 def _some(names: Collection[str]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mpocompress
 from mpocompress.checkpoint.opened import OpenedCheckpoint
 from mpocompress.cli.main import main
 
@@ -255,6 +256,12 @@ def test_no_target_is_a_usage_error_that_names_the_targets_and_plan(run: Run) ->
         (["model.pt", "--bond", "4"], "Where to? Give -o FILE, or --dry-run."),
         (["model.pt", "--bogus"], "No such option"),
         (["expand", "small.pt"], "Missing option '-o'"),
+        (["bench", "small.pt", "--batch", "1,0"], "'1,0' is not a list of whole numbers of 1 or more, such as 1,32."),
+        (["bench", "small.pt", "--length", "9999999999"], "'9999999999' is not a list of whole numbers"),
+        (["bench", "small.pt", "--threads", "0"], "0 is not in the range x>=1"),
+        (["bench", "small.pt", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
+        (["bench", "small.pt", "--input", "net.py:batch"], "--input is what --model is called with: give both."),
+        (["bench", "small.pt", "--model", "net.py:a", "--layer", "b"], "--model runs as a whole, --layer chooses"),
     ],
 )
 def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: list[str], message: str) -> None:
@@ -282,15 +289,71 @@ def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: 
         (["inspect", "model.pt", "--model", "none.py:build"], "The model is given with --model."),
         (["plan", "model.pt", "--dry-run", "--model", "none.py"], "no name after a colon"),
         (["expand", "model.pt", "-o", "x.pt"], "an ordinary checkpoint"),
+        (["bench", "none.pt"], "none.pt: no such file"),
+        (["bench", "broken.pt"], "Error: broken.pt: "),
+        (["bench", "small.safetensors", "--layer", "zz"], "and --layer."),
+        (["bench", "small.safetensors", "--model", "os:zz"], "The model is given with --model."),
+        (
+            ["bench", "small.safetensors", "--model", "torch.nn:ReLU", "--input", "os:zz"],
+            "made with --input net.py:batch.",
+        ),
+        (["bench", "model.pt"], "model.pt: an ordinary checkpoint; there is no compression report in it"),
     ],
 )
 def test_what_is_refused_is_exit_1_in_words_and_leaves_nothing(run: Run, words: list[str], message: str) -> None:
+    mpocompress.compress("model.pt", "small.safetensors", truncation=mpocompress.Truncation(max_bond=4))
     code, out, err = run(*words)
 
     assert (code, out) == (1, "")
     assert message in err
     assert "Traceback" not in err
     assert not Path("x.pt").exists()
+
+
+QUICK = ("--repeats", "1", "--batch", "1", "--length", "2")
+BUNDLED = Path(__file__).resolve().parents[1] / "examples" / "fashion" / "fashion.pt"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_a_benchmark_fits_the_terminal_and_has_a_row_for_every_contender(run: Run, columns: int) -> None:
+    run(str(BUNDLED), "--bond", "16", "-o", "small.pt")
+    code, out, err = run("bench", "small.pt", "--repeats", "1", "--batch", "1,2", "--length", "2,1", columns=columns)
+
+    assert (code, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= max(80, columns)
+    assert out.startswith("small.pt on ")
+    assert re.search(r"^lstm: LSTM, 13.9x fewer parameters$", out, re.MULTILINE)
+    assert re.search(r"^  weight_joint_l0 1024x284, low rank, bond 16$", out, re.MULTILINE)
+    assert re.findall(r"^batch (\d, length \d)", out, re.MULTILINE) == [
+        f"{batch}, length {length}" for batch in (1, 2) for length in (2, 1)
+    ]
+    for row in ("dense, ", "dynamic int8 ", "auto ", "factorised ", "materialised "):
+        assert len(re.findall(rf"^{row}.* \d+\.\d+x +[\d.]+ [kM]B +\d\.\de-?\+?\d+", out, re.MULTILINE)) == 4
+    assert re.search(r"^Verdict: auto is [\d.e-]+( to [\d.e-]+)? times as fast as the best dense", out, re.MULTILINE)
+
+
+def test_a_benchmark_says_what_could_not_run_and_what_runs_alike(run: Run) -> None:
+    state = {f"rnn.{name}": value for name, value in torch.nn.LSTM(64, 96, proj_size=64).state_dict().items()}
+    torch.save(state | {f"fc.{n}.weight": torch.randn(64, 64) for n in range(3)}, "odd.pt")
+    run("odd.pt", "--bond", "4", "--sites", "lowrank", "-o", "small.pt")
+
+    code, out, _ = run("bench", "small.pt", *QUICK)
+
+    assert code == 0
+    assert "  dynamic int8: not available, torch has none for an LSTM with a projection" in out
+    assert re.search(r"^fc.0: Linear, .* \(3 layers alike: also fc.1, fc.2\)$", out, re.MULTILINE)
+    assert re.search(r"^batch 1 +median", out, re.MULTILINE)
+    assert "rnn" not in run("bench", "small.pt", "--layer", "fc*", *QUICK)[1]
+
+
+def test_a_benchmark_as_json_is_one_document(run: Run) -> None:
+    run("model.pt", "--bond", "4", "-o", "small.pt")
+    code, out, err = run("bench", "small.pt", "--json", "--threads", "2", "--layer", "fc", *QUICK)
+
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert (document["format"], document["version"], document["machine"]["threads"]) == ("mpocompress-bench", 1, 2)
+    assert [one["layers"] for one in document["measured"]] == [["fc"]]
 
 
 def test_bonds_for_single_layers(run: Run) -> None:

@@ -23,11 +23,11 @@ from mpocompress.errors import (
     SitesError,
     TargetError,
 )
-from mpocompress.task import DTYPES
 from mpocompress.pipeline import compress, expand, inspect, plan
 from mpocompress.report import MatrixReport, Report
 from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice
+from mpocompress.task import DTYPES
 from mpocompress.truncation import Truncation
 from tests.draw import decaying, random_matrix
 

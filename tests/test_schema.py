@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mpocompress
+from mpocompress.bench_report import BenchedKind, ContenderKind
 from mpocompress.layers import KindFrom, LayerKind
 from mpocompress.render.words import KIND_NAMES, KIND_SOURCES
 
@@ -77,10 +78,14 @@ def test_every_kind_and_source_is_in_the_schemas(model: Path, tmp_path: Path) ->
         assert (matrix["kind"]["enum"], matrix["kind_from"]["enum"]) == (kinds, sources)
     weight = schema("overview-1.json")["properties"]["weights"]["items"]["properties"]
     assert (weight["kind"]["enum"], weight["kind_from"]["enum"]) == (kinds, sources)
+    measured = schema("bench-1.json")["properties"]["measured"]["items"]["properties"]
+    assert measured["kind"]["enum"] == list(get_args(BenchedKind)) == [*kinds, "model"]
+    contender = measured["cases"]["items"]["properties"]["contenders"]["items"]["properties"]
+    assert contender["kind"]["enum"] == list(get_args(ContenderKind))
     assert (set(KIND_NAMES), set(KIND_SOURCES)) == (set(kinds), set(sources))
 
 
-@pytest.mark.parametrize("name", ["report-1.json", "plan-1.json", "overview-1.json"])
+@pytest.mark.parametrize("name", ["report-1.json", "plan-1.json", "overview-1.json", "bench-1.json"])
 def test_the_schemas_are_valid_and_say_no_to_an_empty_document(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schema(name))
     with pytest.raises(jsonschema.ValidationError, match="is a required property"):

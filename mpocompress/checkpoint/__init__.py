@@ -1,5 +1,7 @@
 """Reading and writing checkpoints: by content, lazily, running nothing; all or nothing on the way out."""
 
+from mpocompress.checkpoint.contents.extras import restore, state_extras
+from mpocompress.checkpoint.memory import open_state
 from mpocompress.checkpoint.output import FOLDER, carried_notes, check_target, container_for, write_target
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
@@ -23,7 +25,10 @@ __all__ = [
     "container_for",
     "left_out",
     "open_checkpoint",
+    "open_state",
+    "restore",
     "sniff",
+    "state_extras",
     "write_checkpoint",
     "write_like",
     "write_target",

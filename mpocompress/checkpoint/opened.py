@@ -33,7 +33,7 @@ class OpenedCheckpoint:
         close: lets go of the file; called once.
         classes: module path -> full name of its class.
         config: the configuration beside the weights.
-        weights: every file that holds the tensors; by default `path` alone.
+        weights: every file that holds the tensors; by default `path` alone. Empty for what is in memory.
         beside: further files that are read.
         place: tells where a tensor lies in the file; by default none can be replaced there.
         layout: the folder around it, of a checkpoint that is one or is in shards.
@@ -54,7 +54,7 @@ class OpenedCheckpoint:
         close: Callable[[], None],
         classes: Mapping[str, str] = MappingProxyType({}),
         config: Mapping[str, object] = MappingProxyType({}),
-        weights: tuple[Path, ...] = (),
+        weights: tuple[Path, ...] | None = None,
         beside: tuple[Path, ...] = (),
         place: Callable[[str], Place | None] = lambda _: None,
         layout: Layout | None = None,
@@ -70,7 +70,7 @@ class OpenedCheckpoint:
         self.classes = classes
         self.config = config
         self.layout = layout
-        self._weights = weights or (path,)
+        self._weights = (path,) if weights is None else weights
         self.files = (*self._weights, *beside)
         self.size_bytes = sum(file.stat().st_size for file in self.files)
         self._read: Callable[[str], torch.Tensor] | None = read

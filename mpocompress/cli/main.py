@@ -9,18 +9,20 @@ from pathlib import Path
 import click
 
 from mpocompress._version import __version__
+from mpocompress.cli.bench import bench
 from mpocompress.cli.compress import compress
 from mpocompress.cli.expand import expand
 from mpocompress.cli.inspect import inspect
 from mpocompress.cli.plan import plan
-from mpocompress.errors import ModelError, MPOCompressError, OutputExistsError, SelectionError
+from mpocompress.errors import InputsError, ModelError, MPOCompressError, OutputExistsError, SelectionError
 
 INTERRUPTED = 130
 """What a shell makes of a process that Ctrl-C ended: 128 and the number of the signal."""
 HINTS: dict[type[MPOCompressError], str] = {
     OutputExistsError: "--force replaces it.",
+    InputsError: "Inputs are made with --input net.py:batch.",
     ModelError: "The model is given with --model.",
-    SelectionError: "Patterns are given with --include, --exclude, --as and --bond GLOB=N.",
+    SelectionError: "Patterns are given with --include, --exclude, --as, --bond GLOB=N and --layer.",
 }
 
 
@@ -43,7 +45,7 @@ class DefaultGroup(click.Group):
 
 @click.group(
     cls=DefaultGroup,
-    commands=[compress, plan, inspect, expand],
+    commands=[compress, plan, inspect, expand, bench],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
@@ -59,6 +61,7 @@ def cli() -> None:
     mpocompress model.pt --bond 16 -o small.pt      compress, show what was lost
     mpocompress inspect small.pt                    show it again; or what is in any file
     mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
+    mpocompress bench small.pt                      dense against compressed, here
 
     Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not
     met; 130 stopped by Ctrl-C, nothing written.

@@ -174,7 +174,9 @@ class LevelRun:
         cores = any(not weights.is_dense for weights in self.directions)
         if self.rows.steps > 1 or self.rows.sizes is not None:
             return FACTORISED if execution == "factorised" and cores else FUSED
-        own, dense = (sum(work.hidden + work.inputs for work in side) for side in zip(*map(_work, self.directions)))
+        own, dense = (
+            sum(work.hidden + work.inputs for work in side) for side in zip(*map(_work, self.directions), strict=True)
+        )
         pays = execution == "factorised" or (execution != "materialised" and own < dense)
         return FACTORISED if pays and cores else LOOP
 

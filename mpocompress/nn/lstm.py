@@ -136,7 +136,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         store = self.__dict__["_store"]
         if store is not None and hx is not None and not torch.is_grad_enabled() and isinstance(input, Tensor):
             steps = store.made.get(_sizes(input.transpose(0, 1) if self.batch_first else input, *hx))
-            if steps is not None and store.is_current and not torch.is_autocast_enabled(input.device.type):
+            if steps is not None and store.is_current and not torch.is_autocast_enabled(steps[0][0].device_type):
                 return self._step(input, hx, steps)
         return self._run(input, hx)
 
@@ -186,7 +186,8 @@ class MPOLSTM(Preparing, ExecutionChoice):
                 hs.append(output)
                 cs.append(cell)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        return x.unsqueeze(1 if self.batch_first else 0), (torch.stack(hs), torch.stack(cs))
+        cells = cs[0].unsqueeze(0) if len(cs) == 1 else torch.stack(cs)
+        return x.unsqueeze(1 if self.batch_first else 0), (torch.stack(hs), cells)
 
     def _in_precision(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
         """Run in the dtype that autocast asks for, if it does."""

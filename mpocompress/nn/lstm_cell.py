@@ -90,7 +90,7 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         store = self.__dict__["_store"]
         if store is not None and hx is not None and not (torch.is_grad_enabled() or is_traced()):
             step = store.made.get(_sizes(input, *hx))
-            if step is not None and store.is_current and not torch.is_autocast_enabled(input.device.type):
+            if step is not None and store.is_current and not torch.is_autocast_enabled(step.device_type):
                 taken: States = step(input, *hx)
                 return taken
         if not self._fits(input, hx):

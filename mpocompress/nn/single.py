@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,8 @@ class SingleStep:
 
     def __init__(self, weights: Operands, cell: Tensor) -> None:
         self._weights = weights
-        self._shape = cell.shape
+        self._shape = tuple(cell.shape)
+        self.device_type = cell.device.type
         self._numpy = uses_numpy(cell)
         self._rooms: list[tuple[Fill, Advance]] = []
         self._is_short = weights.projection is None and all(map(_is_short, (weights.inputs, weights.hidden)))
@@ -59,10 +61,13 @@ class SingleStep:
             return y[0], c
         fill, advance = room = self._rooms.pop() if self._rooms else self._room()
         fill(x, h)
-        output, after = x.new_empty(self._shape), x.new_empty(self._shape)
-        if self._numpy:
-            advance((c.detach() if c.requires_grad else c).numpy(), after.numpy(), output.numpy())
+        if self._numpy:  # memory of numpy is had in a third of the time
+            given = (c.detach() if c.requires_grad else c).numpy()
+            let_out, kept = np.empty(self._shape, given.dtype), np.empty(self._shape, given.dtype)
+            advance(given, kept, let_out)
+            output, after = torch.from_numpy(let_out), torch.from_numpy(kept)
         else:
+            output, after = torch.empty_like(c), torch.empty_like(c)
             advance(c, after, output)
         self._rooms.append(room)
         return output, after
@@ -82,17 +87,21 @@ def _is_short(product: Product) -> bool:
 def _filling(weights: Operands, gates: Tensor) -> Fill:
     """The products of a step: what comes before the last operand is put side by side, so that one product finishes."""
     inputs, hidden = weights.inputs, weights.hidden
-    bias, addmm = weights.bias.repeat(len(gates), 1), torch.addmm
+    addmm = torch.addmm
     if weights.shared:
-        (first_of_inputs, second), first = inputs.operands, hidden.operands[0]
-        between, mm = gates.new_empty(len(gates), len(second)), torch.mm
+        first_of_inputs, first, mm = inputs.operands[0], hidden.operands[0], torch.mm
+        # The bias is one more row of the operand, for one more number in the middle that is always 1: no copy of it.
+        finishing = torch.cat([hidden.operands[1], weights.bias[None]])
+        between = gates.new_ones(len(gates), len(finishing))
+        place = between[:, :-1]
 
         def fill_shared(x: Tensor, h: Tensor) -> None:
-            mm(x, first_of_inputs, out=between)
-            addmm(between, h, first, out=between)
-            addmm(bias, between, second, out=gates)
+            mm(x, first_of_inputs, out=place)
+            addmm(place, h, first, out=place)
+            mm(between, finishing, out=gates)
 
         return fill_shared
+    bias = weights.bias.repeat(len(gates), 1)
     last = torch.cat([inputs.operands[-1], hidden.operands[-1]])
     both = gates.new_empty(len(gates), len(last))
     width = len(inputs.operands[-1])

@@ -23,8 +23,9 @@ class Cores(Watched, nn.ParameterList):
 class MPOWeight(Watched):
     """A weight stored as cores, in the place of the parameter that it was.
 
-    Its parameters are named `core.0`, `core.1`, ... as in a compressed file. Where torch is given it in the place of a
-    tensor, as `torch.nn.functional.linear(x, weight)` in somebody's own layer, it stands for its dense matrix.
+    Its parameters are named `core.0`, `core.1`, ... as in a compressed file. Where a tensor is wanted, as in
+    `torch.nn.functional.linear(x, weight)` or `2 * weight.T` in somebody's own layer, it stands for its dense matrix.
+    So `weight.half()` is a tensor too, and does not convert the cores; `half()` of a module around it does.
 
     Args:
         mpo: the decomposition; its cores become parameters, sharing memory.
@@ -35,8 +36,8 @@ class MPOWeight(Watched):
         >>> weight = MPOWeight(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)]))
         >>> weight.shape, list(weight.state_dict())
         (torch.Size([3, 2]), ['core.0', 'core.1'])
-        >>> torch.nn.functional.linear(torch.ones(1, 2), weight)
-        tensor([[4., 4., 4.]], grad_fn=<MmBackward0>)
+        >>> torch.nn.functional.linear(torch.ones(1, 2), weight).tolist(), (2 * weight).shape
+        ([[4.0, 4.0, 4.0]], torch.Size([3, 2]))
     """
 
     sites: Sites
@@ -149,6 +150,15 @@ class MPOWeight(Watched):
         more = ", transposed=True" if self.transposed else ""
         return f"MPOWeight(sites={rows}x{cols}, bonds={self.bonds}{more})"
 
+    def __getattr__(self, name: str) -> Any:
+        """What a module has; otherwise what the dense weight has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or not hasattr(Tensor, name):
+                raise
+            return getattr(self.dense(), name)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -175,3 +185,22 @@ def _dense(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _dense(one) for key, one in value.items()}
     return value
+
+
+def _of_tensors(name: str) -> Callable[..., Any]:
+    """A method that the dense weight answers."""
+
+    def method(self: MPOWeight, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.dense(), name)(*_dense(args), **_dense(kwargs))
+
+    return method
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "matmul", "pow")
+_CONVERSIONS = ("to", "type", "float", "double", "half", "bfloat16", "cpu", "cuda")
+for _name in (
+    *(f"__{side}{name}__" for name in _OPERATORS for side in ("", "r")),
+    *("__neg__", "__getitem__"),
+    *_CONVERSIONS,  # of a module, they would convert the cores in the middle of somebody's forward
+):
+    setattr(MPOWeight, _name, _of_tensors(_name))

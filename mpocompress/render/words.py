@@ -66,6 +66,27 @@ def times(before: int, after: int) -> str:
     return f"{before / after:.{2 if before < 10 * after else 1}f}x" if after else "-"
 
 
+def seconds(*values: float) -> str:
+    """One duration, or several in the unit of the first.
+
+    Args:
+        values: seconds.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> seconds(0.0123), seconds(0.000085, 0.000091), seconds(2)
+        ('12.3 ms', '85.0 - 91.0 us', '2.00 s')
+    """
+    unit, factor = next((pair for pair in (("s", 1.0), ("ms", 1e3)) if values[0] * pair[1] >= 1), ("us", 1e6))
+    return f"{' - '.join(_three_digits(factor * value) for value in values)} {unit}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
 def fraction(value: float) -> str:
     """A fraction that is often one over a whole number.
 

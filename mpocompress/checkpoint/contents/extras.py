@@ -123,6 +123,27 @@ def _of_object(value: Instance, key: str, taken: str) -> str:
     return f"{what}: {taken}, the rest is not carried over"
 
 
+def state_extras(extras: Mapping[str, object] | list[object], key: str) -> Mapping[str, object]:
+    """Give the entries of a state dict that are no tensors.
+
+    Args:
+        extras: as a `Checkpoint` gives them.
+        key: where the state dict belongs.
+
+    Returns:
+        Name -> value; empty where nothing is kept there.
+
+    Example:
+        >>> state_extras({"epoch": 3, "model": {"fc._extra_state": 7}}, "model")
+        {'fc._extra_state': 7}
+    """
+    path = resolve(extras, key)
+    place: object = extras if path is not None else {}
+    for name in path or ():
+        place = named_children(place)[name]
+    return {name: value for name, value in named_children(place).items() if isinstance(name, str)}
+
+
 def restore(
     extras: Mapping[str, object] | list[object], key: str, state: Mapping[str, object], where: str
 ) -> dict[Any, Any] | list[Any]:

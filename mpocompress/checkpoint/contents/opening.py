@@ -75,7 +75,7 @@ def open_contents(
             action="Get the model from a source you trust.",
         ) from error
     tensors = contents.parts.tensors
-    infos = _infos(tensors)
+    infos = tensor_infos(tensors)
     return OpenedCheckpoint(
         path=path,
         container=container,
@@ -153,7 +153,20 @@ def _check_entry(name: str, value: object, where: str) -> None:
         )
 
 
-def _infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
+def tensor_infos(tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorInfo]:
+    """Describe tensors, and tell which of them are tied.
+
+    Args:
+        tensors: name -> tensor.
+
+    Returns:
+        Name -> what is known of it without reading it.
+
+    Example:
+        >>> fc = torch.ones(2, 3)
+        >>> tensor_infos({"a": fc, "b": fc, "c": fc[:1]})["b"].alias_of
+        'a'
+    """
     first: dict[object, str] = {}
     infos: dict[str, TensorInfo] = {}
     for name, tensor in tensors.items():

@@ -1,0 +1,115 @@
+"""`auto` over a grid of sizes, bonds and site shapes: how much faster than the best dense path, and where least."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarks.drawn import linear_twins, lstm_twins
+from benchmarks.inference_rows import LENGTH
+from mpocompress.bench_report import Case, Timed
+from mpocompress.contenders import Contender, compressed_contender, dense_contenders, largest_difference, race
+from mpocompress.layer_bench import fed_layer
+from mpocompress.side_by_side import Conditions
+from mpocompress.stored_layers import Twins
+
+SIZES, BATCHES, BONDS = (64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64), (4, 16, 64)
+QUICK_SIZES, QUICK_BATCHES, QUICK_BONDS = (64,), (1, 2), (4,)
+SHAPES = ("low rank", "balanced")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One kind, size and batch of layer, with every bond and site shape in one run.
+
+    Args:
+        kind: `LSTM` or `Linear`.
+        size: hidden units, or rows and columns.
+        case: what was measured; a compressed contender is called by its bond and site shape.
+    """
+
+    kind: str
+    size: int
+    case: Case
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Bond and site shape -> how many times faster than the best dense path."""
+        timed = (one for one in self.case.contenders if one.kind == "compressed")
+        return {one.contender: self.case.times_faster(one) or 0.0 for one in timed}
+
+    @property
+    def label(self) -> str:
+        """Kind and sizes in words."""
+        return f"{self.kind} {self.size}, batch {self.case.batch}"
+
+
+def columns(bonds: Sequence[int]) -> list[str]:
+    """The name of every bond and site shape."""
+    return [f"{shape} {bond}" for shape in SHAPES for bond in bonds]
+
+
+def run_grid(quick: bool, conditions: Conditions) -> Iterator[Cell]:
+    """Measure the grid, cell by cell.
+
+    Args:
+        quick: take a few small cells only.
+        conditions: how it is measured.
+
+    Yields:
+        The cells, small ones first.
+    """
+    sizes, batches, bonds = (QUICK_SIZES, QUICK_BATCHES, QUICK_BONDS) if quick else (SIZES, BATCHES, BONDS)
+    for kind in ("LSTM", "Linear"):
+        for size in sizes:
+            for batch in batches:
+                length = None if kind == "Linear" else 3 if quick else LENGTH
+                yield Cell(kind=kind, size=size, case=_case(kind, size, batch, length, bonds, conditions))
+
+
+def worst(cells: Sequence[Cell]) -> str:
+    """The cell that gains least, in words.
+
+    Args:
+        cells: all of them.
+
+    Returns:
+        Text.
+    """
+    ratio, name, cell = min(
+        ((ratio, name, cell) for cell in cells for name, ratio in cell.ratios.items()), key=lambda entry: entry[0]
+    )
+    return f"worst: {ratio:.2f} times as fast as the best dense path ({cell.label}, {name})"
+
+
+def _case(kind: str, size: int, batch: int, length: int | None, bonds: Sequence[int], conditions: Conditions) -> Case:
+    """Every bond and site shape against one dense layer: its speed does not depend on the values of its weights."""
+    made = {f"{shape} {bond}": _twins(kind, size, shape, bond) for shape in SHAPES for bond in bonds}
+    dense = next(iter(made.values()))().dense
+    feed, more = fed_layer(dense, batch, length, conditions.device)
+    contenders: list[Contender] = [*dense_contenders(dense, feed), *more]
+    differences: dict[str, float | None] = {}
+    for name, make in made.items():
+        pair = make()
+        small = pair.compressed("auto")
+        with torch.inference_mode():
+            differences[name] = largest_difference(feed(small), feed(pair.dense))
+        contenders.append(dataclasses.replace(compressed_contender(small, feed, "auto"), name=name))
+    timed = race(contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s)
+    return Case(batch=batch, length=length, contenders=tuple(_compared(one, differences) for one in timed))
+
+
+def _twins(kind: str, size: int, shape: str, bond: int) -> Callable[[], Twins]:
+    if kind == "LSTM":
+        return partial(lstm_twins, size, shape, bond, joint=False)
+    return partial(linear_twins, size, size, shape, bond)
+
+
+def _compared(timed: Timed, differences: dict[str, float | None]) -> Timed:
+    """A contender with the difference to its own dense twin."""
+    own = differences.get(timed.contender, timed.largest_difference)
+    return dataclasses.replace(timed, largest_difference=own)

@@ -1,0 +1,94 @@
+"""Our LSTM beside LSTM loops of other tools that hold the same cores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.drawn import lstm_twins, random_mpo, with_weights
+from benchmarks.recurrent_peers import PEERS, PeerLSTM
+from mpocompress import MPO, Sites
+from mpocompress.bench_report import Case
+from mpocompress.contenders import (
+    Contender,
+    Feed,
+    compressed_contender,
+    dense_contenders,
+    held_bytes,
+    largest_difference,
+    race,
+)
+from mpocompress.layer_bench import fed_layer
+from mpocompress.side_by_side import Conditions
+from mpocompress.stored_layers import Twins
+
+OURS, OURS_ALIGNED = "mpocompress", "mpocompress, cores of the others"
+
+
+def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Conditions) -> Case:
+    """Measure an LSTM of balanced MPOs with two sites, its weights apart.
+
+    All tools hold the same cores, in tensorly's order of the rows. Ours runs with those, and with its own order.
+
+    Args:
+        hidden: hidden units, and inputs.
+        batch: sequences in the batch.
+        length: their steps.
+        bond: cap of every bond.
+        conditions: how it is measured.
+
+    Returns:
+        The figures; differences are to the dense LSTM of the same cores.
+    """
+    own = lstm_twins(hidden, "balanced", bond, joint=False)
+    aligned = {
+        name: random_mpo(Sites(row_dims=mpo.sites.row_dims, col_dims=mpo.sites.col_dims), bond, seed)
+        for seed, (name, mpo) in enumerate(own.mpos.items())
+    }
+    dense = with_weights(nn.LSTM(hidden, hidden), {name: mpo.to_matrix() for name, mpo in aligned.items()})
+    same = Twins(dense=dense, mpos=aligned)
+    feed, _ = fed_layer(dense, batch, length, conditions.device)
+    ours = own.compressed("auto")
+    with torch.inference_mode():
+        apart = largest_difference(feed(ours), feed(own.dense))
+        state = dense.state_dict()
+        bias = state["bias_ih_l0"] + state["bias_hh_l0"]
+        loops = _loops(aligned["weight_ih_l0"], aligned["weight_hh_l0"], bias, feed)
+    contenders = (
+        *dense_contenders(dense, feed),
+        dataclasses.replace(compressed_contender(ours, feed, "auto"), name=OURS),
+        dataclasses.replace(compressed_contender(same.compressed("auto"), feed, "auto"), name=OURS_ALIGNED),
+        *loops,
+    )
+    timed = race(contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s)
+    return Case(
+        batch=batch,
+        length=length,
+        contenders=tuple(
+            dataclasses.replace(one, largest_difference=apart) if one.contender == OURS else one for one in timed
+        ),
+    )
+
+
+def _loops(inputs: MPO, hidden: MPO, bias: Tensor, feed: Feed) -> list[Contender]:
+    """One contender for every tool; one that is not installed says so."""
+    loops = []
+    for peer in PEERS:
+        run: Callable[[], object] = int
+        size_bytes: Callable[[], int] = int
+        if not peer.missing:
+            loop = PeerLSTM(peer.product(inputs), peer.product(hidden), bias)
+            run, size_bytes = partial(feed, loop), partial(_cores_and_bias, inputs, hidden, bias)
+        loops.append(
+            Contender(name=peer.name, kind="compressed", run=run, size_bytes=size_bytes, unavailable=peer.missing)
+        )
+    return loops
+
+
+def _cores_and_bias(inputs: MPO, hidden: MPO, bias: Tensor) -> int:
+    """Bytes that every tool holds."""
+    return held_bytes(nn.ParameterList(core for mpo in (inputs, hidden) for core in mpo.cores)) + 4 * bias.numel()
