@@ -68,10 +68,11 @@ def to_matrix(
         torch.Size([3, 2])
     """
     count = len(cores)
+    recorded = _is_recorded(cores)
     merged = cores[0].reshape(-1, cores[0].shape[-1])
     for core in cores[1:]:
         right = core.reshape(core.shape[0], -1)
-        if merged.requires_grad or right.requires_grad:
+        if recorded:
             merged = (merged @ right).reshape(-1, core.shape[-1])
         else:
             product = _like((merged.shape[0], right.shape[1]), merged)
@@ -80,7 +81,8 @@ def to_matrix(
     rows = [2 * site for site in range(count)]
     if sites.anti_aligned:
         rows.reverse()
-    return _contiguous(digits.permute([*rows, *(2 * site + 1 for site in range(count))])).reshape(sites.shape)
+    ordered = digits.permute([*rows, *(2 * site + 1 for site in range(count))])
+    return (ordered if recorded else _contiguous(ordered)).reshape(sites.shape)
 
 
 def to_dtype(
@@ -154,6 +156,17 @@ def _row_digits(sites: Sites) -> tuple[int, ...]:
 def _row_axis(sites: Sites, site: int) -> int:
     """Where the row digit of `site` stands among the digits of the row index."""
     return len(sites.dims) - 1 - site if sites.anti_aligned else site
+
+
+def _is_recorded(tensors: Sequence[Tensor]) -> bool:
+    """Whether what is done is recorded, for gradients or a program: no memory of ours may be written to then."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return True
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _contiguous(tensor: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class DirectionWeights:
             inputs, hidden = split_columns(self.joint.product(dtype), self.input_size)
         else:
             inputs, hidden = _product(self.inputs, dtype), _product(self.hidden, dtype)
-        shared = self.joint is not None and hidden.layout is not None and hidden.layout.is_low_rank
+        shared = self.joint is not None and self.joint.layout.is_low_rank
         rows = self.weights[0].shape[0]
         bias = sum(bias.to(dtype) for bias in self.biases) if self.biases else inputs.operands[0].new_zeros(rows)
         return Operands(
@@ -207,6 +207,7 @@ def _product(weight: Weight | None, dtype: torch.dtype) -> Product:
     weight = _given(weight)
     if isinstance(weight, MPOWeight):
         return weight.product(dtype)
+    weight = weight if torch.is_grad_enabled() else weight.detach()  # a view would keep hold of the parameter
     return Product(operands=(weight.to(dtype).T,))
 
 

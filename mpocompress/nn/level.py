@@ -16,7 +16,7 @@ from mpocompress.nn.execution import MODELLED, Candidate, bucket, choose
 from mpocompress.nn.gates import gate_scale, uses_numpy
 from mpocompress.nn.loop import run
 from mpocompress.nn.operands import Product
-from mpocompress.nn.recording import is_traced
+from mpocompress.nn.recording import is_traced, is_transformed
 from mpocompress.nn.recurrence import recur, recur_plainly
 from mpocompress.nn.rows import Rows, State, run_over
 from mpocompress.nn.single import SingleStep
@@ -24,6 +24,7 @@ from mpocompress.nn.steps import Operands
 
 FACTORISED, FUSED, LOOP = "factorised", "fused", "loop"
 """Ways to run: with the cores; or multiplied out, by the kernel of torch or step by step."""
+_DERIVED = {"dense", "operands", "step"}
 _MODES = {FACTORISED: "factorised", FUSED: "materialised", LOOP: "materialised"}
 
 
@@ -58,6 +59,8 @@ class LevelRun:
         """
         if is_traced():
             return self._traced_way(execution)
+        if self.rows.batch == 0:
+            return FUSED
         if self.made is None:
             return self._suitable(execution)
         key = ("way", execution, torch.get_num_threads(), *self._sizes)
@@ -97,6 +100,8 @@ class LevelRun:
         Returns:
             The steps; none where something else ran.
         """
+        if self.rows.steps != 1:
+            return []
         kept = (self._kept(("step", way, place, self.x.dtype, self.rows.batch)) for place in range(len(self.states)))
         return [step for step in kept if step is not None and self.x.dtype in (torch.float32, torch.float64)]
 
@@ -121,8 +126,10 @@ class LevelRun:
         """One direction over steps with as many rows, differentiably."""
         weights = self._operands(place, way, x.dtype)
         share = (weights.inputs(x.reshape(-1, x.shape[2])) + weights.bias).view(*x.shape[:2], -1)
-        over = recur_plainly if is_traced() else recur
-        y, c = over(share, *state, weights.hidden, weights.projection, reverse=place == 1)
+        if len(x) == 1 or is_traced() or is_transformed():
+            y, last = recur_plainly(share, *state, weights.hidden, weights.projection, reverse=place == 1)
+            return y, last
+        y, c = recur(share, *state, weights.hidden, weights.projection, reverse=place == 1)
         return y, (y[0 if place == 1 else -1], c)
 
     def _run_fused(self) -> tuple[Tensor, list[State]]:
@@ -208,10 +215,12 @@ class LevelRun:
     def _keep_only(self, way: str) -> None:
         """Let go of what was made to measure other ways, but for what inputs of other sizes take."""
         made = self.made or {}
-        ways = {way, *(value for key, value in made.items() if isinstance(key, tuple) and key[0] == "way")}
-        for key in [key for key in made if isinstance(key, tuple) and key[0] != "way"]:
-            if not ({FUSED, LOOP} if key[0] == "dense" else {key[1]}) & ways:
-                del made[key]
+        kept = list(made.items())  # at once: another thread may add to it
+        ways = {way, *(value for key, value in kept if isinstance(key, tuple) and key[0] == "way")}
+        for key, _ in kept:
+            of = ({FUSED, LOOP} if key[0] == "dense" else {key[1]}) if isinstance(key, tuple) else ways
+            if isinstance(key, tuple) and key[0] in _DERIVED and not of & ways:
+                made.pop(key, None)
 
 
 def _work(weights: DirectionWeights) -> tuple[Work, Work]:

@@ -15,7 +15,7 @@ from mpocompress.nn.cost import TRAINED_PRODUCTS, product_seconds
 from mpocompress.nn.execution import MODELLED, Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
 from mpocompress.nn.operands import Product
 from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.recording import is_recorded, needs_gradients
 from mpocompress.nn.weight import MPOWeight
 
 Run = Callable[[Tensor], Tensor]
@@ -80,8 +80,16 @@ class MPOLinear(Preparing, ExecutionChoice):
             The new layer, in training mode if the other is.
 
         Raises:
-            ModelError: a bias of another size.
+            ModelError: a weight or a bias of another size.
         """
+        replaced = getattr(layer, "weight", None)
+        if isinstance(replaced, Tensor) and tuple(replaced.shape) != tuple(weight.shape):
+            raise ModelError(
+                where=type(layer).__name__,
+                found=f"a weight of shape {tuple(weight.shape)}",
+                why=f"it takes the place of one of shape {tuple(replaced.shape)}",
+                action="Give the weight of this layer.",
+            )
         new = MPOLinear(weight, getattr(layer, "bias", None), execution=execution)
         new.train(layer.training)
         return new
@@ -101,20 +109,21 @@ class MPOLinear(Preparing, ExecutionChoice):
         Raises:
             RuntimeError: another number of features, in torch's own words.
         """
-        if is_traced():
+        if is_recorded():
             way = self._traced_way if in_force(self.execution) in ("auto", MODELLED) else in_force(self.execution)
             return self._recorded(input, way)
         # A small layer takes two microseconds: nothing more than this is looked at when it has run before.
         store = self.__dict__["_store"]
-        if not torch.is_grad_enabled() and store is not None and store.is_current:
+        if not torch.is_grad_enabled() and store is not None and store.is_current():
             ready: Run | None = store.made.get(input.numel())
             if ready is not None:
                 return ready(input)
-        store = self._current()
-        if needs_gradients((input, *store.tensors)):
+        if needs_gradients((input, *self._live())):
             candidates = self._candidates(input.shape[:-1].numel(), trained=True)
             return self._recorded(input, choose(candidates, in_force(self.execution), "recorded"))
-        run = store.made[input.numel()] = self._ready(input, store.made)
+        store = self._current()
+        with torch.autocast(input.device.type, enabled=False):  # what is made here outlives it
+            run = store.made[input.numel()] = self._ready(input.to(self._dtype), store.made)
         return run(input)
 
     def extra_repr(self) -> str:
@@ -172,13 +181,16 @@ class MPOLinear(Preparing, ExecutionChoice):
         chunk = max(SMALLEST_CHUNK, CHUNK_ENTRIES // (layout.cols[0] * layout.rows[1] * layout.bond))
 
         def run(x: Tensor) -> Tensor:
-            flat = x.reshape(-1, columns) if x.shape[-1] == columns else x @ first.new_empty(columns, 0)
-            if len(flat) <= chunk:
-                y = product(flat)
-            else:
-                y = flat.new_empty(len(flat), outputs)
-                for start in range(0, len(flat), chunk):
-                    y[start : start + chunk] = product(flat[start : start + chunk])
+            if not x.dim() or x.shape[-1] != columns:
+                return F.linear(x, first.new_empty(outputs, columns))  # which says what is wrong
+            flat = x.reshape(-1, columns)
+            y = product(flat[:chunk])
+            if len(flat) > chunk:
+                whole = y.new_empty(len(flat), outputs)
+                whole[:chunk] = y
+                for start in range(chunk, len(flat), chunk):
+                    whole[start : start + chunk] = product(flat[start : start + chunk])
+                y = whole
             y = y.view(*x.shape[:-1], outputs)
             return y if bias is None else y.add_(bias)
 

@@ -14,7 +14,7 @@ from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.recording import is_recorded, is_transformed, needs_gradients
 from mpocompress.nn.rows import Rows, State
 from mpocompress.nn.single import SingleStep
 from mpocompress.nn.weight import MPOWeight
@@ -134,9 +134,10 @@ class MPOLSTM(Preparing, ExecutionChoice):
             return outside(self, input, hx)
         # A step takes some tens of microseconds: nothing more than this is looked at when such a one has run before.
         store = self.__dict__["_store"]
-        if store is not None and hx is not None and not torch.is_grad_enabled() and isinstance(input, Tensor):
+        if store is not None and hx is not None and isinstance(input, Tensor):
             steps = store.made.get(_sizes(input.transpose(0, 1) if self.batch_first else input, *hx))
-            if steps is not None and store.is_current and not torch.is_autocast_enabled(steps[0][0].device_type):
+            usable = steps is not None and not (torch.is_grad_enabled() or is_transformed()) and store.is_current()
+            if usable and not torch.is_autocast_enabled(input.device.type):
                 return self._step(input, hx, steps)
         return self._run(input, hx)
 
@@ -192,7 +193,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
     def _in_precision(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
         """Run in the dtype that autocast asks for, if it does."""
         device = x.device.type
-        if not torch.is_autocast_enabled(device):
+        if not torch.is_autocast_enabled(device) or self._dtype == torch.float64:  # which autocast leaves alone
             return self._through_levels(x, hx, rows)
         dtype = torch.get_autocast_dtype(device)
         hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
@@ -208,9 +209,8 @@ class MPOLSTM(Preparing, ExecutionChoice):
             before: list[State] = [(h, c)] * (len(levels) * every)
         else:
             before = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
-        store = None if is_traced() else self._current()  # a tracer cannot follow how often tensors were written to
-        if store is not None and needs_gradients((x, *(hx or ()), *store.tensors)):
-            store = None
+        recorded = is_recorded() or needs_gradients((x, *(hx or ()), *self._live()))
+        store = None if recorded else self._current()
         execution, given = in_force(self.execution), x
         after: list[State] = []
         steps: list[list[SingleStep]] = []
@@ -235,24 +235,24 @@ class MPOLSTM(Preparing, ExecutionChoice):
 
     def _levels(self) -> list[tuple[DirectionWeights, ...]]:
         """The weights of every level, forward and backward."""
-        levels = self._found.get("levels")
-        if levels is None:
-            tensors = {**self._parameters, **self._modules}
-            outputs, sides = self.proj_size or self.hidden_size, ("", "_reverse") if self.bidirectional else ("",)
-            levels = self._found["levels"] = [
-                tuple(
-                    weights_of(
-                        tensors,
-                        f"_l{level}{side}",
-                        input_size=outputs * len(sides) if level else self.input_size,
-                        hidden_size=self.hidden_size,
-                        output_size=outputs,
-                    )
-                    for side in sides
+        return self._by_parts(self._find_levels)
+
+    def _find_levels(self) -> list[tuple[DirectionWeights, ...]]:
+        tensors = {**self._parameters, **self._modules}
+        outputs, sides = self.proj_size or self.hidden_size, ("", "_reverse") if self.bidirectional else ("",)
+        return [
+            tuple(
+                weights_of(
+                    tensors,
+                    f"_l{level}{side}",
+                    input_size=outputs * len(sides) if level else self.input_size,
+                    hidden_size=self.hidden_size,
+                    output_size=outputs,
                 )
-                for level in range(self.num_layers)
-            ]
-        return levels
+                for side in sides
+            )
+            for level in range(self.num_layers)
+        ]
 
     def _fits(self, x: Tensor, hx: States | None, packed: PackedSequence | None) -> bool:
         """Whether an input and states are what they should be."""

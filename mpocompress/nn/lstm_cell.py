@@ -11,7 +11,7 @@ from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import is_traced, needs_gradients
+from mpocompress.nn.recording import check_dtypes, is_recorded, needs_gradients
 from mpocompress.nn.rows import Rows
 from mpocompress.nn.weight import MPOWeight
 
@@ -88,9 +88,9 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         """
         # A small cell takes twenty microseconds: nothing more than this is looked at when such a step has run before.
         store = self.__dict__["_store"]
-        if store is not None and hx is not None and not (torch.is_grad_enabled() or is_traced()):
+        if store is not None and hx is not None and not (torch.is_grad_enabled() or is_recorded()):
             step = store.made.get(_sizes(input, *hx))
-            if step is not None and store.is_current and not torch.is_autocast_enabled(step.device_type):
+            if step is not None and store.is_current() and not torch.is_autocast_enabled(step.device_type):
                 taken: States = step(input, *hx)
                 return taken
         if not self._fits(input, hx):
@@ -106,45 +106,45 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         return f"{self.input_size}, {self.hidden_size}{bias}, execution={self.execution}"
 
     def _in_precision(self, x: Tensor, hx: States | None) -> States:
-        """Run in the dtype that autocast asks for, if it does."""
+        """Run in the dtype of the weights: torch's cell is not narrowed by autocast either."""
         device = x.device.type
         if not torch.is_autocast_enabled(device):
             return self._step(x, hx)
-        dtype = torch.get_autocast_dtype(device)
-        hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
+        hx = None if hx is None else (hx[0].to(self._dtype), hx[1].to(self._dtype))
         with torch.autocast(device, enabled=False):
-            return self._step(x.to(dtype), hx)
+            return self._step(x.to(self._dtype), hx)
 
     def _step(self, x: Tensor, hx: States | None) -> States:
-        store = None if is_traced() else self._current()  # a tracer cannot follow how often tensors were written to
         if hx is None:
             zeros = x.new_zeros(len(x), self.hidden_size)
             hx = (zeros, zeros)
+        recorded = is_recorded() or needs_gradients((x, *hx, *self._live()))
+        made = None if recorded else self._current().made
         step = LevelRun(
             directions=[self._weights()],
             x=x[None],
             states=[hx],
             rows=Rows(steps=1, batch=len(x)),
             training=self.training,
-            made=None if store is None or needs_gradients((x, *hx, *store.tensors)) else store.made,
+            made=made,
         )
         way = step.way(in_force(self.execution))
         _, ((h, c),) = step.run(way)
-        for one in step.single_steps(way):
-            self._current().made[_sizes(x, *hx)] = one
+        if made is not None:
+            made.update((_sizes(x, *hx), one) for one in step.single_steps(way))
         return h, c
 
     def _weights(self) -> DirectionWeights:
-        weights: DirectionWeights | None = self._found.get("weights")
-        if weights is None:
-            weights = self._found["weights"] = weights_of(
-                {**self._parameters, **self._modules},
-                "",
-                input_size=self.input_size,
-                hidden_size=self.hidden_size,
-                output_size=self.hidden_size,
-            )
-        return weights
+        return self._by_parts(self._find_weights)
+
+    def _find_weights(self) -> DirectionWeights:
+        return weights_of(
+            {**self._parameters, **self._modules},
+            "",
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+            output_size=self.hidden_size,
+        )
 
     def _fits(self, x: Tensor, hx: States | None) -> bool:
         """Whether an input and a state are what they should be."""
@@ -159,6 +159,7 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         """Have torch's own cell say what is wrong, without running it; it may find nothing."""
         twin = nn.LSTMCell(self.input_size, self.hidden_size, bias=self.bias, device="meta", dtype=self._dtype)
         twin(x.to("meta"), None if hx is None else (hx[0].to("meta"), hx[1].to("meta")))
+        check_dtypes((x, *(hx or ())), self._dtype)
 
 
 def _sizes(x: Tensor, h: Tensor, c: Tensor) -> Hashable:

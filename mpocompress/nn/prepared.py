@@ -1,63 +1,68 @@
-"""What is made from parameters once and kept as long as they stay the same: operands, dense weights, choices.
-
-A parameter can be written to, which torch counts, or be replaced by another one, which `Watched` counts: modules that
-hold parameters for a layer above them. A layer that has run looks at both counts, and at nothing else.
-"""
+"""What is made from parameters once and kept as long as they stay the same: operands, dense weights, choices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-_NOT_COUNTED = -1
+from mpocompress.nn.recording import is_traced
 
-
-class Watched(nn.Module):
-    """A module whose parameters belong to a layer above it, which has to know when one is replaced."""
-
-    replacements = 0
-    """How many parameters, or modules with such, have been replaced in all modules of this kind."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, and count."""
-        if name != "training":
-            Watched.replacements += 1
-        super().__setattr__(name, value)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        Watched.replacements += 1
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+T = TypeVar("T")
 
 
 class Store:
-    """What was made, and from what.
+    """What was made of parameters, and what they were then.
 
     Args:
-        tensors: all parameters that anything in it depends on.
+        held: where all parameters are held that anything in it depends on, name -> tensor.
     """
 
-    __slots__ = ("made", "replacements", "tensors", "versions")
+    __slots__ = ("_memory", "_watched", "made")
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.replacements = Watched.replacements
-        self.tensors = tensors
-        self.versions = versions_of(tensors)
+    def __init__(self, held: Sequence[Mapping[str, Any]]) -> None:
+        self._watched = [
+            (tensors, name, tensor.data_ptr(), _version(tensor))
+            for tensors in held
+            for name, tensor in tensors.items()
+            if tensor is not None
+        ]
+        # Held, so that nothing else is given its address.
+        self._memory = [tensors[name].untyped_storage() for tensors, name, _, _ in self._watched]
         self.made: dict[Hashable, Any] = {}
 
-    @property
     def is_current(self) -> bool:
-        """Whether the parameters are still the same."""
-        return self.replacements == Watched.replacements and versions_of(self.tensors) == self.versions
+        """Whether every parameter is in the same memory, and was not written to since.
+
+        It is asked at every call of a layer, and a small layer takes a few microseconds.
+
+        Returns:
+            Whether what was made can be used.
+        """
+        for tensors, name, pointer, version in self._watched:
+            tensor = tensors.get(name)
+            if tensor is None or tensor.data_ptr() != pointer:
+                return False
+            if tensor._version != version if version is not None else not tensor.is_inference():
+                return False
+        return True
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of what was made, but for what shares memory with a parameter."""
+        own = {storage.data_ptr() for storage in self._memory}
+        storages = [tensor.untyped_storage() for tensor in _tensors_in(list(self.made.values()))]
+        return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in own}.values())
 
 
 class Preparing(nn.Module):
     """A module that keeps what it made from its parameters; neither saved, nor copied, nor pickled with it."""
 
     _store: Store | None
-    _found: dict[str, Any]
+    _held: dict[str, Any]
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,20 +71,16 @@ class Preparing(nn.Module):
     def drop_prepared(self) -> None:
         """Forget what was made from the parameters.
 
-        A layer does so by itself when they are trained, loaded, moved or replaced. Writing to them through `.data` goes
-        unnoticed, because torch does not count it: call this then.
+        A layer does so by itself when they are trained, loaded, moved or replaced. Writing into the memory of `.data`,
+        as `weight.data.mul_(2)`, goes unnoticed, because torch does not count it: call this then.
         """
-        self.__dict__["_store"], self.__dict__["_found"] = None, {}
+        self.__dict__["_store"], self.__dict__["_held"] = None, {}
 
     @property
     def prepared_bytes(self) -> int:
         """Bytes that are held beside the parameters to run faster."""
-        store = self.__dict__["_store"]
-        if store is None:
-            return 0
-        own = {tensor.untyped_storage().data_ptr() for tensor in store.tensors}
-        storages = [tensor.untyped_storage() for tensor in _tensors_in(store.made)]
-        return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in own}.values())
+        store: Store | None = self.__dict__["_store"]
+        return 0 if store is None else store.size_bytes
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; one that changes anything drops what was prepared."""
@@ -89,7 +90,7 @@ class Preparing(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_store"], state["_found"]
+        del state["_store"], state["_held"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,37 +101,44 @@ class Preparing(nn.Module):
         self.drop_prepared()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def _parameter_dicts(self) -> list[dict[str, Any]]:
+        """Where the parameters are held: `torch.func.functional_call` puts others there and asks nobody."""
+        held: list[dict[str, Any]] | None = self.__dict__["_held"].get("parameters")
+        if held is None:
+            held = self.__dict__["_held"]["parameters"] = [module._parameters for module in self.modules()]
+        return held
+
+    def _live(self) -> list[Tensor]:
+        """All parameters as they are now."""
+        return [tensor for held in self._parameter_dicts() for tensor in held.values() if tensor is not None]
+
     @property
     def _dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
-        found = self._found.get("dtype")
-        if found is None:
-            found = self._found["dtype"] = next(self.parameters()).dtype
-        dtype: torch.dtype = found
-        return dtype
+        return next(iter(self._live())).dtype
+
+    def _by_parts(self, make: Callable[[], T]) -> T:
+        """What is made of the own parameters and modules, as long as they are the same objects."""
+        parts = [*self._parameters.values(), *self._modules.values()]
+        if is_traced():
+            return make()
+        kept = self.__dict__["_held"].get("made")
+        if kept is None or len(kept[0]) != len(parts) or not all(map(operator.is_, kept[0], parts)):
+            kept = self.__dict__["_held"]["made"] = (parts, make())
+        made: T = kept[1]
+        return made
 
     def _current(self) -> Store:
         """What was made so far; a new store if the parameters have changed."""
         store: Store | None = self.__dict__["_store"]
-        if store is None or not store.is_current:
-            tensors: list[Tensor] = list(self.parameters())
-            if store is not None and versions_of(tensors) == store.versions and _same(tensors, store.tensors):
-                store.replacements = Watched.replacements  # what was replaced belongs to another layer
-            else:
-                self.__dict__["_store"] = store = Store(tensors)
+        if store is None or not store.is_current():
+            self.__dict__["_store"] = store = Store(self._parameter_dicts())
         return store
 
 
-def versions_of(tensors: list[Tensor]) -> list[int]:
-    """How often each tensor has been written to."""
-    try:
-        return [tensor._version for tensor in tensors]
-    except RuntimeError:  # what is made in inference mode is not counted
-        return [_NOT_COUNTED if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
-def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
-    return len(tensors) == len(others) and all(one is other for one, other in zip(tensors, others, strict=True))
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor has been written to; None for one made in inference mode, of which that is not counted."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

@@ -53,8 +53,8 @@ def recur_plainly(
     projection: Product | None,
     *,
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """The same as `recur` in plain calls of torch, which can be recorded and exported.
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The same as `recur` in plain calls of torch, which can be recorded, exported and transformed.
 
     Args:
         share: the inputs' share of the pre-activations, biases included.
@@ -65,7 +65,7 @@ def recur_plainly(
         reverse: whether the last input comes first.
 
     Returns:
-        The outputs, shape (time, batch, outputs), and the last cell state.
+        The outputs, shape (time, batch, outputs), and the last output and cell state.
     """
     outputs = []
     for step in range(len(share) - 1, -1, -1) if reverse else range(len(share)):
@@ -74,7 +74,7 @@ def recur_plainly(
         h = out.sigmoid() * c.tanh()
         h = h if projection is None else projection(h)
         outputs.append(h)
-    return torch.stack(outputs[::-1] if reverse else outputs), c
+    return torch.stack(outputs[::-1] if reverse else outputs), (h, c)
 
 
 class _Recurrence(torch.autograd.Function):

@@ -30,7 +30,7 @@ class SingleStep:
     def __init__(self, weights: Operands, cell: Tensor) -> None:
         self._weights = weights
         self._shape = tuple(cell.shape)
-        self.device_type = cell.device.type
+        self._dtype, self.device_type = cell.dtype, cell.device.type
         self._numpy = uses_numpy(cell)
         self._rooms: list[tuple[Fill, Advance]] = []
         self._is_short = weights.projection is None and all(map(_is_short, (weights.inputs, weights.hidden)))
@@ -74,9 +74,10 @@ class SingleStep:
 
     def _room(self) -> tuple[Fill, Advance]:
         batch, hidden = self._shape
-        gates = self._weights.bias.new_empty(batch, 4 * hidden)
-        scaled = self._weights.scale is not None
-        return _filling(self._weights, gates), advancing(gates, scaled=scaled, numpy=self._numpy)
+        with torch.inference_mode(False), torch.no_grad():  # or only inference mode could write to it later
+            gates = torch.empty(batch, 4 * hidden, dtype=self._dtype, device=self._weights.bias.device)
+            scaled = self._weights.scale is not None
+            return _filling(self._weights, gates), advancing(gates, scaled=scaled, numpy=self._numpy)
 
 
 def _is_short(product: Product) -> bool:

@@ -12,15 +12,10 @@ from mpocompress.contraction import to_matrix
 from mpocompress.errors import SitesError
 from mpocompress.mpo import MPO
 from mpocompress.nn.operands import Layout, Product, as_product, layout_of
-from mpocompress.nn.prepared import Watched
 from mpocompress.sites import Sites
 
 
-class Cores(Watched, nn.ParameterList):
-    """Cores as parameters named 0, 1, ..."""
-
-
-class MPOWeight(Watched):
+class MPOWeight(nn.Module):
     """A weight stored as cores, in the place of the parameter that it was.
 
     Its parameters are named `core.0`, `core.1`, ... as in a compressed file. Where a tensor is wanted, as in
@@ -41,8 +36,6 @@ class MPOWeight(Watched):
     """
 
     sites: Sites
-    layout: Layout
-    cut: int
     transposed: bool
 
     def __init__(self, mpo: MPO, *, transposed: bool = False, requires_grad: bool = True) -> None:
@@ -55,9 +48,9 @@ class MPOWeight(Watched):
                 action="Convert the cores.",
             )
         self.sites = mpo.sites
-        self.layout, self.cut = layout_of(mpo.sites, mpo.bonds)
+        self._laid = (mpo.bonds, *layout_of(mpo.sites, mpo.bonds))
         self.transposed = transposed
-        self.core = Cores(
+        self.core = nn.ParameterList(
             nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
         )
 
@@ -70,6 +63,16 @@ class MPOWeight(Watched):
     def bonds(self) -> tuple[int, ...]:
         """The bond of every cut between two sites."""
         return tuple(core.shape[-1] for core in self.cores[:-1])
+
+    @property
+    def layout(self) -> Layout:
+        """How the cores are merged into two operands."""
+        return self._layout()[0]
+
+    def _layout(self) -> tuple[Layout, int]:
+        """The layout, and how many sites the first operand has; found anew where the bonds have changed."""
+        bonds, layout, cut = self._laid
+        return (layout, cut) if bonds == self.bonds else layout_of(self.sites, self.bonds)
 
     @property
     def parameter_count(self) -> int:
@@ -114,7 +117,7 @@ class MPOWeight(Watched):
         Returns:
             The product.
         """
-        return as_product([core.to(dtype) for core in self.cores], self.layout, self.cut)
+        return as_product([core.to(dtype) for core in self.cores], *self._layout())
 
     def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """A batch multiplied with the matrix, by its cores, differentiably.
@@ -130,7 +133,7 @@ class MPOWeight(Watched):
             RuntimeError: another number of columns, in torch's own words.
         """
         rows, cols = self.sites.shape
-        if x.shape[-1] != cols:
+        if not x.dim() or x.shape[-1] != cols:
             return torch.nn.functional.linear(x, self.to_matrix(), bias)  # which says what is wrong
         y = self.product(self.dtype)(x.reshape(-1, cols)).reshape(*x.shape[:-1], rows)
         return y if bias is None else y + bias.to(y.dtype)  # autocast may have narrowed the product
