@@ -141,7 +141,7 @@ class LevelRun:
             y, h, c = torch.lstm(self.x, states, *common, False)
         else:
             y, h, c = torch.lstm(self.x, self.rows.sizes, states, *common)
-        return y, list(zip(h.unbind(0), c.unbind(0), strict=True))
+        return y, [(h[place], c[place]) for place in range(len(h))]
 
     def _operands(self, place: int, way: str, dtype: torch.dtype) -> Operands:
         """What a step is multiplied with, differentiable."""

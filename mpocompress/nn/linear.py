@@ -118,7 +118,7 @@ class MPOLinear(Preparing, ExecutionChoice):
             ready: Run | None = store.made.get(input.numel())
             if ready is not None:
                 return ready(input)
-        if needs_gradients((input, *self._live())):
+        if needs_gradients(self, input):
             candidates = self._candidates(input.shape[:-1].numel(), trained=True)
             return self._recorded(input, choose(candidates, in_force(self.execution), "recorded"))
         store = self._current()

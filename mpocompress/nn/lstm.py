@@ -14,7 +14,7 @@ from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import is_recorded, is_transformed, needs_gradients
+from mpocompress.nn.recording import check_dtypes, is_recorded, is_transformed, needs_gradients
 from mpocompress.nn.rows import Rows, State
 from mpocompress.nn.single import SingleStep
 from mpocompress.nn.weight import MPOWeight
@@ -209,7 +209,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
             before: list[State] = [(h, c)] * (len(levels) * every)
         else:
             before = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
-        recorded = is_recorded() or needs_gradients((x, *(hx or ()), *self._live()))
+        recorded = is_recorded() or needs_gradients(self, x, *(hx or ()))
         store = None if recorded else self._current()
         execution, given = in_force(self.execution), x
         after: list[State] = []
@@ -293,6 +293,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         twin(
             given if packed is None else packed._replace(data=given, sorted_indices=None, unsorted_indices=None), states
         )
+        check_dtypes((x, *(hx or ())), self._dtype)
 
 
 def _ordered(states: States | None, order: Tensor | None) -> Any:

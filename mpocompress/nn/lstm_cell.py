@@ -107,18 +107,19 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
 
     def _in_precision(self, x: Tensor, hx: States | None) -> States:
         """Run in the dtype of the weights: torch's cell is not narrowed by autocast either."""
-        device = x.device.type
+        device, given = x.device.type, x.dtype if hx is None else hx[1].dtype
         if not torch.is_autocast_enabled(device):
             return self._step(x, hx)
         hx = None if hx is None else (hx[0].to(self._dtype), hx[1].to(self._dtype))
         with torch.autocast(device, enabled=False):
-            return self._step(x.to(self._dtype), hx)
+            h, c = self._step(x.to(self._dtype), hx)
+        return h.to(given), c.to(given)
 
     def _step(self, x: Tensor, hx: States | None) -> States:
         if hx is None:
             zeros = x.new_zeros(len(x), self.hidden_size)
             hx = (zeros, zeros)
-        recorded = is_recorded() or needs_gradients((x, *hx, *self._live()))
+        recorded = is_recorded() or needs_gradients(self, x, *hx)
         made = None if recorded else self._current().made
         step = LevelRun(
             directions=[self._weights()],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
@@ -15,38 +15,44 @@ T = TypeVar("T")
 
 
 class Store:
-    """What was made of parameters, and what they were then.
+    """What was made of the parameters of a layer, and what they were then.
 
     Args:
-        held: where all parameters are held that anything in it depends on, name -> tensor.
+        layer: the layer.
     """
 
-    __slots__ = ("_memory", "_watched", "made")
+    __slots__ = ("_inside", "_memory", "_watched", "made")
 
-    def __init__(self, held: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, layer: nn.Module) -> None:
+        modules = list(layer.modules())
+        self._inside = [(one._modules, name, child) for one in modules for name, child in one._modules.items()]
         self._watched = [
-            (tensors, name, tensor.data_ptr(), _version(tensor))
-            for tensors in held
-            for name, tensor in tensors.items()
+            (one._parameters, name, tensor, tensor.data_ptr(), _version(tensor))
+            for one in modules
+            for name, tensor in one._parameters.items()
             if tensor is not None
         ]
         # Held, so that nothing else is given its address.
-        self._memory = [tensors[name].untyped_storage() for tensors, name, _, _ in self._watched]
+        self._memory = [tensor.untyped_storage() for _, _, tensor, _, _ in self._watched]
         self.made: dict[Hashable, Any] = {}
 
     def is_current(self) -> bool:
         """Whether every parameter is in the same memory, and was not written to since.
 
-        It is asked at every call of a layer, and a small layer takes a few microseconds.
+        It is asked at every call of a layer, and a small layer takes a few microseconds. The dictionaries of modules
+        are looked into directly, since `torch.func.functional_call` and others put parameters there and ask nobody.
 
         Returns:
             Whether what was made can be used.
         """
-        for tensors, name, pointer, version in self._watched:
+        for tensors, name, known, pointer, version in self._watched:
             tensor = tensors.get(name)
-            if tensor is None or tensor.data_ptr() != pointer:
+            if tensor is not known or tensor.data_ptr() != pointer:
                 return False
             if tensor._version != version if version is not None else not tensor.is_inference():
+                return False
+        for modules, name, child in self._inside:  # noqa: SIM110 - a generator takes longer than all of it
+            if modules.get(name) is not child:
                 return False
         return True
 
@@ -101,21 +107,10 @@ class Preparing(nn.Module):
         self.drop_prepared()
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def _parameter_dicts(self) -> list[dict[str, Any]]:
-        """Where the parameters are held: `torch.func.functional_call` puts others there and asks nobody."""
-        held: list[dict[str, Any]] | None = self.__dict__["_held"].get("parameters")
-        if held is None:
-            held = self.__dict__["_held"]["parameters"] = [module._parameters for module in self.modules()]
-        return held
-
-    def _live(self) -> list[Tensor]:
-        """All parameters as they are now."""
-        return [tensor for held in self._parameter_dicts() for tensor in held.values() if tensor is not None]
-
     @property
     def _dtype(self) -> torch.dtype:
         """Dtype of the parameters."""
-        return next(iter(self._live())).dtype
+        return next(self.parameters()).dtype
 
     def _by_parts(self, make: Callable[[], T]) -> T:
         """What is made of the own parameters and modules, as long as they are the same objects."""
@@ -132,7 +127,7 @@ class Preparing(nn.Module):
         """What was made so far; a new store if the parameters have changed."""
         store: Store | None = self.__dict__["_store"]
         if store is None or not store.is_current():
-            self.__dict__["_store"] = store = Store(self._parameter_dicts())
+            self.__dict__["_store"] = store = Store(self)
         return store
 
 

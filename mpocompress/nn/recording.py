@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_traced() -> bool:
@@ -41,16 +41,19 @@ def is_recorded() -> bool:
     )
 
 
-def needs_gradients(tensors: Iterable[Tensor]) -> bool:
+def needs_gradients(layer: nn.Module, *tensors: Tensor) -> bool:
     """Whether a run has to be recorded for gradients.
 
     Args:
-        tensors: all that it depends on.
+        layer: what is run.
+        tensors: what it is given.
 
     Returns:
-        Whether gradients are enabled and one of them wants its own.
+        Whether gradients are enabled and one of these, or a parameter, wants its own.
     """
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor.requires_grad for tensor in tensors) or any(one.requires_grad for one in layer.parameters())
 
 
 def check_dtypes(tensors: Iterable[Tensor], wanted: torch.dtype) -> None:
@@ -63,8 +66,14 @@ def check_dtypes(tensors: Iterable[Tensor], wanted: torch.dtype) -> None:
     Raises:
         RuntimeError: another dtype, outside of autocast; of the type that torch raises.
     """
-    others = {str(tensor.dtype) for tensor in tensors if tensor.dtype != wanted}
+    others = {_called(tensor.dtype) for tensor in tensors if tensor.dtype != wanted}
     if others and not any(torch.is_autocast_enabled(tensor.device.type) for tensor in tensors):
+        found = ", ".join(sorted(others))
         raise RuntimeError(
-            f"expected input and states to have the dtype of the weights, {wanted}; got {', '.join(others)}"
+            f"expected input, states and weights to have the same dtype, but got: {found} != {_called(wanted)}"
         )
+
+
+def _called(dtype: torch.dtype) -> str:
+    """A dtype by the name that torch has for it in such messages."""
+    return torch.empty(0, dtype=dtype).type().removeprefix("torch.").removesuffix("Tensor")

@@ -118,7 +118,8 @@ class _Recurrence(torch.autograd.Function):
                 states[step + target] = projection.forward(step, let_out[step])
         ctx.save_for_backward(gates, cells, states, tanhs, let_out, *operands)
         ctx.made = (reverse, hidden, projection)
-        return (states[:steps] if reverse else states[1:]), cells[0 if reverse else steps].clone()
+        # Copies: what is handed out may be written to before the gradients are taken.
+        return (states[:steps] if reverse else states[1:]).clone(), cells[0 if reverse else steps].clone()
 
     @staticmethod
     @once_differentiable

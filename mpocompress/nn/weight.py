@@ -117,7 +117,9 @@ class MPOWeight(nn.Module):
         Returns:
             The product.
         """
-        return as_product([core.to(dtype) for core in self.cores], *self._layout())
+        recorded = torch.is_grad_enabled()  # otherwise a view would keep hold of a parameter
+        cores = [(core if recorded else core.detach()).to(dtype) for core in self.cores]
+        return as_product(cores, *self._layout())
 
     def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """A batch multiplied with the matrix, by its cores, differentiably.
