@@ -19,7 +19,7 @@ from mpocompress.nn.operands import Product
 from mpocompress.nn.recording import is_traced, is_transformed
 from mpocompress.nn.recurrence import recur, recur_plainly
 from mpocompress.nn.rows import Rows, State, run_over
-from mpocompress.nn.single import SingleStep
+from mpocompress.nn.single import DenseStep, SingleStep
 from mpocompress.nn.steps import Operands
 
 FACTORISED, FUSED, LOOP = "factorised", "fused", "loop"
@@ -91,7 +91,7 @@ class LevelRun:
             after.append((last[0].to(self.x.dtype), last[1].to(self.x.dtype)))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)), after
 
-    def single_steps(self, way: str) -> list[SingleStep]:
+    def single_steps(self, way: str) -> list[SingleStep | DenseStep]:
         """What ran a single step, one for every direction, to be called by itself the next time.
 
         Args:
@@ -108,6 +108,11 @@ class LevelRun:
     def _unrecorded(self, place: int, way: str, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One direction over steps with as many rows, with operands that are kept."""
         h, c = state
+        if self.rows.steps == 1 and way == LOOP and self.directions[place].projection is None:
+            dense = DenseStep([tensor.to(x.dtype) for tensor in self._dense(place)])
+            self._keep(("step", way, place, x.dtype, len(c)), dense)
+            h, c = dense(x[0], h, c)
+            return h.unsqueeze(0), (h, c)
         weights = self._kept(("operands", way, place, x.dtype, uses_numpy(c)))
         if weights is None:
             weights = self._operands(place, way, x.dtype).scaled(gate_scale(c))

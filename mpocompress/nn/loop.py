@@ -13,7 +13,7 @@ from mpocompress.nn.operands import Product
 from mpocompress.nn.steps import Operands, Steps, steps_of
 
 STRETCH_ENTRIES = 2**18
-"""Pre-activations are prepared for as many steps at a time as stay in a cache of the usual size."""
+"""The inputs' products are prepared for as many steps at a time as stay, with what is between, in a usual cache."""
 
 
 def run(
@@ -51,7 +51,8 @@ def run(
     targets = places(outputs, numpy=numpy and weights.projection is None)
     if weights.projection is not None:
         advance = _projecting(advance, weights.projection, cell, numpy=numpy)
-    multiply, addends = products.multiply, _addends(x, products, gates.numel(), reverse=reverse)
+    entries = max(gates.numel(), batch * weights.inputs.middle_entries)
+    multiply, addends = products.multiply, _addends(x, products, entries, reverse=reverse)
     if reverse:
         for h_before, addend, target in zip(reversed(seen[1:]), addends, reversed(targets[:-1]), strict=True):
             multiply(h_before, addend)

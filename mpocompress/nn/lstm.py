@@ -16,7 +16,7 @@ from mpocompress.nn.level import LevelRun
 from mpocompress.nn.prepared import Preparing
 from mpocompress.nn.recording import check_dtypes, is_recorded, is_transformed, needs_gradients
 from mpocompress.nn.rows import Rows, State
-from mpocompress.nn.single import SingleStep
+from mpocompress.nn.single import DenseStep, SingleStep
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
@@ -174,7 +174,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         order = packed.unsorted_indices
         return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, order), _ordered(states, order)
 
-    def _step(self, x: Tensor, hx: States, levels: list[list[SingleStep]]) -> Output:
+    def _step(self, x: Tensor, hx: States, levels: list[list[SingleStep | DenseStep]]) -> Output:
         """One step through all levels, as was done before."""
         x, (h, c) = x.squeeze(1 if self.batch_first else 0), hx
         hs: list[Tensor] = []
@@ -213,7 +213,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         store = None if recorded else self._current()
         execution, given = in_force(self.execution), x
         after: list[State] = []
-        steps: list[list[SingleStep]] = []
+        steps: list[list[SingleStep | DenseStep]] = []
         for place, directions in enumerate(levels):
             if place and self.dropout and self.training:
                 x = F.dropout(x, self.dropout)

@@ -84,6 +84,11 @@ class Product:
         return self.operands
 
     @property
+    def middle_entries(self) -> int:
+        """Numbers between the two products, for one row of a batch."""
+        return 0 if self.layout is None else self.layout.cols[0] * self.layout.rows[1] * self.layout.bond
+
+    @property
     def entries(self) -> int:
         """Entries that are read for a product."""
         return sum(operand.numel() for operand in self.operands)

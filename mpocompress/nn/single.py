@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -78,6 +78,22 @@ class SingleStep:
             gates = torch.empty(batch, 4 * hidden, dtype=self._dtype, device=self._weights.bias.device)
             scaled = self._weights.scale is not None
             return _filling(self._weights, gates), advancing(gates, scaled=scaled, numpy=self._numpy)
+
+
+class DenseStep:
+    """One step with weights that were multiplied out: what `torch.nn.LSTMCell` calls.
+
+    Args:
+        dense: weight_ih, weight_hh, and the biases if there are any.
+    """
+
+    def __init__(self, dense: Sequence[Tensor]) -> None:
+        self.tensors = tuple(dense)
+        self.device_type = dense[0].device.type
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the step, as `SingleStep` does."""
+        return torch.lstm_cell(x, (h, c), *self.tensors)
 
 
 def _is_short(product: Product) -> bool:
