@@ -54,9 +54,9 @@ def interleaved(
 ) -> tuple[Samples, ...]:
     """Time calls in rounds, one sample of each in a round, so that a machine that slows down does so for all of them.
 
-    Every call is warmed up, and made once more before each sample of several calls, which brings back what the one
-    before it took from the caches. No round begins with the same call as the one before it. Slow calls make rounds
-    fewer, for all alike.
+    Every call is warmed up, and made once more before each sample, which brings back what the one before it took from
+    the caches; but for slow ones, which take longer than that makes up. No round begins with the same call as the one
+    before it. Slow calls make rounds fewer, for all alike.
 
     Args:
         calls: what to time.
@@ -76,12 +76,13 @@ def interleaved(
         >>> len(samples.times_s)
         3
     """
-    numbers = []
+    numbers, slow = [], []
     with _no_collection():
         for call in calls:
             with call.under():
                 first = _sample_s(call, 1, clock)
-                numbers.append(1 if first > SLOW * sample_s else _number(call, sample_s, clock))
+                slow.append(first > SLOW * sample_s)
+                numbers.append(1 if slow[-1] else _number(call, sample_s, clock))
         times: list[list[float]] = [[] for _ in calls]
         rounds, least = repeats, min(repeats, FEWEST)
         done = 0
@@ -90,7 +91,7 @@ def interleaved(
             for place in range(len(calls)):
                 place = (place + done) % len(calls)
                 with calls[place].under():
-                    if numbers[place] > 1:
+                    if not slow[place]:
                         calls[place].run()
                     times[place].append(_sample_s(calls[place], numbers[place], clock) / numbers[place])
             done += 1

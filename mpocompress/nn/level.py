@@ -14,7 +14,7 @@ from mpocompress.nn.cost import Work, sequence_seconds
 from mpocompress.nn.direction import DirectionWeights
 from mpocompress.nn.execution import MODELLED, Candidate, bucket, choose
 from mpocompress.nn.gates import gate_scale, uses_numpy
-from mpocompress.nn.loop import run
+from mpocompress.nn.loop import Loop
 from mpocompress.nn.operands import Product
 from mpocompress.nn.recording import is_traced, is_transformed
 from mpocompress.nn.recurrence import recur, recur_plainly
@@ -24,7 +24,7 @@ from mpocompress.nn.steps import Operands
 
 FACTORISED, FUSED, LOOP = "factorised", "fused", "loop"
 """Ways to run: with the cores; or multiplied out, by the kernel of torch or step by step."""
-_DERIVED = {"dense", "operands", "step"}
+_DERIVED = {"dense", "loop", "operands", "step"}
 _MODES = {FACTORISED: "factorised", FUSED: "materialised", LOOP: "materialised"}
 
 
@@ -124,7 +124,12 @@ class LevelRun:
                 self._keep(("step", way, place, x.dtype, len(c)), step)
             h, c = step(x[0], h, c)
             return h.unsqueeze(0), (h, c)
-        y, c = run(x, h, c, weights, reverse=place == 1)
+        loop = self._kept(("loop", way, place, x.dtype, len(c)))
+        if loop is None:
+            loop = Loop(weights, c)
+            if self.rows.sizes is None:  # packed sequences have many numbers of rows, each for a short stretch
+                self._keep(("loop", way, place, x.dtype, len(c)), loop)
+        y, c = loop(x, h, c, reverse=place == 1)
         return y, (y[0 if place == 1 else -1], c)
 
     def _recorded(self, place: int, way: str, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpocompress.nn.gates import Advance, advancing, uses_numpy
-from mpocompress.nn.loop import run
+from mpocompress.nn.loop import Loop
 from mpocompress.nn.operands import Product
 from mpocompress.nn.steps import SCALED_ENTRIES, Operands
 
@@ -32,6 +32,7 @@ class SingleStep:
         self._shape = tuple(cell.shape)
         self._dtype, self.device_type = cell.dtype, cell.device.type
         self._numpy = uses_numpy(cell)
+        self._loop = Loop(weights, cell)
         self._rooms: list[tuple[Fill, Advance]] = []
         self._is_short = weights.projection is None and all(map(_is_short, (weights.inputs, weights.hidden)))
 
@@ -57,7 +58,7 @@ class SingleStep:
             The new output and cell state; new tensors.
         """
         if not self._is_short:
-            y, c = run(x.unsqueeze(0), h, c, self._weights)
+            y, c = self._loop(x.unsqueeze(0), h, c)
             return y[0], c
         fill, advance = room = self._rooms.pop() if self._rooms else self._room()
         fill(x, h)
