@@ -237,7 +237,7 @@ def test_memory_is_what_a_mode_holds_for_this_size_alone(small: Path) -> None:
         kept = sizes[0]["dense, native"] - 4 * benched.dense_parameters
         assert sizes[0]["factorised"] >= kept + 4 * benched.parameters
         assert sizes[0]["materialised"] >= sizes[0]["dense, native"]
-        assert sizes[0]["materialised"] == sizes[1]["materialised"]
+        assert sizes[1]["materialised"] >= sizes[1]["dense, native"]  # it may run in another way for another size
 
 
 def test_what_was_prepared_for_another_size_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
