@@ -152,11 +152,11 @@ def peer_tables(hidden: int, batches: Sequence[int], length: int, bond: int, con
         )
 
 
-def grid_tables(quick: bool, conditions: Conditions) -> Iterator[Table]:
+def grid_tables(quick: bool, largest: int, conditions: Conditions) -> Iterator[Table]:
     """`auto` over a grid, a table for each kind of layer."""
     bonds = QUICK_BONDS if quick else BONDS
     kinds: dict[str, list[Cell]] = {}
-    for cell in run_grid(quick, conditions):
+    for cell in run_grid(quick, largest, conditions):
         kinds.setdefault(cell.kind, []).append(cell)
         ratios = "  ".join(f"{value:.2f}" for value in cell.ratios.values())
         click.echo(f"{cell.label}: {seconds(cell.case.best_dense.median_s)}; {ratios}", err=True)
@@ -220,6 +220,7 @@ def as_document(tables: Sequence[Table], command: str, facts: dict[str, str], bo
 @click.option("--quick", is_flag=True, help="Small layers only: does everything run? Its ratios say nothing.")
 @click.option("--only", multiple=True, type=click.Choice([*TITLES, "grid"]), help="Only this part; may be repeated.")
 @click.option("--grid", is_flag=True, help="Measure the grid of `auto` too, which takes an hour or so.")
+@click.option("--largest", type=click.IntRange(min=64), default=2048, show_default=True, help="Size in the grid.")
 @click.option("--repeats", type=click.IntRange(min=1), default=21, show_default=True, help="The most samples of each.")
 @click.option("--seconds", "budget_s", type=float, default=10.0, show_default=True, help="For all samples of a row.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables here.")
@@ -229,6 +230,7 @@ def main(
     quick: bool,
     only: tuple[str, ...],
     grid: bool,
+    largest: int,
     repeats: int,
     budget_s: float,
     markdown: Path | None,
@@ -240,7 +242,7 @@ def main(
     console = Console(width=WIDTH, highlight=False)
     tables = []
     with blas_threads(1):
-        for table in measured(bond, quick, only, grid, conditions):
+        for table in measured(bond, quick, only, grid, largest, conditions):
             tables.append(table)
             console.print(rich_table(table.title, table.header, table.rows, WIDTH))
             for remark in table.remarks:
@@ -252,7 +254,9 @@ def main(
         json_file.write_text(json.dumps(as_document(tables, command, facts, bond), indent=2) + "\n")
 
 
-def measured(bond: int, quick: bool, only: Sequence[str], grid: bool, conditions: Conditions) -> Iterator[Table]:
+def measured(
+    bond: int, quick: bool, only: Sequence[str], grid: bool, largest: int, conditions: Conditions
+) -> Iterator[Table]:
     """The tables that are asked for, one after another."""
     for name, rows in (quick_groups if quick else groups)(bond).items():
         if not only or name in only:
@@ -260,7 +264,7 @@ def measured(bond: int, quick: bool, only: Sequence[str], grid: bool, conditions
     if not only or "peers" in only:
         yield from peer_tables(64 if quick else 512, (1, 32), 3 if quick else LENGTH, bond, conditions)
     if grid or "grid" in only:
-        yield from grid_tables(quick, conditions)
+        yield from grid_tables(quick, largest, conditions)
 
 
 if __name__ == "__main__":

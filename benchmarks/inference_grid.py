@@ -53,11 +53,12 @@ def columns(bonds: Sequence[int]) -> list[str]:
     return [f"{shape} {bond}" for shape in SHAPES for bond in bonds]
 
 
-def run_grid(quick: bool, conditions: Conditions) -> Iterator[Cell]:
+def run_grid(quick: bool, largest: int, conditions: Conditions) -> Iterator[Cell]:
     """Measure the grid, cell by cell.
 
     Args:
         quick: take a few small cells only.
+        largest: take no larger size.
         conditions: how it is measured.
 
     Yields:
@@ -65,7 +66,7 @@ def run_grid(quick: bool, conditions: Conditions) -> Iterator[Cell]:
     """
     sizes, batches, bonds = (QUICK_SIZES, QUICK_BATCHES, QUICK_BONDS) if quick else (SIZES, BATCHES, BONDS)
     for kind in ("LSTM", "Linear"):
-        for size in sizes:
+        for size in (one for one in sizes if one <= largest):
             for batch in batches:
                 length = None if kind == "Linear" else 3 if quick else LENGTH
                 yield Cell(kind=kind, size=size, case=_case(kind, size, batch, length, bonds, conditions))

@@ -105,6 +105,10 @@ class LevelRun:
         kept = (self._kept(("step", way, place, self.x.dtype, self.rows.batch)) for place in range(len(self.states)))
         return [step for step in kept if step is not None and self.x.dtype in (torch.float32, torch.float64)]
 
+    def dense_weights(self) -> list[tuple[Tensor, ...]]:
+        """The multiplied-out weights of every direction, as `torch.lstm` wants them, in the dtype of the inputs."""
+        return [tuple(tensor.to(self.x.dtype) for tensor in self._dense(place)) for place in range(len(self.states))]
+
     def _unrecorded(self, place: int, way: str, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One direction over steps with as many rows, with operands that are kept."""
         h, c = state
@@ -144,7 +148,7 @@ class LevelRun:
 
     def _run_fused(self) -> tuple[Tensor, list[State]]:
         """All directions by the kernel of torch, multiplied out."""
-        flat = [tensor.to(self.x.dtype) for place in range(len(self.states)) for tensor in self._dense(place)]
+        flat = [tensor for dense in self.dense_weights() for tensor in dense]
         states = tuple(torch.stack([state[part] for state in self.states]) for part in range(2))
         common = (flat, bool(self.directions[0].biases), 1, 0.0, self.training, len(self.states) == 2)
         if self.rows.sizes is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from mpocompress.nn.again import FusedAgain, StepAgain, sizes_of
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
-from mpocompress.nn.level import LevelRun
+from mpocompress.nn.level import FUSED, LevelRun
 from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import check_dtypes, is_recorded, is_transformed, needs_gradients
+from mpocompress.nn.recording import check_dtypes, is_recorded, needs_gradients
 from mpocompress.nn.rows import Rows, State
-from mpocompress.nn.single import DenseStep, SingleStep
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
@@ -132,13 +132,14 @@ class MPOLSTM(Preparing, ExecutionChoice):
             disable: Any = torch.compiler.disable  # compiled, every step would be written out
             outside: Run = disable(MPOLSTM._run)
             return outside(self, input, hx)
-        # A step takes some tens of microseconds: nothing more than this is looked at when such a one has run before.
+        # A step, or a small layer, takes some tens of microseconds: nothing more is looked at when it has run before.
         store = self.__dict__["_store"]
-        if store is not None and hx is not None and isinstance(input, Tensor):
-            steps = store.made.get(_sizes(input.transpose(0, 1) if self.batch_first else input, *hx))
-            usable = steps is not None and not (torch.is_grad_enabled() or is_transformed()) and store.is_current()
+        if store is not None and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            again = store.made.get(sizes_of(input.shape, input.dtype, hx))
+            usable = again is not None and not is_recorded() and store.is_current()
             if usable and not torch.is_autocast_enabled(input.device.type):
-                return self._step(input, hx, steps)
+                result: Output = again(input, hx)
+                return result
         return self._run(input, hx)
 
     def flatten_parameters(self) -> None:
@@ -174,22 +175,6 @@ class MPOLSTM(Preparing, ExecutionChoice):
         order = packed.unsorted_indices
         return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, order), _ordered(states, order)
 
-    def _step(self, x: Tensor, hx: States, levels: list[list[SingleStep | DenseStep]]) -> Output:
-        """One step through all levels, as was done before."""
-        x, (h, c) = x.squeeze(1 if self.batch_first else 0), hx
-        hs: list[Tensor] = []
-        cs: list[Tensor] = []
-        for level in levels:
-            outputs = []
-            for step in level:
-                output, cell = step(x, h[len(hs)], c[len(hs)])
-                outputs.append(output)
-                hs.append(output)
-                cs.append(cell)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-        cells = cs[0].unsqueeze(0) if len(cs) == 1 else torch.stack(cs)
-        return x.unsqueeze(1 if self.batch_first else 0), (torch.stack(hs), cells)
-
     def _in_precision(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
         """Run in the dtype that autocast asks for, if it does."""
         device = x.device.type
@@ -211,27 +196,47 @@ class MPOLSTM(Preparing, ExecutionChoice):
             before = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
         recorded = is_recorded() or needs_gradients(self, x, *(hx or ()))
         store = None if recorded else self._current()
-        execution, given = in_force(self.execution), x
+        execution = in_force(self.execution)
         after: list[State] = []
-        steps: list[list[SingleStep | DenseStep]] = []
+        runs: list[tuple[LevelRun, str]] = []
+        y = x
         for place, directions in enumerate(levels):
             if place and self.dropout and self.training:
-                x = F.dropout(x, self.dropout)
+                y = F.dropout(y, self.dropout)
             level = LevelRun(
                 directions=directions,
-                x=x,
+                x=y,
                 states=before[place * every : (place + 1) * every],
                 rows=rows,
                 training=self.training,
                 made=None if store is None else store.made.setdefault(place, {}),
             )
-            way = level.way(execution)
-            x, done = level.run(way)
+            runs.append((level, level.way(execution)))
+            y, done = level.run(runs[-1][1])
             after += done
-            steps.append(level.single_steps(way) if rows.sizes is None and store is not None else [])
-        if store is not None and hx is not None and all(steps) and not (self.dropout and self.training):
-            store.made[_sizes(given, *hx)] = steps
-        return x, (torch.stack([h for h, _ in after]), torch.stack([c for _, c in after]))
+        if store is not None and rows.sizes is None and x.dtype == self._dtype and not (self.dropout and self.training):
+            again = self._again(runs, given=hx is not None)
+            steps, batch, features = x.shape
+            shape = (batch, steps, features) if self.batch_first else (steps, batch, features)
+            if again is not None:
+                store.made[sizes_of(shape, x.dtype, hx)] = again
+        return y, (torch.stack([h for h, _ in after]), torch.stack([c for _, c in after]))
+
+    def _again(self, runs: Sequence[tuple[LevelRun, str]], *, given: bool) -> StepAgain | FusedAgain | None:
+        """What does the same for inputs of the same sizes, with less around it; None where there is no such thing."""
+        steps = [level.single_steps(way) for level, way in runs]
+        if all(steps) and given:
+            return StepAgain(steps, batch_first=self.batch_first)
+        if not all(way == FUSED for _, way in runs):
+            return None
+        return FusedAgain(
+            [dense for level, _ in runs for dense in level.dense_weights()],
+            has_biases=self.bias,
+            levels=len(runs),
+            directions=len(runs[0][0].states),
+            batch_first=self.batch_first,
+            sizes=(self.proj_size or self.hidden_size, self.hidden_size),
+        )
 
     def _levels(self) -> list[tuple[DirectionWeights, ...]]:
         """The weights of every level, forward and backward."""
@@ -299,8 +304,3 @@ class MPOLSTM(Preparing, ExecutionChoice):
 def _ordered(states: States | None, order: Tensor | None) -> Any:
     """States with their rows in another order."""
     return states if states is None or order is None else tuple(state.index_select(1, order) for state in states)
-
-
-def _sizes(x: Tensor, h: Tensor, c: Tensor) -> Hashable:
-    """What a step that was made before is found by."""
-    return x.shape, h.shape, c.shape, x.dtype, h.dtype, c.dtype
