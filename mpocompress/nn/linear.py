@@ -25,6 +25,8 @@ CHUNK_ENTRIES = 2**18
 """Between the two products there are about this many numbers at a time, so that they stay in a cache."""
 SMALLEST_CHUNK = 4
 """Fewer rows of a batch than these are not worth a product of their own."""
+REORDERING_S = 1e-5
+"""What moving the middle of the two products takes beside them."""
 TRACED_ROWS = 256
 """A layer that is exported or compiled is taken to run on this many rows: how many come later is not known."""
 
@@ -200,6 +202,7 @@ class MPOLinear(Preparing, ExecutionChoice):
         layout = self.weight.layout
         dense, itemsize = self.in_features * self.out_features, self.weight.dtype.itemsize
         cores = product_seconds(rows, layout.multiplications, layout.operand_entries, itemsize)
+        cores += 0.0 if layout.is_low_rank else REORDERING_S
         whole = product_seconds(rows, dense, dense, itemsize)
         if trained:  # multiplied out at every call
             whole = TRAINED_PRODUCTS * (whole + product_seconds(layout.bond, dense, dense, itemsize))
