@@ -162,16 +162,15 @@ def outside(
         >>> outside(torch.eye(3)[:, :1], torch.eye(3)[:, 1:2]).abs().flatten().tolist()
         [0.0, 1.0, 0.0]
     """
-    generator, clean = torch.Generator().manual_seed(SEED), 0
+    # Not the directions that stood in for a block before: those are in the subspace by now.
+    generator, clean = torch.Generator().manual_seed(SEED + basis.shape[1]), 0
     for _ in range(MAX_TRIES):
-        block = block - basis @ (basis.T @ block)
-        lost = torch.linalg.vector_norm(block, dim=0) < NOTHING_NEW
+        block, lengths = torch.linalg.qr(block - basis @ (basis.T @ block))
+        lost = lengths.diagonal().abs() < NOTHING_NEW  # inside the subspace, or the same as columns before
         clean = 0 if bool(lost.any()) else clean + 1
-        if not clean:
-            block[:, lost] = torch.randn(len(block), int(lost.sum()), generator=generator, dtype=block.dtype)
-        block = orthonormal(block)
         if clean == 2:  # once leaves rounding errors of the first block
             break
+        block[:, lost] = torch.randn(len(block), int(lost.sum()), generator=generator, dtype=block.dtype)
     return block
 
 

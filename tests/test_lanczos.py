@@ -79,6 +79,28 @@ def test_a_matrix_of_few_entries_that_is_not_large_is_found_too() -> None:
     assert (matrix - (u * s) @ v).norm() <= 1.001 * torch.linalg.svdvals(matrix)[16:].norm()
 
 
+def test_blocks_of_columns_that_depend_on_each_other_add_only_what_is_new() -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(60, 12, generator=generator))[0]
+    block = torch.linalg.qr(torch.randn(60, 8, generator=generator))[0]
+    block[:, 4:] = block[:, :4]  # as rounding leaves it where the rank is small
+
+    both = torch.cat((basis, lanczos.outside(basis, block)), dim=1)
+
+    assert torch.allclose(both.T @ both, torch.eye(20), atol=1e-5)
+
+
+def test_a_small_rank_is_found_on_one_thread_too() -> None:
+    matrix, before = spectra("few entries"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        u, s, v = truncated_svd(matrix, 64)
+    finally:
+        torch.set_num_threads(before)
+
+    assert ((u * s) @ v - matrix).norm() <= 1e-5 * matrix.norm()
+
+
 def test_the_zero_matrix_has_a_range_of_nothing() -> None:
     assert dominant_range(torch.zeros(40, 50), 2).images.norm() == 0
 
