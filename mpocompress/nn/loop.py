@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mpocompress.nn.gates import Advance, Native, advancing, natively, places, uses_numpy
 from mpocompress.nn.operands import Product
+from mpocompress.nn.rooms import Rooms
 from mpocompress.nn.steps import Operands, Steps, steps_of
 
 STRETCH_ENTRIES = 2**18
@@ -31,7 +32,7 @@ class Loop:
         self._weights = weights
         self._batch, self._hidden = cell.shape
         self._numpy = uses_numpy(cell)
-        self._rooms: list[_Room] = []
+        self._rooms = Rooms(self._room)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -66,7 +67,7 @@ class Loop:
             states[:, :, :before] = 0
             outputs = states[:, :, before:]
         outputs[len(x) if reverse else 0] = h
-        room = self._rooms.pop() if self._rooms else self._room()
+        room = self._rooms.take()
         cell = c.clone(memory_format=torch.contiguous_format)
         state, advance = natively(cell, numpy=self._numpy), room.advance
         seen, targets = room.products.seen(states), places(outputs, numpy=self._numpy and not projects)
@@ -79,7 +80,7 @@ class Loop:
             for h_before, addend, target in zip(seen[:-1], addends, targets[1:], strict=True):
                 multiply(h_before, addend)
                 advance(state, state, target)
-        self._rooms.append(room)
+        self._rooms.give(room)
         done = outputs[:-1] if reverse else outputs[1:]
         return (done.contiguous() if before else done), cell
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from mpocompress.nn.again import sizes_of
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import LevelRun
@@ -89,7 +90,7 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         # A small cell takes twenty microseconds: nothing more than this is looked at when such a step has run before.
         store = self.__dict__["_store"]
         if store is not None and hx is not None and not (torch.is_grad_enabled() or is_recorded()):
-            step = store.made.get(_sizes(input, *hx))
+            step = store.made.get(sizes_of(input.shape, input.dtype, hx))
             if step is not None and store.is_current() and not torch.is_autocast_enabled(step.device_type):
                 taken: States = step(input, *hx)
                 return taken
@@ -132,7 +133,7 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         way = step.way(in_force(self.execution))
         _, ((h, c),) = step.run(way)
         if made is not None:
-            made.update((_sizes(x, *hx), one) for one in step.single_steps(way))
+            made.update((sizes_of(x.shape, x.dtype, hx), one) for one in step.single_steps(way))
         return h, c
 
     def _weights(self) -> DirectionWeights:
@@ -161,8 +162,3 @@ class MPOLSTMCell(Preparing, ExecutionChoice):
         twin = nn.LSTMCell(self.input_size, self.hidden_size, bias=self.bias, device="meta", dtype=self._dtype)
         twin(x.to("meta"), None if hx is None else (hx[0].to("meta"), hx[1].to("meta")))
         check_dtypes((x, *(hx or ())), self._dtype)
-
-
-def _sizes(x: Tensor, h: Tensor, c: Tensor) -> Hashable:
-    """What a step that was made before is found by."""
-    return x.shape, h.shape, c.shape, x.dtype, h.dtype, c.dtype

@@ -11,6 +11,7 @@ from torch import Tensor
 from mpocompress.nn.gates import Advance, advancing, uses_numpy
 from mpocompress.nn.loop import Loop
 from mpocompress.nn.operands import Product
+from mpocompress.nn.rooms import Rooms
 from mpocompress.nn.steps import SCALED_ENTRIES, Operands
 
 Fill = Callable[[Tensor, Tensor], None]
@@ -33,7 +34,7 @@ class SingleStep:
         self._dtype, self.device_type = cell.dtype, cell.device.type
         self._numpy = uses_numpy(cell)
         self._loop = Loop(weights, cell)
-        self._rooms: list[tuple[Fill, Advance]] = []
+        self._rooms = Rooms(self._room)
         self._is_short = weights.projection is None and all(map(_is_short, (weights.inputs, weights.hidden)))
 
     @property
@@ -60,7 +61,7 @@ class SingleStep:
         if not self._is_short:
             y, c = self._loop(x.unsqueeze(0), h, c)
             return y[0], c
-        fill, advance = room = self._rooms.pop() if self._rooms else self._room()
+        fill, advance = room = self._rooms.take()
         fill(x, h)
         if self._numpy:  # memory of numpy is had in a third of the time
             given = (c.detach() if c.requires_grad else c).numpy()
@@ -70,7 +71,7 @@ class SingleStep:
         else:
             output, after = torch.empty_like(c), torch.empty_like(c)
             advance(c, after, output)
-        self._rooms.append(room)
+        self._rooms.give(room)
         return output, after
 
     def _room(self) -> tuple[Fill, Advance]:
