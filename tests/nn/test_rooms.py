@@ -26,6 +26,23 @@ def test_a_room_is_made_when_none_is_free_and_taken_again_when_one_is() -> None:
     assert rooms.take() is first
 
 
+class _JustTaken(list[list[int]]):
+    """As it is found when another thread takes the last room between a look and a grasp."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_another_is_made_when_the_last_one_was_just_taken() -> None:
+    rooms = Rooms[list[int]](list)
+    rooms._free = _JustTaken()
+
+    assert rooms.take() == []
+
+
 @pytest.mark.usefixtures("_threads_take_turns_often")
 def test_no_two_threads_have_one_room() -> None:
     rooms = Rooms[list[int]](list)
