@@ -13,6 +13,7 @@ from mpocompress._version import __version__
 if TYPE_CHECKING:
     from mpocompress.bench_report import BenchReport
     from mpocompress.benchmark import bench
+    from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
     from mpocompress.checkpoint import open_checkpoint
     from mpocompress.compressing import compress_module
     from mpocompress.decomposition import decompose
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mpocompress.mpo import MPO
     from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
     from mpocompress.overview_report import Overview
-    from mpocompress.pipeline import compress, expand, inspect, plan
+    from mpocompress.pipeline import calibrate, compress, expand, inspect, plan
     from mpocompress.plan_report import PlanReport
     from mpocompress.report import Report
     from mpocompress.saving import save
@@ -34,6 +35,8 @@ __all__ = [
     "MPO",
     "MPOLSTM",
     "BenchReport",
+    "Calibration",
+    "CalibrationInputs",
     "MPOCompressError",
     "MPOLSTMCell",
     "MPOLinear",
@@ -46,6 +49,7 @@ __all__ = [
     "Truncation",
     "__version__",
     "bench",
+    "calibrate",
     "compress",
     "compress_module",
     "decompose",
@@ -56,12 +60,16 @@ __all__ = [
     "open_checkpoint",
     "overview",
     "plan",
+    "read_calibration",
     "save",
     "set_execution",
+    "write_calibration",
 ]
 
 _HOMES = {
     "BenchReport": "bench_report",
+    "Calibration": "calibration",
+    "CalibrationInputs": "calibration",
     "MPO": "mpo",
     "MPOCompressError": "errors",
     "MPOLSTM": "nn",
@@ -75,6 +83,7 @@ _HOMES = {
     "Sites": "sites",
     "Truncation": "truncation",
     "bench": "benchmark",
+    "calibrate": "pipeline",
     "compress": "pipeline",
     "compress_module": "compressing",
     "decompose": "decomposition",
@@ -85,8 +94,10 @@ _HOMES = {
     "open_checkpoint": "checkpoint",
     "overview": "looking",
     "plan": "pipeline",
+    "read_calibration": "calibration",
     "save": "saving",
     "set_execution": "nn",
+    "write_calibration": "calibration",
 }
 
 

@@ -16,7 +16,7 @@ from mpocompress.layers import MatrixSpec
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget
 from mpocompress.planning import MatrixPlan, make_plan
-from mpocompress.report import MatrixReport, Report, Target, Totals
+from mpocompress.report import CalibrationReport, MatrixReport, Report, Target, Totals
 from mpocompress.survey import Surveyed
 from mpocompress.truncation import Truncation
 
@@ -44,6 +44,36 @@ def compressed_report(entry: MatrixPlan, result: Decomposition, mpo: MPO, error:
         discarded_weights=result.discarded_weights,
         rounding_weight=error**2 * result.squared_norm - sum(result.discarded_weights),
         dtype=str(mpo.cores[0].dtype).removeprefix("torch."),
+    )
+
+
+def weighted_report(
+    entry: MatrixPlan, squared_norm: float, mpo: MPO, error: float, *, weighted_error: float, bias: str
+) -> MatrixReport:
+    """The report of a matrix whose cores were found with calibration inputs.
+
+    Args:
+        entry: its plan.
+        squared_norm: squared Frobenius norm of the dense matrix.
+        mpo: the cores as stored.
+        error: relative error measured on them.
+        weighted_error: the same in the metric of the calibration inputs.
+        bias: the bias that takes up the mean of the error; empty where none does.
+
+    Returns:
+        The report.
+    """
+    return dataclasses.replace(
+        dense_report(entry.layer, entry.kind, entry.matrix, squared_norm),
+        row_dims=mpo.sites.row_dims,
+        col_dims=mpo.sites.col_dims,
+        anti_aligned=mpo.sites.anti_aligned,
+        bonds=mpo.bonds,
+        parameters=mpo.parameters,
+        relative_error=error,
+        dtype=str(mpo.cores[0].dtype).removeprefix("torch."),
+        weighted_error=weighted_error,
+        corrected_bias=bias,
     )
 
 
@@ -107,6 +137,7 @@ def checkpoint_report(
     *,
     truncation: Truncation | None = None,
     notes: tuple[str, ...] = (),
+    calibration: CalibrationReport | None = None,
 ) -> Report:
     """The report of a whole checkpoint, its sums checked.
 
@@ -115,6 +146,7 @@ def checkpoint_report(
         matrices: the report of every eligible matrix.
         truncation: the target; None for a checkpoint as it is.
         notes: what the reader should know beside what the survey noted.
+        calibration: what the model's outputs lost; None without calibration inputs.
 
     Returns:
         The report.
@@ -148,6 +180,7 @@ def checkpoint_report(
         ),
         unmet=found.unmet if target is None else (*found.unmet, *_unmet(target, matrices)),
         notes=(*found.notes, *notes),
+        calibration=calibration,
     )
     report.check()
     return report

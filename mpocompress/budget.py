@@ -102,12 +102,13 @@ def spread(
     curves: Mapping[str, Sequence[Curve]],
     budget: int,
 ) -> tuple[Choice, ...]:
-    """Share a parameter budget out over the layers, without data.
+    """Share a parameter budget out over the layers.
 
     A signal passes one matrix after another, so what matters is the product of the energies that the matrices keep: the
     loss is the sum over all tensors of -log(1 - squared relative error). What the first layer loses, every later one
     gets, which no weight error shows: the first of a stack of layers stays dense where that takes at most half of the
-    budget. One price per parameter is found at which
+    budget. Where the loss of the model was measured with data, that is the loss, and no layer is kept dense unasked.
+    One price per parameter is found at which
     all layers, each choosing its form, site shape and bonds for itself, just fit the budget (a Lagrangian relaxation);
     what the price leaves over is then spent step by step where it lowers the loss most for its parameters, until no
     bond of any matrix can be raised. docs/explanation/truncation.md shows what this was measured against.
@@ -124,7 +125,8 @@ def spread(
         Everett 1963, "Generalized Lagrange multiplier method for solving problems of optimum allocation of resources",
         Operations Research 11(3), doi:10.1287/opre.11.3.399.
     """
-    dense = _protected(layers, budget, least_parameters(layers, curves))
+    measured = any(len(curve.losses) for found in curves.values() for curve in found)
+    dense = frozenset() if measured else _protected(layers, budget, least_parameters(layers, curves))
     frontiers = [
         [
             [_frontier(matrix, () if position in dense else curves[matrix.name]) for matrix in form]
@@ -239,7 +241,8 @@ def _frontier(matrix: MatrixSpec, curves: Sequence[Curve]) -> _Frontier:
         caps = np.arange(1, len(cost_of) + 1)
         choices.append(np.stack([np.full_like(caps, position), caps], axis=1))
         parameters.append(cost_of)
-        losses.append(-np.log(np.maximum(1.0 - squares, LEAST_ENERGY)).sum(axis=0))
+        known = -np.log(np.maximum(1.0 - squares, LEAST_ENERGY)).sum(axis=0)
+        losses.append(curve.losses if len(curve.losses) else known)
     every, cost, loss = np.concatenate(choices), np.concatenate(parameters), np.concatenate(losses)
     order = np.lexsort((loss, cost))
     lowest = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))

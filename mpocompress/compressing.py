@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mpocompress.accounting import checkpoint_report
 from mpocompress.alignment import unwrapped
+from mpocompress.calibration import CalibrationInputs, calibration_for
 from mpocompress.checkpoint import Checkpoint, Spool
 from mpocompress.errors import ModelError
 from mpocompress.jobs import Progress
@@ -26,9 +26,10 @@ from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import find_layers
 from mpocompress.swapping import Change, changes_for, made_weights, swapped
-from mpocompress.task import Task, carry_out, check_dtype, chosen_jobs
+from mpocompress.task import Task, check_dtype, chosen_jobs
 from mpocompress.text import shown
 from mpocompress.truncation import Truncation
+from mpocompress.with_data import outcome_report, work
 
 
 def compress_module(
@@ -37,6 +38,7 @@ def compress_module(
     *,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
+    calibration: CalibrationInputs | Iterable[object] | None = None,
     dtype: str | None = None,
     jobs: int | None = None,
     execution: Execution = "auto",
@@ -52,6 +54,7 @@ def compress_module(
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
+        calibration: inputs that the model is run with, to see what matters to its output; without, weights alone count.
         dtype: dtype that the cores are rounded to; by default that of the weight. The new model holds them in the dtype
             of the weight all the same.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
@@ -94,15 +97,26 @@ def compress_module(
             model=None,
             dtype=dtype,
         )
-        found, done = carry_out(task, jobs=jobs, progress=progress)
-        report = checkpoint_report(found, tuple(one.report for one in done), truncation=truncation)
-        mpos = {one.report.name: mpo for one in done if (mpo := one.mpo(spool)) is not None}
+        known = None if calibration is None else calibration_for(calibration, model, checkpoint, progress)
+        came = work(task, known, jobs=jobs, progress=progress)
+        report = outcome_report(came, truncation=truncation, notes=known.notes if known is not None else ())
+        mpos = {one.report.name: mpo for one in came.done if (mpo := one.mpo(spool)) is not None}
         changes = changes_for(_placed(slots_of(model), report))
         weights = made_weights(changes, mpos, report)
     clone = _copied(model, changes)
     moved = [dataclasses.replace(change, module=clone.get_submodule(change.path)) for change in changes]
     with swapped(clone, moved, weights, execution) as new:
+        _change(new, came.changed)
         return new, report
+
+
+def _change(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give biases their new values."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = values.get(unwrapped(name))
+            if value is not None:
+                parameter.copy_(value)
 
 
 def _check_uncompressed(model: nn.Module) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ class Curve:
             entry `b` belongs to bond `b`. They may stop at a cap; larger bonds are then not known.
         member_tails: for a joint matrix in two sites, the same for each member alone, as a share of its own squared
             norm; empty where that is not known.
+        losses: what the model loses under every cap from 1 to `max_cap`, as measured with data; empty where it was not.
 
     Example:
         >>> from mpocompress.sites import low_rank
@@ -38,6 +39,7 @@ class Curve:
     sites: Sites
     tails: tuple[NDArray[np.float64], ...]
     member_tails: tuple[NDArray[np.float64], ...] = ()
+    losses: NDArray[np.float64] = field(default_factory=partial(np.empty, 0))
 
     @property
     def dense_parameters(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import InputsError
+from mpocompress.feeding import fed, moved
 from mpocompress.text import shown
 from mpocompress.user_code import inputs_function, told_with_its_line
 
@@ -105,21 +106,6 @@ def guessed_inputs(model: nn.Module) -> InputsMaker:
     )
 
 
-def fed(model: nn.Module, made: object) -> object:
-    """Call a model with what was made for it.
-
-    Args:
-        model: the model.
-        made: a tensor, a tuple of arguments, or a mapping of named ones.
-
-    Returns:
-        What the model returns.
-    """
-    if isinstance(made, Mapping):
-        return model(**made)
-    return model(*made) if isinstance(made, tuple) else model(made)
-
-
 def checked_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> object:
     """Make inputs of one size, on a device.
 
@@ -148,7 +134,7 @@ def checked_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> 
             why="a model is called with a tensor, a tuple of arguments, or a dict of named ones",
             action="Return one of these.",
         )
-    return _moved(made, device)
+    return moved(made, device)
 
 
 def first_call(model: nn.Module, made: object, maker: InputsMaker) -> None:
@@ -181,11 +167,3 @@ def _generator() -> torch.Generator:
 def _noise(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=_generator()).to(dtype)
 
-
-def _moved(value: Any, device: str) -> Any:
-    """A nest of tensors on a device."""
-    if isinstance(value, Mapping):
-        return {name: _moved(one, device) for name, one in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_moved(one, device) for one in value)
-    return value.to(device) if hasattr(value, "to") else value

@@ -14,11 +14,11 @@ from mpocompress.example_inputs import (
     InputsFunction,
     InputsMaker,
     checked_inputs,
-    fed,
     first_call,
     given_inputs,
     guessed_inputs,
 )
+from mpocompress.feeding import fed
 from mpocompress.loading import load
 from mpocompress.nn import Execution
 from mpocompress.side_by_side import EXECUTIONS, Conditions, side_by_side

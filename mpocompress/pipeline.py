@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
 from torch import Tensor
 
 from mpocompress.accounting import checkpoint_report, planned_target, stored_report, untouched_reports
+from mpocompress.calibration import (
+    Calibration,
+    CalibrationInputs,
+    CalibrationSource,
+    calibration_for,
+    check_calibration_file,
+    write_calibration,
+)
 from mpocompress.checkpoint import (
     TORCH_ZIP,
     Checkpoint,
@@ -31,10 +39,11 @@ from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_co
 from mpocompress.selection import Selection
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import survey_checkpoint
-from mpocompress.task import DTYPES, Task, carry_out, check_dtype, chosen_jobs
+from mpocompress.task import DTYPES, Task, check_dtype, chosen_jobs
 from mpocompress.text import shown
 from mpocompress.truncation import Truncation
-from mpocompress.user_model import UserModel
+from mpocompress.user_model import UserModel, runnable
+from mpocompress.with_data import outcome_report, work
 
 StrPath = str | PathLike[str]
 
@@ -47,6 +56,8 @@ def compress(
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
     model: UserModel | None = None,
+    calibration: CalibrationSource | None = None,
+    save_calibration: StrPath | None = None,
     dtype: str | None = None,
     key: str | None = None,
     allow_pickle: bool = False,
@@ -88,6 +99,9 @@ def compress(
     named, source, target = target, Path(source), Path(target)
     check_dtype(dtype)
     check_choice(sites)
+    if save_calibration is not None:
+        check_calibration_file(save_calibration, overwrite=overwrite)
+    model, ran = runnable(model) if calibration is not None else (model, ())
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
@@ -101,15 +115,15 @@ def compress(
                 model=model,
                 dtype=dtype,
             )
-            found, done = carry_out(task, jobs=chosen_jobs(jobs), progress=progress)
-            cores = {one.report.name: (one.report, mpo) for one in done if (mpo := one.mpo(spool)) is not None}
-            tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor)
-            report = checkpoint_report(
-                found,
-                tuple(one.report for one in done),
-                truncation=truncation,
-                notes=carried_notes(container, checkpoint),
-            )
+            known = None
+            if calibration is not None:
+                known = calibration_for(calibration, model, checkpoint, progress)
+            came = work(task, known, jobs=chosen_jobs(jobs), progress=progress)
+            if known is not None and save_calibration is not None:
+                write_calibration(known, save_calibration, overwrite=overwrite)
+            cores = {one.report.name: (one.report, mpo) for one in came.done if (mpo := one.mpo(spool)) is not None}
+            tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor, came.changed)
+            report = outcome_report(came, truncation=truncation, notes=(*ran, *(known.notes if known else ()), *carried_notes(container, checkpoint)))
             size = write_target(
                 target,
                 container=container,
@@ -122,6 +136,40 @@ def compress(
                 overwrite=overwrite,
             )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
+
+
+def calibrate(
+    source: StrPath,
+    inputs: CalibrationInputs | str | Iterable[object],
+    model: UserModel,
+    *,
+    key: str | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run a model over calibration inputs, so that many compressions of its checkpoint cost one pass.
+
+    Args:
+        source: the checkpoint.
+        inputs: what the model is called with, or where it is.
+        model: the model that the checkpoint was saved from, as a module, or `file.py:name` or `package.module:name` of
+            one or of what builds it (that is imported and run).
+        key: where the state dict sits in a nested checkpoint.
+        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
+        progress: told how far the work is.
+
+    Returns:
+        The calibration, with the model and its inputs, to be given to `compress` and `plan`.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+        ModelError: the model cannot be built, or is another one.
+        InputsError: the inputs cannot be made, or the model does not take them.
+    """
+    model, ran = runnable(model)
+    with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
+        found = calibration_for(inputs, model, checkpoint, progress)
+    return dataclasses.replace(found, notes=(*ran, *found.notes))
 
 
 def plan(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mpocompress.budget import least_parameters, spread
+from mpocompress.budget import Choice, least_parameters, spread
 from mpocompress.curve import Curve, best_under_cap, best_under_error, best_under_parameters
 from mpocompress.errors import SelectionError, TargetError
 from mpocompress.layers import LayerSpec, MatrixSpec
@@ -214,7 +214,7 @@ def _by_budget(
             + (f", {outside:,} of them in layers that are not compressed" if outside else ""),
             action="Ask for more, or let more layers be compressed.",
         )
-    by_name = {choice.matrix.name: choice for choice in spread(layers, curves, budget)}
+    by_name = {choice.matrix.name: choice for choice in _spread(layers, curves, budget)}
     entries = []
     for layer in layers:
         form = next(form for form in layer.forms if all(matrix.name in by_name for matrix in form))
@@ -222,6 +222,22 @@ def _by_budget(
             choice = by_name[matrix.name]
             entries.append(_entry(layer, matrix, choice.curve, choice.bonds, choice.reason, surveys))
     return entries
+
+
+def _spread(layers: Sequence[LayerSpec], curves: Mapping[str, Sequence[Curve]], budget: int) -> Iterator[Choice]:
+    """Spread a budget; layers whose losses were not measured beside others that were get their own share of it."""
+    sides: tuple[list[LayerSpec], list[LayerSpec]] = ([], [])
+    for layer in layers:
+        matrices = (matrix for form in layer.forms for matrix in form)
+        measured = any(len(curve.losses) for matrix in matrices for curve in curves[matrix.name])
+        sides[measured].append(layer)
+    unknown, known = sides
+    whole = sum(layer.dense_parameters for layer in layers)
+    share = budget * sum(layer.dense_parameters for layer in unknown) // max(whole, 1)
+    share = min(max(share, least_parameters(unknown, curves)), budget - least_parameters(known, curves))
+    for part, limit in ((unknown, share), (known, budget - share)):
+        names = {matrix.name for layer in part for form in layer.forms for matrix in form}
+        yield from spread(part, {name: curves[name] for name in names}, limit)
 
 
 def _entry(

@@ -22,6 +22,13 @@ FRAGILE_ERROR = 0.3
 """Relative error above which some real models are known to stop working without data or fine-tuning."""
 RUINOUS_ERROR = 0.6
 """Relative error above which nearly all do."""
+VERDICTS = (
+    (0.02, "hardly changed", "Check it on your own task all the same."),
+    (0.1, "changed a little", "Check it on your own task; fine-tuning brings back most of what was lost."),
+    (0.3, "changed clearly", "Keep more, or fine-tune before use."),
+    (math.inf, "changed beyond use", "Keep more, or leave the most sensitive layers dense; fine-tune before use."),
+)
+"""Share of the divergence between outputs for different inputs up to which -> what it means, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +87,18 @@ class MatrixReport:
         parameters: entries of the cores, or of the dense matrix where it was kept.
         relative_error: relative Frobenius error of the cores as stored, measured on the matrix they multiply out to.
         squared_norm: squared Frobenius norm of the dense matrix.
-        discarded_weights: sum of the squared singular values dropped at each cut.
+        discarded_weights: sum of the squared singular values dropped at each cut; empty where the cores were found with
+            calibration inputs, which drop nothing of the plain norm.
         rounding_weight: squared error that storing the cores in `dtype` added.
         source_dtype: dtype of the members.
         dtype: dtype of the stored cores.
         reason: why the matrix was kept dense; empty where it was not.
         kind_from: from where `kind` is known: `as asked`, `recorded class`, `model`, `config` or `name and shape`.
         transposed: whether the original tensor is the transpose of what was decomposed.
+        weighted_error: relative error as the model feels it, in the metric of the calibration inputs; None without.
+        sensitivity: divergence of the model's outputs when this matrix alone is compressed so; None where it was not
+            measured.
+        corrected_bias: the bias that takes up the mean of its error; empty where none does.
     """
 
     name: str
@@ -110,6 +122,9 @@ class MatrixReport:
     reason: str
     kind_from: str = "name and shape"
     transposed: bool = False
+    weighted_error: float | None = None
+    sensitivity: float | None = None
+    corrected_bias: str = ""
 
     @property
     def is_compressed(self) -> bool:
@@ -145,6 +160,9 @@ class MatrixReport:
             _fail(self.name, f"{len(self.members)} transposed members", "only a tensor by itself is transposed")
         if self.dense_parameters != rows * cols or self.parameters != wanted:
             _fail(self.name, f"{self.parameters} parameters, counted {wanted}", "a count has one value")
+        if self.weighted_error is not None:
+            self._check_weighted()
+            return
         if self.is_compressed and len(self.discarded_weights) != len(self.bonds):
             _fail(self.name, f"{len(self.discarded_weights)} discarded weights", "there is one for every cut")
         if not abs(self.rounding_weight) <= ROUNDING_TOLERANCE[self.dtype] * self.squared_norm:
@@ -160,6 +178,52 @@ class MatrixReport:
                 f"discarded weights of {added:.6g}, relative error {self.relative_error:.6g}",
                 "the discarded weights of all cuts add up to the squared error",
             )
+
+
+    def _check_weighted(self) -> None:
+        """Add up the figures of cores that were found with calibration inputs."""
+        if self.discarded_weights or self.rounding_weight:
+            _fail(self.name, "discarded weights beside a weighted error", "cores fitted to inputs have none")
+        for what, value in (("weighted error", self.weighted_error), ("sensitivity", self.sensitivity)):
+            if value is not None and value < 0:
+                _fail(self.name, f"a {what} of {value:.6g}", "it is not negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationReport:
+    """What the model's outputs lost, measured with calibration inputs.
+
+    Args:
+        kind: what the model puts out: `classification`, `embedding` or `regression`.
+        measure: how outputs are compared, in words.
+        said: from where the kind is known, in words.
+        samples: how many samples were learnt from.
+        held_out: how many others the divergence was measured on; 0 where it was measured on the same.
+        divergence: of the outputs of the compressed model from those of the original; None where it was not measured.
+        unrelated: divergence between the original's outputs for different inputs: what a model that tells nothing would
+            have; None where it was not measured.
+        agreement: fraction of rows of outputs whose largest entry stayed the largest; None for other kinds.
+        mix: weight on the inputs of the compressed model that layers were refitted with; 1 where they were not.
+        left_out: name of a matrix or unit -> why it was treated without data.
+    """
+
+    kind: str
+    measure: str
+    said: str
+    samples: int
+    held_out: int
+    divergence: float | None
+    unrelated: float | None
+    agreement: float | None
+    mix: float
+    left_out: Mapping[str, str]
+
+    @property
+    def share(self) -> float | None:
+        """The divergence as a share of that between outputs for different inputs; None where one is not known."""
+        if self.divergence is None or not self.unrelated:
+            return None
+        return self.divergence / self.unrelated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +280,7 @@ class Report:
         totals: sums.
         unmet: what was asked for and not met, a sentence each.
         notes: what else the reader should know, a sentence each.
+        calibration: what the model's outputs lost; None where it was compressed without calibration inputs.
     """
 
     tool_version: str
@@ -227,6 +292,7 @@ class Report:
     totals: Totals
     unmet: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calibration: CalibrationReport | None = None
 
     @property
     def compressed(self) -> tuple[MatrixReport, ...]:
@@ -248,6 +314,8 @@ class Report:
         """
         if not self.compressed:
             return ("Nothing was compressed: every eligible matrix was kept dense, for the reason beside it.",)
+        if self.calibration is not None and self.calibration.divergence is not None:
+            return self._measured_verdict(self.calibration)
         worst = max(self.compressed, key=lambda matrix: matrix.relative_error)
         said = ["Weight errors are no quality figure: measure the expanded model on your own task before you use it."]
         reached = f"Relative errors reach {worst.relative_error:.2f} ({worst.name})"
@@ -261,6 +329,19 @@ class Report:
                 f"{reached}; above about {FRAGILE_ERROR} some trained models stop working as they are. {advice}"
             )
         return tuple(said)
+
+    def _measured_verdict(self, found: CalibrationReport) -> tuple[str, ...]:
+        """What the divergence of the outputs means, in words."""
+        inputs = "held-out calibration inputs" if found.held_out else "the calibration inputs themselves"
+        share = found.share
+        if share is None:
+            return (f"Measured on {inputs}: measure the expanded model on your own task as well.",)
+        meaning, advice = next((words for limit, *words in VERDICTS if share <= limit), VERDICTS[-1][1:])
+        said = f"On {inputs} the outputs {meaning}: {share:.1%} of the way to outputs for other inputs."
+        worst = max(self.compressed, key=lambda matrix: matrix.sensitivity or 0.0)
+        if share > VERDICTS[0][0] and worst.sensitivity:
+            said += f" {worst.name} costs most ({worst.sensitivity:.2g} by itself)."
+        return said, advice
 
     def check(self) -> None:
         """Add all figures up.
@@ -333,6 +414,7 @@ class Report:
                 totals=build(Totals, document["totals"]),
                 unmet=typed(document.get("unmet", []), "tuple[str, ...]", "unmet"),
                 notes=typed(document.get("notes", []), "tuple[str, ...]", "notes"),
+                calibration=build(CalibrationReport, document["calibration"]) if document.get("calibration") else None,
             )
             report.check()
         except ReportError as error:

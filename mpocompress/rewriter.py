@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ def compressed_tensors(
     names: Mapping[str, TensorInfo],
     matrices: Mapping[str, tuple[MatrixReport, MPO]],
     read: Callable[[str], Tensor],
+    changed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """The tensors of a compressed checkpoint: cores where the first member stood, everything else as it was.
 
@@ -99,6 +101,7 @@ def compressed_tensors(
         names: the tensors of the original checkpoint, in file order.
         matrices: compressed matrices with their decompositions, by matrix name.
         read: gives an original tensor by name.
+        changed: tensors that have other values now.
 
     Returns:
         Name -> tensor, in file order, tied tensors left out.
@@ -121,7 +124,7 @@ def compressed_tensors(
         if info.alias_of is not None:
             continue
         if name not in by_member:
-            tensors[name] = read(name)
+            tensors[name] = changed[name] if name in changed else read(name)
             continue
         report, mpo = by_member[name]
         tensors.update(core_tensors(report.name, mpo))

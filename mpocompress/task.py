@@ -124,7 +124,7 @@ def carry_out(task: Task, *, jobs: int, progress: Progress | None) -> tuple[Surv
     )
     plan = make_plan(surveyed.layers, surveyed.surveys, task.truncation, surveyed.other_parameters)
     done = run_jobs(
-        partial(_decompose, task=task, surveys=surveyed.surveys),
+        partial(decomposed, task=task, surveys=surveyed.surveys),
         plan.matrices,
         jobs=jobs,
         step="decomposing",
@@ -194,11 +194,21 @@ def _visit(layer: LayerSpec, *, task: Task) -> tuple[LayerSurvey, tuple[Done, ..
     straight = all(entry.sites == low_rank(*entry.matrix.shape) for entry in plan.matrices)
     # Reordered, it is read again: both orders at once would take twice the memory.
     weight, look = (look.matrix if straight else None), look.without_weights()
-    return look, tuple(_decompose(entry, task=task, surveys=look.surveys, weight=weight) for entry in plan.matrices)
+    return look, tuple(decomposed(entry, task=task, surveys=look.surveys, weight=weight) for entry in plan.matrices)
 
 
-def _decompose(entry: MatrixPlan, *, task: Task, surveys: Mapping[str, Survey], weight: Tensor | None = None) -> Done:
-    """Carry out the plan of one matrix, measure what it lost, and put its cores aside."""
+def decomposed(entry: MatrixPlan, *, task: Task, surveys: Mapping[str, Survey], weight: Tensor | None = None) -> Done:
+    """Carry out the plan of one matrix, measure what it lost, and put its cores aside.
+
+    Args:
+        entry: the plan.
+        task: what is to be done.
+        surveys: what is known of every matrix.
+        weight: the matrix, where it was read already.
+
+    Returns:
+        What became of it.
+    """
     norm = surveys[entry.matrix.name].squared_norm
     dense = dense_report(entry.layer, entry.kind, entry.matrix, norm)
     if entry.sites is None:

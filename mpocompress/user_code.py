@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +56,20 @@ _INPUTS = _Role(
     missing="there is nothing to make the inputs with",
     failed="the inputs could not be made",
     action="Mend that, or name a function that takes a batch size and a length.",
+)
+_BATCHES = _Role(
+    error=InputsError,
+    named="calibration batches are named by where they are and what they are called there",
+    missing="there is nothing to calibrate with",
+    failed="the batches could not be made",
+    action="Mend that, or name an iterable of what the model is called with, or a function that gives one.",
+)
+_LOSS = _Role(
+    error=InputsError,
+    named="a loss is named by where it is and what it is called there",
+    missing="there is nothing to compute the loss with",
+    failed="the loss could not be computed",
+    action="Mend that, or name a function of the model's output and a target.",
 )
 
 
@@ -116,6 +130,62 @@ def inputs_function(spec: str) -> Callable[[int, int], object]:
             return _run(spec, lambda: thing(batch, length), _INPUTS)
 
     return make
+
+
+def batches_from(spec: str) -> Iterable[object]:
+    """Import the user's batches.
+
+    Args:
+        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that gives one.
+
+    Returns:
+        The batches; iterating raises InputsError for whatever the user's code raises.
+
+    Raises:
+        InputsError: they cannot be imported or made, or cannot be iterated.
+    """
+    thing = _named(spec, _BATCHES, "an iterable of batches, or of a function that gives one")
+    with _quietly():
+        found = _run(spec, thing, _BATCHES) if callable(thing) and not isinstance(thing, Iterable) else thing
+    if not isinstance(found, Iterable):
+        raise InputsError(
+            where=shown(spec),
+            found=f"a {type(found).__name__}",
+            why="batches are taken from it one after another",
+            action=_BATCHES.action,
+        )
+    return _iterated(spec, found)
+
+
+def loss_function(spec: str) -> Callable[..., object]:
+    """Import a loss function.
+
+    Args:
+        spec: `file.py:name` or `package.module:name` of a function of the model's output and a target.
+
+    Returns:
+        The function.
+
+    Raises:
+        InputsError: it cannot be imported, or is no function.
+    """
+    thing = _named(spec, _LOSS, "a function")
+    if not callable(thing):
+        raise InputsError(
+            where=shown(spec), found=f"a {type(thing).__name__}", why="a loss is computed", action=_LOSS.action
+        )
+    return thing
+
+
+def _iterated(spec: str, batches: Iterable[object]) -> Iterator[object]:
+    iterator = iter(batches)
+    end = object()
+    while True:
+        with _quietly():
+            batch = _run(spec, lambda: next(iterator, end), _BATCHES)
+        if batch is end:
+            return
+        yield batch
 
 
 def told_with_its_line(error: BaseException) -> str:

@@ -34,6 +34,25 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
+def runnable(model: UserModel | None) -> tuple[UserModel | None, tuple[str, ...]]:
+    """A model that can be run, where what was given names one.
+
+    Args:
+        model: the model; a text is imported and run.
+
+    Returns:
+        The model, and what was run, a sentence each; anything but a text comes back as it is.
+
+    Raises:
+        ModelError: it cannot be imported or built, or is no model.
+    """
+    return (model_builder(model)(), (_ran(model),)) if isinstance(model, str) else (model, ())
+
+
+def _ran(spec: str) -> str:
+    return f"{shown(spec)} was imported and run."
+
+
 def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) -> Fitted:
     """Lay a model over a checkpoint, whatever prefixes either has.
 
@@ -56,7 +75,7 @@ def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) ->
     called = shown(model) if isinstance(model, str) else "the given model"
     ran: tuple[str, ...] = ()
     if isinstance(model, str):
-        model, ran = model_builder(model)(), (f"{called} was imported and run.",)
+        model, ran = model_builder(model)(), (_ran(model),)
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
         classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}

@@ -23,7 +23,8 @@ from mpocompress.checkpoint import open_checkpoint
 from mpocompress.contenders import dense_contenders, int8_contender, largest_difference, one_step_contenders, race
 from mpocompress.dense_twin import dense_state
 from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelError, ReportError, SelectionError
-from mpocompress.example_inputs import checked_inputs, fed, first_call, given_inputs, guessed_inputs
+from mpocompress.example_inputs import checked_inputs, first_call, given_inputs, guessed_inputs
+from mpocompress.feeding import fed
 from mpocompress.layer_bench import fed_layer
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE

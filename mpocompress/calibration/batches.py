@@ -1,0 +1,161 @@
+"""The user's calibration inputs: as many as are wanted, parted into those to learn from and those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mpocompress.errors import InputsError
+from mpocompress.feeding import sample_count
+from mpocompress.user_code import batches_from
+
+DEFAULT_SAMPLES = 512
+HELD_OUT_EVERY = 4
+"""One batch in so many is held out."""
+TUNING_SAMPLES = 48
+"""Samples that single decisions are measured on."""
+
+_WRITE_ONE = "Give an iterable of what the model is called with: tensors, tuples of arguments, or dicts of named ones."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batches:
+    """Calibration inputs.
+
+    Args:
+        learning: batches that moments are taken from.
+        held_out: batches that only the last measurement sees; those of `learning` where there is only one.
+        has_targets: whether a batch is a pair of what the model is called with and a target.
+    """
+
+    learning: tuple[object, ...]
+    held_out: tuple[object, ...]
+    has_targets: bool = False
+
+    @property
+    def tuning(self) -> tuple[object, ...]:
+        """The first batches of `learning`, about `TUNING_SAMPLES` samples."""
+        return first_batches(self.learning, TUNING_SAMPLES)
+
+    @property
+    def rest(self) -> tuple[object, ...]:
+        """The batches of `learning` that decisions are not measured on; all of them where none would be left."""
+        return self.learning[len(self.tuning) :] or self.learning
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether the last measurement sees inputs of its own."""
+        return self.held_out is not self.learning
+
+    def inputs(self, batch: object) -> object:
+        """What the model is called with.
+
+        Args:
+            batch: a batch.
+
+        Returns:
+            The batch, or the first of the pair.
+        """
+        return batch[0] if self.has_targets and isinstance(batch, tuple | list) else batch
+
+    def count(self, batches: Sequence[object]) -> int:
+        """How many samples some of the batches hold.
+
+        Args:
+            batches: the batches.
+
+        Returns:
+            The number.
+        """
+        return sum(sample_count(self.inputs(batch)) for batch in batches)
+
+
+def first_batches(batches: Sequence[object], samples: int) -> tuple[object, ...]:
+    """The first batches that together hold so many samples.
+
+    Args:
+        batches: all of them.
+        samples: how many.
+
+    Returns:
+        One batch at least; all where they hold fewer.
+
+    Example:
+        >>> import torch
+        >>> len(first_batches([torch.zeros(4, 2)] * 5, 8))
+        2
+    """
+    taken, count = [], 0
+    for batch in batches:
+        if count >= samples:
+            break
+        taken.append(batch)
+        count += sample_count(batch)
+    return tuple(taken)
+
+
+def gathered(
+    batches: str | Iterable[object], *, samples: int | None = None, has_targets: bool = False
+) -> Batches:
+    """Take the user's batches, as far as they are wanted.
+
+    Args:
+        batches: an iterable of batches, or `file.py:name` or `package.module:name` of one or of a function that gives
+            one, which is imported and run.
+        samples: how many samples at most; 512 by default.
+        has_targets: whether a batch is a pair of what the model is called with and a target.
+
+    Returns:
+        The batches; every fourth one is held out.
+
+    Raises:
+        InputsError: it cannot be imported or iterated, is empty, or holds something else.
+
+    Example:
+        >>> import torch
+        >>> found = gathered([torch.zeros(8, 3)] * 5)
+        >>> len(found.learning), len(found.held_out)
+        (4, 1)
+    """
+    wanted = DEFAULT_SAMPLES if samples is None else samples
+    if wanted < 1:
+        raise InputsError(
+            where="samples", found=f"got {wanted}", why="at least one is needed", action="Give 1 or more."
+        )
+    source: object = batches_from(batches) if isinstance(batches, str) else batches
+    if isinstance(source, Tensor | Mapping) or not isinstance(source, Iterable):
+        raise InputsError(
+            where="calibration batches",
+            found=f"a {type(source).__name__}",
+            why="several batches are taken from it, one after another",
+            action=_WRITE_ONE,
+        )
+    taken: list[object] = []
+    count = 0
+    for batch in source:
+        inputs = batch[0] if has_targets and isinstance(batch, tuple | list) and len(batch) == 2 else batch
+        if has_targets and inputs is batch:
+            raise _odd(batch, "with a loss, a batch is a pair: what the model is called with, and a target")
+        if not isinstance(inputs, Tensor | tuple | Mapping):
+            raise _odd(inputs, "a model is called with a tensor, a tuple of arguments, or a dict of named ones")
+        taken.append(tuple(batch) if has_targets and isinstance(batch, list) else batch)
+        count += sample_count(inputs)
+        if count >= wanted:
+            break
+    if not taken:
+        raise InputsError(
+            where="calibration batches",
+            found="none",
+            why="there is nothing to run the model on",
+            action=_WRITE_ONE,
+        )
+    held_out = tuple(taken[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]) or tuple(taken[1:])
+    kept = {id(one) for one in held_out}
+    learning = tuple(one for one in taken if id(one) not in kept) or tuple(taken)
+    return Batches(learning=learning, held_out=held_out or learning, has_targets=has_targets)
+
+
+def _odd(batch: object, why: str) -> InputsError:
+    return InputsError(where="calibration batches", found=f"a {type(batch).__name__}", why=why, action=_WRITE_ONE)

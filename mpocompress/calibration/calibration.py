@@ -1,0 +1,108 @@
+"""What calibration inputs say about a checkpoint: made by running the model, kept in a file, used for many budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mpocompress.calibration.collecting import Loss
+from mpocompress.calibration.outputs import OUTPUT_KINDS, OutputKind
+from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.watching import Unit
+from mpocompress.errors import InputsError
+from mpocompress.metric import Metric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """What the model's output loses when one matrix alone is truncated.
+
+    Args:
+        matrix: the name of the matrix.
+        sites: its site shape, as `low rank`.
+        bond: cap of every bond.
+        divergence: of the outputs from the original ones.
+    """
+
+    matrix: str
+    sites: str
+    bond: int
+    divergence: float
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What it is looked up by."""
+        return self.matrix, self.sites, self.bond
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """What was measured with calibration inputs.
+
+    Args:
+        sha256: of the weights it was measured with.
+        units: what was watched, in the order in which it ran.
+        metrics: unit name -> metric.
+        left_out: unit name -> why it was not measured.
+        kind: what the outputs of the model are.
+        measure: how outputs are compared, in words.
+        said: from where the kind is known.
+        samples: how many samples were learnt from.
+        points: sensitivities, as far as they were measured; more are added where they are asked for.
+        rig: the model and its inputs; None where it came from a file.
+        notes: what the reader should know.
+    """
+
+    sha256: str
+    units: tuple[Unit, ...]
+    metrics: Mapping[str, Metric]
+    left_out: Mapping[str, str]
+    kind: str
+    measure: str
+    said: str
+    samples: int
+    points: dict[tuple[str, str, int], Point] = field(default_factory=dict)
+    rig: Rig | None = None
+    notes: tuple[str, ...] = ()
+
+    def unit_of(self, members: tuple[str, ...]) -> tuple[Unit, tuple[int, int]] | None:
+        """The unit that some tensors belong to.
+
+        Args:
+            members: their names in the checkpoint, in order.
+
+        Returns:
+            The unit and their columns in it; None where they were not measured.
+        """
+        found = ((unit, unit.span(members)) for unit in self.units)
+        return next(((unit, span) for unit, span in found if span is not None), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CalibrationInputs:
+    """Inputs to calibrate with, and how.
+
+    Args:
+        batches: an iterable of what the model is called with: tensors, packed sequences, tuples of arguments, or dicts
+            of named ones. With a loss, of pairs of that and a target. Or `file.py:name` or `package.module:name` of one
+            or of a function that gives one, which is imported and run.
+        samples: how many samples are used at most; by default 512.
+        kind: what the model puts out: `classification`, `embedding` or `regression`; told from the outputs by default.
+        loss: a function of the model's output and a target, or where it is; gradients are taken of it and not of random
+            projections of the outputs, which need no labels.
+    """
+
+    batches: str | Iterable[object]
+    samples: int | None = None
+    kind: OutputKind | None = None
+    loss: str | Loss | None = None
+
+    def __post_init__(self) -> None:
+        """Check the kind."""
+        if self.kind is not None and self.kind not in OUTPUT_KINDS:
+            raise InputsError(
+                where="kind of output",
+                found=f"got {self.kind!r}",
+                why=f"it is one of {', '.join(OUTPUT_KINDS)}",
+                action="Give one of these, or none.",
+            )

@@ -1,0 +1,119 @@
+"""One pass over the calibration inputs: the moments of what every weight is multiplied with, and of its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mpocompress.calibration.batches import first_batches
+from mpocompress.calibration.outputs import primary
+from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.watching import NEVER, Unit, Watcher, watched
+from mpocompress.errors import InputsError
+from mpocompress.jobs import Progress
+from mpocompress.metric import Metric, Moments
+from mpocompress.user_code import told_with_its_line
+
+GRADIENT_SAMPLES = 96
+"""Samples that gradients are taken of; their squares are known well from fewer than the inputs are."""
+SEED = 0
+NOT_FINITE = "saw NaN or Inf on the calibration inputs"
+
+Loss = Callable[[object, object], Tensor]
+"""Of what the model puts out and a target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """What a pass found.
+
+    Args:
+        units: in the order in which they first ran.
+        metrics: unit name -> metric.
+        left_out: unit name -> why there is none, in words.
+    """
+
+    units: tuple[Unit, ...]
+    metrics: Mapping[str, Metric]
+    left_out: Mapping[str, str]
+
+
+def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = None) -> Collected:
+    """Run the model over the batches to learn from, watching every weight.
+
+    Args:
+        rig: the model.
+        loss: what gradients are taken of, with the targets of the batches; None for random projections of the outputs,
+            which need no labels.
+        progress: told after every batch.
+
+    Returns:
+        The metrics. A unit that cannot be measured is left out, and stops no other.
+
+    Raises:
+        InputsError: the model does not take the batches, or the loss raises.
+    """
+    moments: dict[str, Moments] = {}
+    units: dict[str, Unit] = {}
+    odd: dict[str, str] = {}
+
+    def see(unit: Unit, inputs: Tensor, on_gradient: Callable[[Callable[[Tensor], None]], None]) -> None:
+        units.setdefault(unit.name, unit)
+        sums = moments.setdefault(unit.name, Moments(unit.rows, sum(unit.columns)))
+        sums.add_inputs(inputs)
+        on_gradient(sums.add_gradients)
+
+    watcher = Watcher(see=see, odd=lambda unit, reason: odd.setdefault(unit.name, reason))
+    batches = rig.batches.learning
+    felt = len(first_batches([rig.batches.inputs(batch) for batch in batches], GRADIENT_SAMPLES))
+    generator = torch.Generator().manual_seed(SEED)
+    with watched(rig.watches, watcher):
+        for done, batch in enumerate(batches):
+            if progress is not None:
+                progress("calibrating", done, len(batches))
+            if done < felt:
+                with torch.enable_grad():
+                    _backward(rig, batch, loss, generator)
+            else:
+                rig.run(batch)
+    if progress is not None:
+        progress("calibrating", len(batches), len(batches))
+    for watch in rig.watches:
+        for unit in watch.units.values():
+            if unit.name not in moments:
+                odd.setdefault(unit.name, NEVER)
+            elif not moments[unit.name].is_sound:
+                odd.setdefault(unit.name, NOT_FINITE)
+    kept = tuple(unit for unit in units.values() if unit.name not in odd)
+    return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=odd)
+
+
+def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Generator) -> None:
+    """Take gradients of one batch; an output that no weight reaches has none."""
+    output = rig.run_openly(batch)
+    if loss is None:
+        scalar = rig.measure.projection(primary(output)[0], generator)
+    else:
+        target = batch[1] if isinstance(batch, tuple) else None
+        try:
+            scalar = loss(output, target)
+        except Exception as error:
+            raise InputsError(
+                where="loss",
+                found=told_with_its_line(error),
+                why="the loss could not be computed",
+                action="Mend that: it is called with the model's output and the target of a batch.",
+            ) from error
+        if not isinstance(scalar, Tensor) or scalar.numel() != 1:
+            raise InputsError(
+                where="loss",
+                found=f"a {type(scalar).__name__}"
+                + (f" of shape {tuple(scalar.shape)}" if isinstance(scalar, Tensor) else ""),
+                why="gradients are taken of one number",
+                action="Return the mean or the sum.",
+            )
+    if scalar.requires_grad:
+        scalar.backward()  # type: ignore[no-untyped-call]

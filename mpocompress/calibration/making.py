@@ -1,0 +1,105 @@
+"""From what the user gave to a calibration: read from a file, or made by running the model over its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os import PathLike
+
+from torch import nn
+
+from mpocompress.calibration.batches import gathered
+from mpocompress.calibration.calibration import Calibration, CalibrationInputs
+from mpocompress.calibration.collecting import collect
+from mpocompress.calibration.keeping import SUFFIX, read_calibration
+from mpocompress.calibration.rig import Rig
+from mpocompress.checkpoint import Checkpoint
+from mpocompress.errors import InputsError, ModelError
+from mpocompress.jobs import Progress
+from mpocompress.text import shown
+from mpocompress.user_code import loss_function
+
+CalibrationSource = Calibration | CalibrationInputs | str | PathLike[str] | Iterable[object]
+"""A calibration, a file with one, inputs to make one with, or batches, or where those are."""
+
+
+def calibration_for(
+    source: CalibrationSource,
+    model: object,
+    checkpoint: Checkpoint,
+    progress: Progress | None = None,
+) -> Calibration:
+    """The calibration of a checkpoint, made or read.
+
+    Args:
+        source: what it comes from; a text that ends in `.safetensors` is a file.
+        model: the user's model, where there is one.
+        checkpoint: the weights, open.
+        progress: told how far the work is.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        InputsError: it cannot be made, or is of other weights.
+        ModelError: there is no model to run.
+        FormatError: a file that holds no calibration.
+    """
+    if isinstance(source, PathLike) or (isinstance(source, str) and source.endswith(SUFFIX)):
+        source = read_calibration(source)
+    if isinstance(source, Calibration):
+        if source.sha256 != checkpoint.sha256():
+            raise InputsError(
+                where="calibration",
+                found=f"one of other weights than those of {checkpoint.path.name}",
+                why="what a weight is multiplied with depends on all weights",
+                action="Calibrate again with this checkpoint.",
+            )
+        return source
+    inputs = source if isinstance(source, CalibrationInputs) else CalibrationInputs(batches=source)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            where="calibration",
+            found="no model that can be run",
+            why="inputs of its layers are seen by running it",
+            action="Give the model as a module, or as file.py:name of one or of what builds it.",
+        )
+    return calibrated(inputs, model, checkpoint, progress)
+
+
+def calibrated(
+    inputs: CalibrationInputs, model: nn.Module, checkpoint: Checkpoint, progress: Progress | None = None
+) -> Calibration:
+    """Run a model over its calibration inputs.
+
+    Args:
+        inputs: the inputs.
+        model: the model that the checkpoint was saved from; it is copied.
+        checkpoint: its weights, open.
+        progress: told how far the work is.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        InputsError: the batches cannot be made, or the model does not take them.
+        ModelError: the model is another one.
+    """
+    loss = loss_function(inputs.loss) if isinstance(inputs.loss, str) else inputs.loss
+    batches = gathered(inputs.batches, samples=inputs.samples, has_targets=loss is not None)
+    rig = Rig(model, checkpoint, batches, inputs.kind)
+    found = collect(rig, loss=loss, progress=progress)  # type: ignore[arg-type]
+    ran = [f"{shown(one)} was imported and run." for one in (inputs.batches, inputs.loss) if isinstance(one, str)]
+    if not batches.is_held_out:
+        ran.append("There was one calibration batch only, so the divergence is measured on what was learnt from.")
+    return Calibration(
+        sha256=checkpoint.sha256(),
+        units=found.units,
+        metrics=found.metrics,
+        left_out=found.left_out,
+        kind=rig.measure.kind,
+        measure=rig.measure.words,
+        said=rig.measure.said,
+        samples=batches.count(batches.learning),
+        rig=rig,
+        notes=tuple(ran),
+    )

@@ -1,0 +1,292 @@
+"""The user's model with the weights of a checkpoint in it, run on the user's batches; weights can be tried and undone."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mpocompress.alignment import aligned
+from mpocompress.calibration.batches import Batches
+from mpocompress.calibration.outputs import Measure, OutputKind, measure_for, primary
+from mpocompress.calibration.watching import Watch, find_watches, overheard
+from mpocompress.checkpoint import Checkpoint
+from mpocompress.errors import InputsError, ModelError, MPOCompressError
+from mpocompress.feeding import fed, moved
+from mpocompress.text import listed, shown
+from mpocompress.user_code import told_with_its_line
+
+_MOST_SHOWN = 3
+
+Values = Mapping[str, Tensor]
+"""Name of a tensor in the checkpoint -> its values, in the shape it has there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reference:
+    """What the original model puts out.
+
+    Args:
+        batches: what it is called with.
+        outputs: what comes out, one tensor a batch.
+    """
+
+    batches: Sequence[object]
+    outputs: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How far outputs are from those of the original.
+
+    Args:
+        divergence: the mean over all rows; infinite where one is not finite.
+        agreement: of a classifier, the fraction of rows whose largest entry is at the same place; None of others.
+    """
+
+    divergence: float
+    agreement: float | None
+
+
+class Rig:
+    """A private copy of the user's model, in evaluation mode, with the weights of a checkpoint.
+
+    Args:
+        model: the user's model; it is copied, and its values do not matter.
+        checkpoint: the weights.
+        batches: what it is called with.
+        kind: what its outputs are; None to tell it from them.
+
+    Raises:
+        ModelError: it cannot be copied, has a parameter that the checkpoint lacks, or none in common with it.
+        InputsError: it does not take the batches, or puts out nothing that can be compared.
+    """
+
+    def __init__(
+        self, model: nn.Module, checkpoint: Checkpoint, batches: Batches, kind: OutputKind | None = None
+    ) -> None:
+        self.model = _copied(model)
+        self._places = _fill(self.model, checkpoint)
+        self.model.eval().requires_grad_(requires_grad=False)
+        self.device = str(next((one.device for one in self.model.parameters()), torch.device("cpu")))
+        names = {place: name for name, places in self._places.items() for place in places}
+        self.watches: tuple[Watch, ...] = find_watches(self.model, names)
+        self._original: dict[str, Tensor] = {}
+        self.batches = batches
+        outputs, named = zip(*(primary(self.run(batch)) for batch in batches.tuning), strict=True)
+        self.measure: Measure = measure_for(outputs, named=named[0], kind=kind)
+        self.tuning = Reference(batches=batches.tuning, outputs=outputs)
+        held_out = tuple(self.output(batch) for batch in batches.held_out)
+        self.held_out = Reference(batches=batches.held_out, outputs=held_out)
+
+    def run(self, batch: object) -> object:
+        """What the model puts out for a batch, without gradients.
+
+        Args:
+            batch: what it is called with.
+
+        Returns:
+            Its output.
+
+        Raises:
+            InputsError: the model raises.
+        """
+        with torch.no_grad():
+            return self.run_openly(batch)
+
+    def run_openly(self, batch: object) -> object:
+        """The same, open to gradients.
+
+        Args:
+            batch: what it is called with.
+
+        Returns:
+            Its output.
+
+        Raises:
+            InputsError: the model raises.
+        """
+        try:
+            return fed(self.model, moved(self.batches.inputs(batch), self.device))
+        except MPOCompressError:
+            raise
+        except Exception as error:
+            raise InputsError(
+                where=type(self.model).__name__,
+                found=told_with_its_line(error),
+                why="the model does not take the calibration batches",
+                action="Give batches that the model is called with: a tensor, a tuple of arguments, or a dict of "
+                "named ones.",
+            ) from error
+
+    def output(self, batch: object) -> Tensor:
+        """The tensor that outputs are compared by.
+
+        Args:
+            batch: what the model is called with.
+
+        Returns:
+            The tensor, on the CPU.
+        """
+        return primary(self.run(batch))[0].cpu()
+
+    def divergence(self, reference: Reference) -> float:
+        """How far the outputs are from those of the original.
+
+        Args:
+            reference: those.
+
+        Returns:
+            The mean over all rows of outputs; infinite where one is not finite.
+        """
+        return self.compared(reference).divergence
+
+    def compared(self, reference: Reference) -> Comparison:
+        """Compare the outputs with those of the original.
+
+        Args:
+            reference: those.
+
+        Returns:
+            How far they are apart.
+        """
+        return self._compared(
+            (expected, self.output(batch))
+            for batch, expected in zip(reference.batches, reference.outputs, strict=True)
+        )
+
+    def unrelated(self, reference: Reference) -> float | None:
+        """How far outputs of the original are apart for different inputs.
+
+        Args:
+            reference: its outputs.
+
+        Returns:
+            The divergence of every sample's output from that of the next; None where there is one sample only.
+        """
+        pairs = [(one, one.roll(1, dims=0)) for one in reference.outputs if one.dim() > 1 and len(one) > 1]
+        if not pairs:
+            others = (*reference.outputs[1:], *reference.outputs[:1])
+            both = zip(reference.outputs, others, strict=True)
+            pairs = [(one, other) for one, other in both if one is not other and one.shape == other.shape]
+        found = self._compared(pairs).divergence if pairs else 0.0
+        return found if 0.0 < found < math.inf else None
+
+    def _compared(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
+        total, divisor, agreed, count = 0.0, 0.0, 0, 0
+        for expected, found in pairs:
+            rows, weight = self.measure.divergences(expected, found)
+            total, divisor = total + float(rows.sum()), divisor + weight
+            agreed += int(self.measure.agreement(expected, found).sum())
+            count += len(rows)
+        mean = total / divisor if divisor else 0.0
+        return Comparison(
+            divergence=mean if math.isfinite(mean) else math.inf,
+            agreement=agreed / count if count and self.measure.kind == "classification" else None,
+        )
+
+    @contextlib.contextmanager
+    def holding(self, values: Values) -> Iterator[None]:
+        """Let the model have other weights in the block.
+
+        Args:
+            values: the weights; names that the model does not have are left out.
+        """
+        before = {name: self._get(name) for name in values if name in self._places}
+        try:
+            for name in before:
+                self._set(name, values[name])
+            yield
+        finally:
+            for name, value in before.items():
+                self._set(name, value)
+
+    def has(self, name: str) -> bool:
+        """Whether the model has a tensor of the checkpoint.
+
+        Args:
+            name: its name there.
+
+        Returns:
+            Whether it does.
+        """
+        return name in self._places
+
+    def calls(self, module: nn.Module, batch: object) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        """The arguments of every call of a module for a batch.
+
+        Args:
+            module: a module of the model.
+            batch: what the model is called with.
+
+        Returns:
+            Positional and named arguments.
+        """
+        heard: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
+        with overheard(module, heard.append):
+            self.run(batch)
+        return heard
+
+    def _get(self, name: str) -> Tensor:
+        return _parameter(self.model, self._places[name][0]).detach().clone()
+
+    def _set(self, name: str, value: Tensor) -> None:
+        with torch.no_grad():
+            _parameter(self.model, self._places[name][0]).copy_(value)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            where=type(model).__name__,
+            found=f"copying it failed ({shown(f'{type(error).__name__}: {error}')})",
+            why="the given model is left as it is, and a copy is run",
+            action="Give what builds the model instead, as file.py:name.",
+        ) from error
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Load the checkpoint into the model; name in the checkpoint -> the names that its values have in the model."""
+    own = model.state_dict(keep_vars=True)
+    tensors = {name: tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
+    infos = checkpoint.tensors
+    found = aligned(infos, tensors, lambda name, other: infos[name].shape == tuple(tensors[other].shape))
+    places: dict[str, list[str]] = {}
+    filled: set[int] = set()
+    with torch.no_grad():
+        for name, other in found.items():
+            source = infos[name].alias_of or name
+            if id(tensors[other]) not in filled:
+                tensors[other].copy_(checkpoint.tensor(source))
+            filled.add(id(tensors[other]))
+            places.setdefault(source, []).append(other)
+    missing = [name for name, tensor in tensors.items() if id(tensor) not in filled]
+    if missing or not found:
+        raise ModelError(
+            where=type(model).__name__,
+            found=f"{listed(missing, _MOST_SHOWN) or 'no tensor'}, which the checkpoint does not have in that shape",
+            why="the model has to run as it was when it was saved",
+            action="Give the model that the checkpoint was saved from.",
+        )
+    return {
+        name: [other for other in others if isinstance(tensors[other], nn.Parameter)]
+        for name, others in places.items()
+        if any(isinstance(tensors[other], nn.Parameter) for other in others)
+    }
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    found = model.get_submodule(path)._parameters[leaf]
+    if found is None:
+        raise KeyError(name)
+    return found
+

@@ -1,0 +1,282 @@
+"""How much an error of a matrix matters: the second moment of its inputs, and how its outputs are felt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+SHRINKAGE = 1e-5
+"""Share of the mean variance that every input has at least."""
+SCARCITY = 1e-3
+"""What is added to that share where there are only as many samples as inputs; in proportion where there are more."""
+FULL_ROWS = 2048
+"""Outputs up to which all of G is kept; of more, its diagonal."""
+OUTPUT_FLOOR = 1e-3
+"""Share of the mean weight that every output has at least."""
+SMALLEST = 1e-9
+"""Share of the largest variance below which one is lifted to it."""
+
+
+class OutputWeights:
+    """How errors of the outputs of a matrix are felt together: the second moment of their gradients, G.
+
+    Args:
+        moment: G, symmetric and positive semidefinite, shape (rows, rows); or its diagonal, shape (rows,).
+
+    Example:
+        >>> weights = OutputWeights(torch.ones(2))
+        >>> weights.times(torch.eye(2)).diagonal().tolist()
+        [1.001..., 1.001...]
+    """
+
+    def __init__(self, moment: Tensor) -> None:
+        self.moment = moment
+
+    @cached_property
+    def floored(self) -> Tensor:
+        """G, every output counting for something: float64, in the shape of `moment`."""
+        wide = self.moment.double()
+        if wide.dim() == 1:
+            return wide + OUTPUT_FLOOR * wide.mean()
+        wide = (wide + wide.T) / 2
+        wide.diagonal().add_(OUTPUT_FLOOR * float(wide.diagonal().mean()))
+        return wide
+
+    @cached_property
+    def roots(self) -> tuple[Tensor, Tensor]:
+        """The square root of G and its inverse, in the shape of `moment`."""
+        floored = self.floored
+        return (floored.sqrt(), floored.rsqrt()) if floored.dim() == 1 else whitening(floored)
+
+    @property
+    def scale(self) -> float:
+        """The mean weight of an output."""
+        return float((self.moment if self.moment.dim() == 1 else self.moment.diagonal()).mean())
+
+    def times(
+        self,
+        matrix: Tensor,  # shape: (rows, n)
+    ) -> Tensor:
+        """G times a matrix.
+
+        Args:
+            matrix: in any floating dtype.
+
+        Returns:
+            The product, in float64.
+        """
+        return scaled(self.floored, matrix.double())
+
+
+def scaled(
+    weights: Tensor,  # shape: (rows,) or (rows, rows)
+    matrix: Tensor,  # shape: (rows, n)
+) -> Tensor:
+    """A matrix multiplied from the left, by a diagonal or a full one.
+
+    Args:
+        weights: the diagonal, or all of it.
+        matrix: in the same dtype.
+
+    Returns:
+        The product.
+
+    Example:
+        >>> scaled(torch.tensor([2.0, 3.0]), torch.eye(2)).tolist()
+        [[2.0, 0.0], [0.0, 3.0]]
+    """
+    return weights[:, None] * matrix if weights.dim() == 1 else weights @ matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Metric:
+    """A squared error of a matrix, as the model feels it: the trace of G E C E'.
+
+    Args:
+        second: second moment C of the inputs, E[z z'], float64, shape (cols, cols).
+        mean: mean of the inputs, float64, shape (cols,).
+        outputs: how errors of the outputs are felt.
+        count: samples behind the moments.
+
+    Source:
+        Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature",
+        arXiv 1503.05671 (the same two moments, as an approximation of the Fisher information of a layer).
+
+    Example:
+        >>> second, outputs = 2 * torch.eye(3).double(), OutputWeights(torch.ones(2))
+        >>> metric = Metric(second=second, mean=torch.zeros(3).double(), outputs=outputs, count=9)
+        >>> metric.relative_error(torch.ones(2, 3), torch.zeros(2, 3))
+        1.0
+    """
+
+    second: Tensor
+    mean: Tensor
+    outputs: OutputWeights
+    count: int
+
+    def columns(self, start: int, stop: int) -> Metric:
+        """The metric of some of the columns alone.
+
+        Args:
+            start: the first.
+            stop: the one after the last.
+
+        Returns:
+            A metric that shares memory with this one.
+        """
+        return Metric(
+            second=self.second[start:stop, start:stop],
+            mean=self.mean[start:stop],
+            outputs=self.outputs,
+            count=self.count,
+        )
+
+    def inputs(self, *, centred: bool) -> Tensor:
+        """The second moment that an error is measured with, kept away from singular.
+
+        Args:
+            centred: whether a bias takes up the mean of the error, so that only what varies counts.
+
+        Returns:
+            A positive definite matrix of shape (cols, cols), float64.
+        """
+        second = self.second - torch.outer(self.mean, self.mean) if centred else self.second
+        return shrunk(second, self.count)
+
+    def relative_error(
+        self,
+        weight: Tensor,  # shape: (rows, cols)
+        other: Tensor,  # shape: (rows, cols)
+        *,
+        centred: bool = False,
+    ) -> float:
+        """The error of a matrix in this metric, relative to the matrix itself.
+
+        Args:
+            weight: the matrix.
+            other: what stands for it.
+            centred: whether a bias takes up the mean of the error.
+
+        Returns:
+            The root of the weighted squared error over the weighted square of `weight`; 0 for two zeros.
+        """
+        inputs = self.inputs(centred=centred)
+        error, whole = (
+            float((self.outputs.times(matrix @ inputs) * matrix).sum())
+            for matrix in (weight.double() - other.double(), weight.double())
+        )
+        return math.sqrt(max(error, 0.0) / whole) if whole > 0.0 else math.sqrt(max(error, 0.0))
+
+
+class Moments:
+    """Sums over samples, from which a metric is made; float64, whatever is added.
+
+    Args:
+        rows: outputs of the matrix.
+        cols: inputs of the matrix.
+    """
+
+    def __init__(self, rows: int, cols: int) -> None:
+        self.second = torch.zeros(cols, cols, dtype=torch.float64)
+        self.first = torch.zeros(cols, dtype=torch.float64)
+        self.gradients = torch.zeros(*(rows,) * (2 if rows <= FULL_ROWS else 1), dtype=torch.float64)
+        self.count = 0
+
+    def add_inputs(
+        self,
+        inputs: Tensor,  # shape: (samples, cols)
+    ) -> None:
+        """Add what the matrix was multiplied with.
+
+        Args:
+            inputs: any floating dtype, on any device.
+        """
+        wide = inputs.detach().double()
+        self.second += (wide.T @ wide).cpu()
+        self.first += wide.sum(dim=0).cpu()
+        self.count += len(wide)
+
+    def add_gradients(
+        self,
+        gradients: Tensor,  # shape: (samples, rows)
+    ) -> None:
+        """Add gradients of what came out.
+
+        Args:
+            gradients: any floating dtype, on any device.
+        """
+        wide = gradients.detach().double()
+        self.gradients += (wide.T @ wide if self.gradients.dim() == 2 else wide.square().sum(dim=0)).cpu()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there are samples, and all were finite."""
+        return self.count > 0 and bool(self.second.isfinite().all()) and bool(self.first.isfinite().all())
+
+    def metric(self) -> Metric:
+        """The metric of what was added; every output counts alike where no usable gradient was."""
+        weights = OutputWeights(self.gradients)
+        felt = bool(self.gradients.isfinite().all()) and weights.scale > 0.0
+        return Metric(
+            second=self.second / self.count,
+            mean=self.first / self.count,
+            outputs=weights if felt else OutputWeights(torch.ones(len(self.gradients), dtype=torch.float64)),
+            count=self.count,
+        )
+
+
+def shrunk(
+    second: Tensor,  # shape: (cols, cols)
+    count: int,
+) -> Tensor:
+    """A second moment kept away from singular by a share of its mean variance.
+
+    Args:
+        second: a symmetric, positive semidefinite matrix, to rounding.
+        count: samples behind it.
+
+    Returns:
+        A new symmetric matrix; the identity where nothing varies.
+
+    Source:
+        Ledoit, Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices",
+        doi:10.1016/S0047-259X(03)00096-4 (shrinkage towards a multiple of the identity; the share here is fixed).
+
+    Example:
+        >>> shrunk(torch.zeros(2, 2), 5).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    side = len(second)
+    scale = float(second.diagonal().mean())
+    if not scale > 0.0:
+        return torch.eye(side, dtype=second.dtype)
+    share = SHRINKAGE + SCARCITY * min(1.0, side / max(count, 1))
+    wide = (second + second.T) / 2
+    wide.diagonal().add_(share * scale)
+    return wide
+
+
+def whitening(
+    second: Tensor,  # shape: (cols, cols)
+) -> tuple[Tensor, Tensor]:
+    """The symmetric square root of a second moment, and its inverse.
+
+    Args:
+        second: a symmetric matrix, as `shrunk` gives it.
+
+    Returns:
+        Root and inverse root, shape (cols, cols) each. Variances that rounding made tiny or negative are lifted.
+
+    Example:
+        >>> root, inverse = whitening(4 * torch.eye(2).double())
+        >>> root.tolist(), inverse.tolist()
+        ([[2.0, 0.0], [0.0, 2.0]], [[0.5, 0.0], [0.0, 0.5]])
+    """
+    variances, directions = torch.linalg.eigh(second)
+    lengths = variances.clamp_min(float(variances[-1]) * SMALLEST).sqrt()
+    return (directions * lengths) @ directions.T, (directions / lengths) @ directions.T
+

@@ -1,0 +1,336 @@
+"""The work with calibration inputs: matrices chosen by what the model's output feels, refitted in order, and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mpocompress.accounting import checkpoint_report, dense_report, no_fewer_bytes, weighted_report
+from mpocompress.calibration import Calibration
+from mpocompress.calibration.refitting import CrossMoments, refit, shifted_target
+from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.watching import Unit
+from mpocompress.decomposition import measured_error
+from mpocompress.jobs import Progress
+from mpocompress.mpo import MPO
+from mpocompress.planning import MatrixPlan, Survey, make_plan
+from mpocompress.report import CalibrationReport, MatrixReport, Report
+from mpocompress.sites import candidates, low_rank
+from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint
+from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed
+from mpocompress.truncation import Truncation
+from mpocompress.weighing import (
+    Stand,
+    Weighed,
+    chosen_shape,
+    divergence_with,
+    refitted_to,
+    standing,
+    survey_with_data,
+    values_of,
+    weigh,
+)
+
+SHAPES_BELOW = 0.1
+"""Fraction of its parameters below which a matrix is tried in other site shapes than low rank."""
+MIXES = (0.5, 0.2)
+"""Weights on the inputs of the compressed model that a refit is tried with."""
+NOT_RUN = "it was not seen to run on the calibration inputs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """What came of a compression.
+
+    Args:
+        surveyed: the survey.
+        done: every matrix of the chosen forms, in file order.
+        changed: name -> new values of biases that took up mean errors.
+        calibration: what the model's outputs lost; None without calibration inputs.
+    """
+
+    surveyed: Surveyed
+    done: tuple[Done, ...]
+    changed: Mapping[str, Tensor] = field(default_factory=dict)
+    calibration: CalibrationReport | None = None
+
+
+def work(task: Task, calibration: Calibration | None, *, jobs: int, progress: Progress | None) -> Outcome:
+    """Decompose every matrix of a checkpoint.
+
+    Args:
+        task: what is to be done.
+        calibration: what was measured with calibration inputs; None to do without.
+        jobs: layers or matrices worked on at the same time, without data.
+        progress: told how far the work is.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        CheckpointError: nothing to compress, or compressed already.
+        SelectionError: a pattern that matches nothing.
+        TargetError: a target that no choice of bonds meets.
+        OutputError: cores cannot be put aside.
+    """
+    if calibration is None:
+        surveyed, done = carry_out(task, jobs=jobs, progress=progress)
+        return Outcome(surveyed=surveyed, done=done)
+    return _Work(task, calibration, jobs, progress).outcome()
+
+
+def outcome_report(came: Outcome, *, truncation: Truncation, notes: tuple[str, ...] = ()) -> Report:
+    """The report of what came of a compression.
+
+    Args:
+        came: what came of it.
+        truncation: the target.
+        notes: what the reader should know beside what the survey noted.
+
+    Returns:
+        The report, its sums checked. A bias that took up a mean error is not called untouched.
+
+    Raises:
+        ReportError: figures that contradict each other.
+    """
+    matrices = tuple(one.report for one in came.done)
+    found = came.surveyed
+    for_bias = {one.corrected_bias: one.name for one in matrices if one.corrected_bias}
+    skipped = (
+        dataclasses.replace(one, reason=f"a bias, moved to take up the mean error of {for_bias[one.name]}")
+        if one.name in for_bias
+        else one
+        for one in found.skipped
+    )
+    return checkpoint_report(
+        dataclasses.replace(found, skipped=tuple(skipped)),
+        matrices,
+        truncation=truncation,
+        notes=notes,
+        calibration=came.calibration,
+    )
+
+
+class _Work:
+    """One compression with calibration inputs."""
+
+    def __init__(self, task: Task, calibration: Calibration, jobs: int, progress: Progress | None) -> None:
+        self.task, self.calibration, self.progress = task, calibration, progress
+        surveyed = survey_checkpoint(
+            task.checkpoint,
+            selection=task.selection,
+            sites=task.sites,
+            truncations=[task.truncation],
+            jobs=jobs,
+            model=task.model,
+            progress=progress,
+        )
+        self.weighed: dict[str, Weighed] = {}
+        self.surveyed = dataclasses.replace(surveyed, surveys=self._weigh(surveyed))
+
+    def _tell(self, step: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(step, done, total)
+
+    def _bias(self, name: str) -> Tensor | None:
+        info = self.task.checkpoint.tensors.get(name)
+        tied = info is None or any(one.alias_of == name for one in self.task.checkpoint.tensors.values())
+        return None if info is None or tied or info.alias_of is not None else self.task.checkpoint.tensor(name)
+
+    def _weigh(self, surveyed: Surveyed) -> dict[str, Survey]:
+        """The surveys, those of matrices that were seen to run with the errors and losses that the model feels."""
+        matrices = [matrix for layer in surveyed.layers for form in layer.forms for matrix in form]
+        matrices = list({matrix.name: matrix for matrix in matrices}.values())
+        found = dict(surveyed.surveys)
+        budgeted = self.task.truncation.kind in ("keep", "max_params")
+        for done, matrix in enumerate(matrices):
+            self._tell("measuring sensitivity", done, len(matrices))
+            weight = read_matrix(matrix, self.task.checkpoint).to(torch.float32)
+            weighed = weigh(matrix, weight, self.calibration, self._bias)
+            if weighed is not None:
+                self.weighed[matrix.name] = weighed
+                found[matrix.name] = survey_with_data(
+                    weighed, found[matrix.name], self.calibration, measure=budgeted
+                )
+        return found
+
+    def outcome(self) -> Outcome:
+        """Plan, fit, store and measure."""
+        surveyed, task = self.surveyed, self.task
+        plan = make_plan(surveyed.layers, surveyed.surveys, task.truncation, surveyed.other_parameters)
+        entries = [self._shaped(entry) for entry in plan.matrices]
+        known = {entry.matrix.name: entry for entry in entries if entry.sites and entry.matrix.name in self.weighed}
+        rest = {
+            entry.matrix.name: decomposed(entry, task=task, surveys=surveyed.surveys)
+            for entry in entries
+            if entry.matrix.name not in known
+        }
+        stands, alone, mix = self._fitted(known)
+        done, kept = [], []
+        for entry in entries:
+            name = entry.matrix.name
+            if name in rest:
+                done.append(rest[name])
+                continue
+            stand, one = self._stored(stands[name], entry, alone.get(name))
+            done.append(one)
+            kept += [stand] if stand is not None else []
+        changed = {name: value for name, value in values_of(kept).items() if name not in _members(kept)}
+        report = self._measured(kept, [one for one in done if one.report.name in rest], mix)
+        return Outcome(surveyed=surveyed, done=tuple(done), changed=self._as_stored(changed), calibration=report)
+
+    def _as_stored(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.task.checkpoint.tensors[name].dtype) for name, value in biases.items()}
+
+    def _shaped(self, entry: MatrixPlan) -> MatrixPlan:
+        """A plan in the site shape that is best at the parameters it got."""
+        weighed = self.weighed.get(entry.matrix.name)
+        choice = self.task.sites
+        small = entry.parameters <= SHAPES_BELOW * entry.matrix.dense_parameters
+        if weighed is None or entry.sites is None or choice != "auto" or not small:
+            return entry
+        if self.task.truncation.kind not in ("keep", "max_params"):
+            return entry
+        sites, bonds = chosen_shape(weighed, entry.sites, entry.bonds, candidates(*entry.matrix.shape, "auto"))
+        return dataclasses.replace(entry, sites=sites, bonds=bonds, parameters=sites.parameters(bonds))
+
+    def _fitted(
+        self, entries: Mapping[str, MatrixPlan]
+    ) -> tuple[dict[str, Stand], dict[str, float], float]:
+        """Cores for every matrix that was seen to run, what each costs alone, and the mix that they were refitted with."""
+        first: dict[str, Stand] = {}
+        for done, (name, entry) in enumerate(entries.items()):
+            self._tell("fitting", done, len(entries))
+            weighed = self.weighed[name]
+            first[name] = standing(weighed, weighed.fitted(entry.sites or low_rank(*weighed.matrix.shape), entry.bonds))
+        rig = self.calibration.rig
+        if rig is None or not first:
+            return first, {}, 1.0
+        alone = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
+        choices = [(divergence_with(rig, values_of(first.values())), 1.0)]
+        for done, mix in enumerate(MIXES if self._pays(first) else ()):
+            self._tell("choosing a refit", done, len(MIXES))
+            stands = self._refitted(rig, first, mix, rig.batches.rest)
+            choices.append((divergence_with(rig, values_of(stands.values())), mix))
+        _, mix = min(choices)
+        if mix == 1.0:
+            return first, alone, mix
+        self._tell("refitting", 0, 1)
+        return self._refitted(rig, first, mix, rig.batches.learning), alone, mix
+
+    def _pays(self, stands: Mapping[str, Stand]) -> bool:
+        """Whether any layer gets other inputs because of those before it, or of itself."""
+        units = {stand.weighed.unit.name for stand in stands.values()}
+        return len(units) > 1 or any(len(stand.weighed.unit.members) > 1 for stand in stands.values())
+
+    def _refitted(
+        self, rig: Rig, first: Mapping[str, Stand], mix: float, batches: Sequence[object]
+    ) -> dict[str, Stand]:
+        """All cores fitted again, in the order in which they run."""
+        by_unit: dict[str, list[str]] = {}
+        for name, stand in first.items():
+            by_unit.setdefault(stand.weighed.unit.name, []).append(name)
+        found = dict(first)
+
+        def fit_unit(unit: Unit, moments: CrossMoments) -> Mapping[str, Tensor]:
+            for name in by_unit[unit.name]:
+                weighed = first[name].weighed
+                target = shifted_target(weighed.weight, moments, weighed.span, mix=mix, centred=weighed.centred)
+                start = first[name].mpo
+                found[name] = Stand(
+                    weighed=weighed,
+                    mpo=refitted_to(start, target.weight, target.second, weighed.metric.outputs),
+                    before=target.mean_before,
+                    after=target.mean_after,
+                )
+            return values_of(found[name] for name in by_unit[unit.name])
+
+        units = [unit for unit in self.calibration.units if unit.name in by_unit]
+        refit(rig, units, batches, values_of(first.values()), fit_unit)
+        return found
+
+    def _stored(self, stand: Stand, entry: MatrixPlan, alone: float | None) -> tuple[Stand | None, Done]:
+        """Round cores to the dtype they are stored in, measure what was lost, and put them aside."""
+        norm = self.surveyed.surveys[entry.matrix.name].squared_norm
+        source = entry.matrix.members[0].dtype
+        stored = self.task.dtype or source
+        rounded = stand.rounded(DTYPES[stored])
+        weight = read_matrix(entry.matrix, self.task.checkpoint)
+        error = measured_error(weight, rounded.mpo, norm)
+        dense = dense_report(entry.layer, entry.kind, entry.matrix, norm)
+        reason = ""
+        if not math.isfinite(error):
+            reason = f"its cores cannot be stored as {stored}"
+        elif rounded.mpo.parameters * DTYPES[stored].itemsize >= entry.matrix.dense_parameters * DTYPES[source].itemsize:
+            reason = no_fewer_bytes(entry.matrix, stored)
+        if reason:
+            return None, Done(report=dataclasses.replace(dense, reason=reason))
+        weighed = stand.weighed
+        report = weighted_report(
+            entry,
+            norm,
+            rounded.mpo,
+            error,
+            weighted_error=weighed.error(rounded.mpo.to(torch.float32).to_matrix()),
+            bias=weighed.unit.bias if weighed.bias is not None else "",
+        )
+        report = dataclasses.replace(report, sensitivity=alone)
+        cores = tuple(self.task.spool.add(core) for core in rounded.mpo.cores)
+        return rounded, Done(report=report, sites=rounded.mpo.sites, cores=cores)
+
+    def _measured(self, stands: Sequence[Stand], others: Sequence[Done], mix: float) -> CalibrationReport:
+        """The outputs of the model with what is stored, on inputs that nothing was fitted to."""
+        calibration, rig = self.calibration, self.calibration.rig
+        left_out = {
+            matrix.name: calibration.left_out.get(matrix.members[0].name, NOT_RUN)
+            for layer in self.surveyed.layers
+            for matrix in layer.forms[-1]
+            if matrix.name not in self.weighed
+        }
+        report = CalibrationReport(
+            kind=calibration.kind,
+            measure=calibration.measure,
+            said=calibration.said,
+            samples=calibration.samples,
+            held_out=0,
+            divergence=None,
+            unrelated=None,
+            agreement=None,
+            mix=mix,
+            left_out=left_out,
+        )
+        if rig is None:
+            return report
+        self._tell("measuring", 0, 1)
+        values = values_of(stands)
+        for one in others:
+            mpo = one.mpo(self.task.spool)
+            if mpo is not None:
+                values |= _member_values(one.report, mpo)
+        with rig.holding(values):
+            found = rig.compared(rig.held_out)
+        return dataclasses.replace(
+            report,
+            held_out=rig.batches.count(rig.batches.held_out) if rig.batches.is_held_out else 0,
+            divergence=found.divergence,
+            unrelated=rig.unrelated(rig.held_out),
+            agreement=found.agreement,
+        )
+
+
+def _members(stands: Sequence[Stand]) -> set[str]:
+    return {member.name for stand in stands for member in stand.weighed.matrix.members}
+
+
+def _member_values(report: MatrixReport, mpo: MPO) -> dict[str, Tensor]:
+    """The dense weights that cores stand for, in the shape they have in the checkpoint."""
+    dense = mpo.to(torch.promote_types(mpo.cores[0].dtype, torch.float32)).to_matrix()
+    parts = torch.split(dense, list(report.member_columns), dim=1)
+    return {
+        name: part.T if report.transposed else part for name, part in zip(report.members, parts, strict=True)
+    }
