@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import torch
-
 from mpocompress._version import __version__
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.decomposition import Decomposition
@@ -16,19 +14,21 @@ from mpocompress.layers import MatrixSpec
 from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget
 from mpocompress.planning import MatrixPlan, make_plan
+from mpocompress.quantised import stored_size_bytes
 from mpocompress.report import CalibrationReport, MatrixReport, Report, Target, Totals
 from mpocompress.survey import Surveyed
 from mpocompress.truncation import Truncation
 
 
-def compressed_report(entry: MatrixPlan, result: Decomposition, mpo: MPO, error: float) -> MatrixReport:
+def compressed_report(entry: MatrixPlan, result: Decomposition, mpo: MPO, error: float, dtype: str) -> MatrixReport:
     """The report of a matrix that is stored as cores.
 
     Args:
         entry: its plan.
         result: the sweep.
-        mpo: the cores as stored.
+        mpo: the cores as they come back from the file.
         error: relative error measured on them.
+        dtype: dtype they are stored in.
 
     Returns:
         The report.
@@ -43,20 +43,21 @@ def compressed_report(entry: MatrixPlan, result: Decomposition, mpo: MPO, error:
         relative_error=error,
         discarded_weights=result.discarded_weights,
         rounding_weight=error**2 * result.squared_norm - sum(result.discarded_weights),
-        dtype=str(mpo.cores[0].dtype).removeprefix("torch."),
+        dtype=dtype,
     )
 
 
 def weighted_report(
-    entry: MatrixPlan, squared_norm: float, mpo: MPO, error: float, *, weighted_error: float, bias: str
+    entry: MatrixPlan, squared_norm: float, mpo: MPO, error: float, dtype: str, *, weighted_error: float, bias: str
 ) -> MatrixReport:
     """The report of a matrix whose cores were found with calibration inputs.
 
     Args:
         entry: its plan.
         squared_norm: squared Frobenius norm of the dense matrix.
-        mpo: the cores as stored.
+        mpo: the cores as they come back from the file.
         error: relative error measured on them.
+        dtype: dtype they are stored in.
         weighted_error: the same in the metric of the calibration inputs.
         bias: the bias that takes up the mean of the error; empty where none does.
 
@@ -71,7 +72,7 @@ def weighted_report(
         bonds=mpo.bonds,
         parameters=mpo.parameters,
         relative_error=error,
-        dtype=str(mpo.cores[0].dtype).removeprefix("torch."),
+        dtype=dtype,
         weighted_error=weighted_error,
         corrected_bias=bias,
     )
@@ -158,7 +159,10 @@ def checkpoint_report(
     before = sum(matrix.dense_parameters for matrix in matrices)
     after = sum(matrix.parameters for matrix in matrices)
     size = sum(info.size_bytes for info in infos)
-    saved = sum(m.dense_parameters * _itemsize(m.source_dtype) - m.parameters * _itemsize(m.dtype) for m in matrices)
+    saved = sum(
+        stored_size_bytes(m.dense_parameters, (), m.source_dtype) - stored_size_bytes(m.parameters, m.bonds, m.dtype)
+        for m in matrices
+    )
     parameters = found.parameters - before + after
     target = None if truncation is None else _target(truncation, matrices, parameters)
     report = Report(
@@ -214,16 +218,21 @@ def stored_report(
     return dataclasses.replace(report, totals=totals)
 
 
-def no_fewer_bytes(matrix: MatrixSpec, stored: str) -> str:
-    """Why cores in a wider dtype than the weight's are not kept.
+def no_fewer_bytes(matrix: MatrixSpec, parameters: int, bonds: Sequence[int], stored: str) -> str:
+    """Why cores that take as many bytes as the weight are not kept.
 
     Args:
         matrix: the matrix.
+        parameters: entries of the cores.
+        bonds: the bond of every cut.
         stored: dtype of the cores.
 
     Returns:
-        The reason.
+        The reason; empty where they take fewer.
     """
+    dense = stored_size_bytes(matrix.dense_parameters, (), matrix.members[0].dtype)
+    if stored_size_bytes(parameters, bonds, stored) < dense:
+        return ""
     return f"in {stored} its cores take no fewer bytes than the dense weight in {matrix.members[0].dtype}"
 
 
@@ -274,18 +283,11 @@ def _as_stored(entry: MatrixPlan, dtype: str | None) -> MatrixPlan:
     """The plan of a matrix, or of keeping it dense where its cores would take no fewer bytes."""
     if dtype is None or entry.sites is None:
         return entry
-    dense = entry.matrix.dense_parameters
-    stored, source = (_itemsize(one) for one in (dtype, entry.matrix.members[0].dtype))
-    if entry.parameters * stored < dense * source:
+    reason = no_fewer_bytes(entry.matrix, entry.parameters, entry.bonds, dtype)
+    if not reason:
         return entry
-    reason = no_fewer_bytes(entry.matrix, dtype)
+    dense = entry.matrix.dense_parameters
     return dataclasses.replace(entry, sites=None, bonds=(), parameters=dense, relative_error=0.0, reason=reason)
-
-
-def _itemsize(dtype: str) -> int:
-    """Bytes of a number of a dtype."""
-    itemsize: int = getattr(torch, dtype).itemsize
-    return itemsize
 
 
 def _planned_matrix(entry: MatrixPlan) -> PlannedMatrix:

@@ -55,8 +55,8 @@ def compress_module(
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
         calibration: inputs that the model is run with, to see what matters to its output; without, weights alone count.
-        dtype: dtype that the cores are rounded to; by default that of the weight. The new model holds them in the dtype
-            of the weight all the same.
+        dtype: dtype that the cores are rounded to, as in `compress`; by default that of the weight. The new model holds
+            them in the dtype of the weight all the same.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
         execution: how the new layers run: `auto`, `factorised` or `materialised`.
         progress: told how far the work is.
@@ -69,7 +69,7 @@ def compress_module(
         SelectionError: a pattern that matches nothing.
         ModelError: the model cannot be copied, or a layer that is to be compressed cannot be replaced.
         SitesError: a site shape choice that means nothing.
-        TargetError: a target that no choice of bonds meets; a dtype that is none of the four, or jobs below 1.
+        TargetError: a target that no choice of bonds meets; a dtype that is none of the five, or jobs below 1.
         ExecutionError: an execution that there is not.
         OutputError: the folder for temporary files is full.
         ReportError: figures that do not add up; a bug.

@@ -18,6 +18,7 @@ from mpocompress.curve import Curve, best_under_cap, best_under_error, best_unde
 from mpocompress.errors import DecompositionError, SitesError, TargetError
 from mpocompress.lanczos import LARGE_ENTRIES
 from mpocompress.mpo import MPO
+from mpocompress.quantised import rounded
 from mpocompress.sites import Sites, SitesChoice, candidates, low_rank
 from mpocompress.svd import BLOCK_ENTRIES, LARGE_NORM, SMALL_NORM, missed, spectrum, squared_norm, truncated_svd
 from mpocompress.truncation import Truncation, choose_bond, tail_weights
@@ -192,12 +193,12 @@ def factorise_within(
         weight: a finite matrix of a floating dtype.
         sites: the site shape.
         relative_error: what is allowed.
-        stored: dtype of the cores.
+        stored: dtype of the cores; floating, or int8.
         norm: its squared Frobenius norm, where that is known.
 
     Returns:
-        The decomposition, its MPO in the stored dtype, and the relative error measured on that; more than was allowed
-        only where no bond is enough.
+        The decomposition, its MPO as it comes back from the stored dtype, and the relative error measured on that; more
+        than was allowed only where no bond is enough.
 
     Raises:
         DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
@@ -213,7 +214,7 @@ def factorise_within(
     allowed = relative_error
     for _ in range(ROUNDING_TRIES):
         result = factorise(weight, sites, relative_error=allowed, norm=norm)
-        mpo = result.mpo.to(stored)
+        mpo = rounded(result.mpo, stored)
         error = measured_error(weight, mpo, norm)
         if error <= relative_error or not math.isfinite(error):
             break

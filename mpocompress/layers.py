@@ -137,6 +137,39 @@ def is_projection(name: str) -> bool:
     return match is not None and match["part"] == "hr"
 
 
+def core_name(matrix: str, site: int) -> str:
+    """Name of one core in a compressed checkpoint.
+
+    Args:
+        matrix: name of the matrix.
+        site: number of the site, from 0.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> core_name("lstm.weight_hh_l0", 1)
+        'lstm.weight_hh_l0.core.1'
+    """
+    return f"{matrix}.core.{site}"
+
+
+def scale_name(core: str) -> str:
+    """Name of the scales of an int8 core.
+
+    Args:
+        core: name of the core.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> scale_name("fc.weight.core.0")
+        'fc.weight.core.0.scale'
+    """
+    return f"{core}.scale"
+
+
 def joint_name(weight_ih: str) -> str:
     """Name of the joint matrix [W_ih W_hh] of an LSTM layer.
 

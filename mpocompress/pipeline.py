@@ -76,7 +76,8 @@ def compress(
         selection: which layers, and in what form.
         model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
             or of what builds it (that is imported and run), or module path -> class.
-        dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32` or `float64`; by default that of the weight.
+        dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32`, `float64` or `int8`, whose scales are stored
+            beside them; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
@@ -92,7 +93,7 @@ def compress(
         SelectionError: a pattern that matches nothing.
         ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
-        TargetError: a target that no choice of bonds meets; a dtype that is none of the four, or jobs below 1.
+        TargetError: a target that no choice of bonds meets; a dtype that is none of the five, or jobs below 1.
         FormatError: the source is marked as compressed but not laid out like it.
         ReportError: figures that do not add up; a bug, and nothing is written.
     """
@@ -121,7 +122,7 @@ def compress(
             came = work(task, known, jobs=chosen_jobs(jobs), progress=progress)
             if known is not None and save_calibration is not None:
                 write_calibration(known, save_calibration, overwrite=overwrite)
-            cores = {one.report.name: (one.report, mpo) for one in came.done if (mpo := one.mpo(spool)) is not None}
+            cores = {one.report.name: (one.report, made) for one in came.done if (made := one.stored(spool)) is not None}
             tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor, came.changed)
             report = outcome_report(came, truncation=truncation, notes=(*ran, *(known.notes if known else ()), *carried_notes(container, checkpoint)))
             size = write_target(
@@ -209,7 +210,7 @@ def plan(
         SelectionError: a pattern that matches nothing.
         ModelError: the model cannot be built, or is another one.
         SitesError: a site shape choice that means nothing.
-        TargetError: a dtype that is none of the four, or jobs below 1.
+        TargetError: a dtype that is none of the five, or jobs below 1.
     """
     check_dtype(dtype)
     check_choice(sites)

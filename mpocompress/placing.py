@@ -99,9 +99,7 @@ def held_by(report: Report, tensors: Mapping[str, TensorInfo], extra: Collection
     Returns:
         Name -> what is held for it, in file order.
     """
-    cores = {
-        f"{matrix.name}.core.{site}": matrix for matrix in report.compressed for site in range(len(matrix.bonds) + 1)
-    }
+    cores = {name: matrix for matrix in report.compressed for name in (*matrix.core_names, *matrix.scale_names)}
     held: dict[str, Held] = {}
     for name, info in tensors.items():
         matrix = cores.get(name)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from mpocompress._version import __version__
 from mpocompress.checkpoint import TensorInfo
-from mpocompress.layers import JOINT
+from mpocompress.layers import JOINT, core_name
 from mpocompress.nn import MPOWeight
 from mpocompress.record import Record
-from mpocompress.report import FLOAT_DTYPES, MatrixReport, Report, Skipped, Totals
-from mpocompress.rewriter import core_name
+from mpocompress.report import FLOAT_DTYPES, INT8, MatrixReport, Report, Skipped, Totals
 
 SAVED = (
     "Saved from a model in memory: errors are those of the truncation, and weights may have been trained since; "
     "what the original file held beside the weights is not in it."
 )
+ROUNDED = "Some cores had been rounded to int8; what that added is not in the errors."
 ADDED = "not in the checkpoint that was compressed"
 
 
@@ -104,6 +104,7 @@ def renewed_report(
         for name, tensor in tensors.items()
         if name not in compressed and name not in eligible
     )
+    rounded = (ROUNDED,) if any(one.record.matrix.dtype == INT8 for one in found) else ()
     return dataclasses.replace(
         before,
         tool_version=__version__,
@@ -111,7 +112,7 @@ def renewed_report(
         skipped=tuple(skipped),
         aliases=_aliases(found, infos, tensors),
         totals=_totals(before, tuple(matrices.values()), tensors),
-        notes=(*(note for note in before.notes if note != SAVED), SAVED, *notes),
+        notes=(*(note for note in before.notes if note != SAVED), *rounded, SAVED, *notes),
     )
 
 

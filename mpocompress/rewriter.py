@@ -13,43 +13,34 @@ from mpocompress.checkpoint import Spool, Spooled, TensorInfo
 from mpocompress.contraction import has_row_blocks, row_blocks
 from mpocompress.errors import CheckpointError, FormatError
 from mpocompress.lanczos import LARGE_ENTRIES
+from mpocompress.layers import core_name, scale_name
 from mpocompress.mpo import MPO
-from mpocompress.report import MatrixReport, Report
+from mpocompress.quantised import LARGEST_CODE, QuantisedMPO, channels, restore
+from mpocompress.report import INT8, MatrixReport, Report
 from mpocompress.svd import BLOCK_ENTRIES
 
 
-def core_name(matrix: str, site: int) -> str:
-    """Name of one core in a compressed checkpoint.
-
-    Args:
-        matrix: name of the matrix.
-        site: number of the site, from 0.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> core_name("lstm.weight_hh_l0", 1)
-        'lstm.weight_hh_l0.core.1'
-    """
-    return f"{matrix}.core.{site}"
-
-
-def core_tensors(matrix: str, mpo: MPO) -> dict[str, Tensor]:
-    """The cores of an MPO as named tensors.
+def core_tensors(matrix: str, mpo: MPO | QuantisedMPO) -> dict[str, Tensor]:
+    """The cores of an MPO as named tensors, each with its scales behind it where it has any.
 
     Args:
         matrix: name of the matrix.
         mpo: its decomposition.
 
     Returns:
-        Name -> contiguous core of shape (left_bond, row, col, right_bond).
+        Name -> contiguous core of shape (left_bond, row, col, right_bond), or its scales.
     """
-    return {core_name(matrix, site): core.contiguous() for site, core in enumerate(mpo.cores)}
+    if isinstance(mpo, MPO):
+        return {core_name(matrix, site): core.contiguous() for site, core in enumerate(mpo.cores)}
+    tensors: dict[str, Tensor] = {}
+    for site, (codes, scale) in enumerate(zip(mpo.codes, mpo.scales, strict=True)):
+        name = core_name(matrix, site)
+        tensors |= {name: codes.contiguous(), scale_name(name): scale}
+    return tensors
 
 
 def places_of_cores(matrices: Iterable[MatrixReport], shards: Mapping[str, str]) -> dict[str, str]:
-    """Where the tensors of a compressed checkpoint go: cores to the shard of the first member.
+    """Where the tensors of a compressed checkpoint go: cores and scales to the shard of the first member.
 
     Args:
         matrices: the compressed matrices.
@@ -64,8 +55,7 @@ def places_of_cores(matrices: Iterable[MatrixReport], shards: Mapping[str, str])
     """
     places = dict(shards)
     for matrix in matrices if shards else ():
-        names = (core_name(matrix.name, site) for site in range(len(matrix.bonds) + 1))
-        places |= dict.fromkeys(names, shards[matrix.members[0]])
+        places |= dict.fromkeys(_names(matrix), shards[matrix.members[0]])
     return places
 
 
@@ -91,7 +81,7 @@ def places_of_members(matrices: Iterable[MatrixReport], shards: Mapping[str, str
 
 def compressed_tensors(
     names: Mapping[str, TensorInfo],
-    matrices: Mapping[str, tuple[MatrixReport, MPO]],
+    matrices: Mapping[str, tuple[MatrixReport, MPO | QuantisedMPO]],
     read: Callable[[str], Tensor],
     changed: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
@@ -107,16 +97,17 @@ def compressed_tensors(
         Name -> tensor, in file order, tied tensors left out.
 
     Raises:
-        CheckpointError: a tensor that has the name a core would get.
+        CheckpointError: a tensor that has a name which belongs to a core or its scales.
     """
     by_member = {member: entry for entry in matrices.values() for member in entry[0].members}
-    for report, mpo in matrices.values():
-        taken = next((core for core in core_tensors(report.name, mpo) if core in names), None)
+    for report, _ in matrices.values():
+        reserved = (*report.core_names, *map(scale_name, report.core_names))
+        taken = next((name for name in reserved if name in names), None)
         if taken is not None:
             raise CheckpointError(
                 where=taken,
                 found="a tensor of this name in the checkpoint",
-                why=f"a core of {report.name} would be filed under it",
+                why=f"the name belongs to the cores of {report.name}",
                 action=f"Rename it, or leave {report.name} out.",
             )
     tensors: dict[str, Tensor] = {}
@@ -153,10 +144,10 @@ def dense_tensors(
         from the spool.
 
     Raises:
-        FormatError: cores that are missing, that contradict the report, or that hold NaN or Inf.
+        FormatError: cores or scales that are missing, that contradict the report, or that hold NaN or Inf.
     """
     check_cores(report, names, where=where)
-    by_core = {core_name(m.name, site): m for m in report.compressed for site in range(len(m.bonds) + 1)}
+    by_core = {name: matrix for matrix in report.compressed for name in _names(matrix)}
     tensors: dict[str, Tensor | Spooled] = {}
     for name, info in names.items():
         matrix = by_core.get(name)
@@ -177,38 +168,41 @@ def check_cores(report: Report, names: Mapping[str, TensorInfo], *, where: str) 
         where: the file, for messages.
 
     Raises:
-        FormatError: cores that are missing or of other shapes, or a weight that is there beside its cores.
+        FormatError: cores or scales that are missing or of other shapes, or what may not be there beside them.
     """
-    by_core = {core_name(m.name, site): m for m in report.compressed for site in range(len(m.bonds) + 1)}
-    missing = [name for name in by_core if name not in names]
+    missing = [name for matrix in report.compressed for name in _names(matrix) if name not in names]
     if missing:
-        raise FormatError(
-            where=where,
-            found=f"no tensor {missing[0]!r}" + (f", and {len(missing) - 1} more missing" if len(missing) > 1 else ""),
-            why="the report says the layer is stored as cores",
-            action="The file is damaged or was edited: compress the original checkpoint again.",
+        raise _damaged(
+            where,
+            f"no tensor {missing[0]!r}" + (f", and {len(missing) - 1} more missing" if len(missing) > 1 else ""),
+            "the report says the layer is stored as cores",
         )
     rebuilt = [member for matrix in report.compressed for member in matrix.members]
     taken = next((member for member in rebuilt if member in names), None)
     if taken is not None:
-        raise FormatError(
-            where=where,
-            found=f"both {taken!r} and the cores it is rebuilt from",
-            why="a weight is stored once",
-            action="The file is damaged or was edited: compress the original checkpoint again.",
-        )
+        raise _damaged(where, f"both {taken!r} and the cores it is rebuilt from", "a weight is stored once")
     for matrix in report.compressed:
-        chain = (1, *matrix.bonds, 1)
-        wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
-        cores = [names[core_name(matrix.name, site)] for site in range(len(matrix.bonds) + 1)]
-        found = [core.shape for core in cores]
-        if wanted != found or not all(core.dtype.is_floating_point for core in cores):
-            raise FormatError(
-                where=f"{where}, {matrix.name}",
-                found=f"cores of shapes {found}",
-                why=f"the report says {wanted}, floating point",
-                action="The file is damaged or was edited: compress the original checkpoint again.",
-            )
+        _check_shapes(matrix, names, f"{where}, {matrix.name}")
+
+
+def _check_shapes(matrix: MatrixReport, names: Mapping[str, TensorInfo], where: str) -> None:
+    """Refuse cores and scales of other shapes or dtypes than the report says."""
+    quantised, chain = bool(matrix.scale_names), (1, *matrix.bonds, 1)
+    wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
+    cores = [names[name] for name in matrix.core_names]
+    found = [core.shape for core in cores]
+    fit = all(core.dtype == torch.int8 if quantised else core.dtype.is_floating_point for core in cores)
+    if wanted != found or not fit:
+        kind = INT8 if quantised else "floating point"
+        raise _damaged(where, f"cores of shapes {found}", f"the report says {wanted}, {kind}")
+    scales = [names[name] for name in map(scale_name, matrix.core_names) if name in names]
+    counts = [(count,) for count in channels(matrix.bonds)] if quantised else []
+    if counts != [scale.shape for scale in scales] or not all(scale.dtype == torch.float32 for scale in scales):
+        raise _damaged(
+            where,
+            f"scales of shapes {[scale.shape for scale in scales]}",
+            f"cores in {matrix.dtype} have {f'{counts}, float32' if quantised else 'none'}",
+        )
 
 
 def stored_mpo(matrix: MatrixReport, read: Callable[[str], Tensor], *, where: str) -> MPO:
@@ -220,20 +214,37 @@ def stored_mpo(matrix: MatrixReport, read: Callable[[str], Tensor], *, where: st
         where: the file, for messages.
 
     Returns:
-        The MPO, backed by the file.
+        The MPO, its cores floating: backed by the file, or restored from int8 in float32.
 
     Raises:
-        FormatError: cores that hold NaN or Inf.
+        FormatError: cores or scales that hold NaN or Inf, or numbers that no quantisation gives.
     """
-    cores = tuple(read(core_name(matrix.name, site)) for site in range(len(matrix.bonds) + 1))
-    if not all(core.isfinite().all() for core in cores):
-        raise FormatError(
-            where=f"{where}, {matrix.name}",
-            found="cores that hold NaN or Inf",
-            why="none is ever written",
-            action="The file is damaged or was edited: compress the original checkpoint again.",
-        )
-    return MPO(cores=cores, sites=matrix.sites)
+    cores, scales = (tuple(map(read, names)) for names in (matrix.core_names, matrix.scale_names))
+    mpo = MPO(cores=cores, sites=matrix.sites)
+    if scales:
+        mpo = restore(QuantisedMPO(codes=cores, scales=scales, sites=matrix.sites))
+    flaws = {
+        "scales that are not all positive and finite": any(not (s.isfinite() & (s > 0)).all() for s in scales),
+        f"codes below {-LARGEST_CODE}": bool(scales) and any((core < -LARGEST_CODE).any() for core in cores),
+        "cores that hold NaN or Inf": not all(core.isfinite().all() for core in mpo.cores),
+    }
+    for found in (flaw for flaw, holds in flaws.items() if holds):
+        raise _damaged(f"{where}, {matrix.name}", found, "none is ever written")
+    return mpo
+
+
+def _names(matrix: MatrixReport) -> tuple[str, ...]:
+    """The tensors of a file that stand for a matrix."""
+    return (*matrix.core_names, *matrix.scale_names)
+
+
+def _damaged(where: str, found: str, why: str) -> FormatError:
+    return FormatError(
+        where=where,
+        found=found,
+        why=why,
+        action="The file is damaged or was edited: compress the original checkpoint again.",
+    )
 
 
 def _members(matrix: MatrixReport, read: Callable[[str], Tensor], where: str) -> Iterator[tuple[str, Tensor]]:

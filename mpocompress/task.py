@@ -20,7 +20,8 @@ from mpocompress.jobs import Progress, available_cores, run_jobs
 from mpocompress.layers import LayerSpec
 from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, Survey, check_patterns, make_plan
-from mpocompress.report import FLOAT_DTYPES, ROUNDING_TOLERANCE, MatrixReport
+from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
+from mpocompress.report import INT8, ROUNDING_TOLERANCE, STORED_DTYPES, MatrixReport
 from mpocompress.selection import Selection
 from mpocompress.sites import Sites, SitesChoice, low_rank
 from mpocompress.survey import (
@@ -36,7 +37,7 @@ from mpocompress.survey import (
 from mpocompress.truncation import Truncation
 from mpocompress.user_model import UserModel
 
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in FLOAT_DTYPES}
+DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +48,27 @@ class Done:
         report: what became of it.
         sites: its site shape; None where it stays dense.
         cores: its cores in the spool; empty where it stays dense.
+        scales: their scales there; empty where they need none.
     """
 
     report: MatrixReport
     sites: Sites | None = None
     cores: tuple[Spooled, ...] = ()
+    scales: tuple[Spooled, ...] = ()
 
-    def mpo(self, spool: Spool) -> MPO | None:
-        """The decomposition, mapped from the spool; None where the matrix stays dense."""
+    def stored(self, spool: Spool) -> MPO | QuantisedMPO | None:
+        """The decomposition as it is stored, mapped from the spool; None where the matrix stays dense."""
         if self.sites is None:
             return None
-        return MPO(cores=tuple(spool.tensor(core) for core in self.cores), sites=self.sites)
+        cores, scales = (tuple(map(spool.tensor, places)) for places in (self.cores, self.scales))
+        if scales:
+            return QuantisedMPO(codes=cores, scales=scales, sites=self.sites)
+        return MPO(cores=cores, sites=self.sites)
+
+    def mpo(self, spool: Spool) -> MPO | None:
+        """The decomposition as it comes back; None where the matrix stays dense."""
+        stored = self.stored(spool)
+        return restore(stored) if isinstance(stored, QuantisedMPO) else stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,13 +152,13 @@ def check_dtype(dtype: str | None) -> None:
         dtype: its name, or None for that of the weight.
 
     Raises:
-        TargetError: it is none of the four.
+        TargetError: it is none of the five.
     """
     if dtype is not None and dtype not in DTYPES:
         raise TargetError(
             where="dtype",
             found=f"got {dtype!r}",
-            why="cores are stored as floating point numbers",
+            why="cores are stored as floating point numbers, or in int8 with scales",
             action=f"Give one of: {', '.join(DTYPES)}.",
         )
 
@@ -218,7 +229,7 @@ def decomposed(entry: MatrixPlan, *, task: Task, surveys: Mapping[str, Survey], 
     weight = read_matrix(entry.matrix, task.checkpoint) if weight is None else weight
     if budget is None:
         result = factorise(weight, entry.sites, bonds=entry.bonds, norm=norm)
-        mpo = result.mpo.to(DTYPES[stored])
+        mpo = rounded(result.mpo, DTYPES[stored])
         error = measured_error(weight, mpo, norm)
     else:
         result, mpo, error = factorise_within(
@@ -227,14 +238,34 @@ def decomposed(entry: MatrixPlan, *, task: Task, surveys: Mapping[str, Survey], 
     reason = ""
     if not math.isfinite(error) or _lost_in_rounding(result, error, stored):
         reason = f"its cores cannot be stored as {stored} without losing more than the truncation"
-    elif mpo.parameters * DTYPES[stored].itemsize >= entry.matrix.dense_parameters * DTYPES[source].itemsize:
-        reason = no_fewer_bytes(entry.matrix, stored)
+    elif too_large := no_fewer_bytes(entry.matrix, mpo.parameters, mpo.bonds, stored):
+        reason = too_large
     elif budget is not None and (error > budget or mpo.parameters >= entry.matrix.dense_parameters):
         reason = f"no smaller MPO in {stored} keeps a relative error of {budget:.4g}"
     if reason:
         return Done(report=dataclasses.replace(dense, reason=reason))
-    report = compressed_report(entry, result, mpo, error)
-    return Done(report=report, sites=mpo.sites, cores=tuple(task.spool.add(core) for core in mpo.cores))
+    made = quantise(result.mpo) if stored == INT8 else mpo
+    return put_aside(compressed_report(entry, result, mpo, error, stored), made, task.spool)
+
+
+def put_aside(report: MatrixReport, mpo: MPO | QuantisedMPO, spool: Spool) -> Done:
+    """Put the cores of a matrix aside, as they are to be stored.
+
+    Args:
+        report: what became of the matrix.
+        mpo: its cores.
+        spool: where they go.
+
+    Returns:
+        The matrix, done.
+
+    Raises:
+        OutputError: there is no room.
+    """
+    if isinstance(mpo, MPO):
+        return Done(report=report, sites=mpo.sites, cores=tuple(map(spool.add, mpo.cores)))
+    codes, scales = (tuple(map(spool.add, tensors)) for tensors in (mpo.codes, mpo.scales))
+    return Done(report=report, sites=mpo.sites, cores=codes, scales=scales)
 
 
 def _lost_in_rounding(result: Decomposition, error: float, stored: str) -> bool:

@@ -112,10 +112,6 @@ class Stand:
     before: Tensor
     after: Tensor
 
-    def rounded(self, dtype: torch.dtype) -> Stand:
-        """The same with cores as they are stored."""
-        return dataclasses.replace(self, mpo=self.mpo.to(dtype))
-
 
 def standing(weighed: Weighed, mpo: MPO) -> Stand:
     """Cores that stand for a matrix on the inputs of the original model.

@@ -19,10 +19,11 @@ from mpocompress.decomposition import measured_error
 from mpocompress.jobs import Progress
 from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, Survey, make_plan
-from mpocompress.report import CalibrationReport, MatrixReport, Report
+from mpocompress.report import INT8, CalibrationReport, MatrixReport, Report
 from mpocompress.sites import candidates, low_rank
 from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint
-from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed
+from mpocompress.quantised import QuantisedMPO, quantise, restore
+from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed, put_aside
 from mpocompress.truncation import Truncation
 from mpocompress.weighing import (
     Stand,
@@ -259,29 +260,27 @@ class _Work:
         norm = self.surveyed.surveys[entry.matrix.name].squared_norm
         source = entry.matrix.members[0].dtype
         stored = self.task.dtype or source
-        rounded = stand.rounded(DTYPES[stored])
+        made = quantise(stand.mpo) if stored == INT8 else stand.mpo.to(DTYPES[stored])
+        mpo = restore(made) if isinstance(made, QuantisedMPO) else made
         weight = read_matrix(entry.matrix, self.task.checkpoint)
-        error = measured_error(weight, rounded.mpo, norm)
-        dense = dense_report(entry.layer, entry.kind, entry.matrix, norm)
-        reason = ""
-        if not math.isfinite(error):
-            reason = f"its cores cannot be stored as {stored}"
-        elif rounded.mpo.parameters * DTYPES[stored].itemsize >= entry.matrix.dense_parameters * DTYPES[source].itemsize:
-            reason = no_fewer_bytes(entry.matrix, stored)
+        error = measured_error(weight, mpo, norm)
+        reason = f"its cores cannot be stored as {stored}" if not math.isfinite(error) else ""
+        reason = reason or no_fewer_bytes(entry.matrix, mpo.parameters, mpo.bonds, stored)
         if reason:
+            dense = dense_report(entry.layer, entry.kind, entry.matrix, norm)
             return None, Done(report=dataclasses.replace(dense, reason=reason))
         weighed = stand.weighed
         report = weighted_report(
             entry,
             norm,
-            rounded.mpo,
+            mpo,
             error,
-            weighted_error=weighed.error(rounded.mpo.to(torch.float32).to_matrix()),
+            stored,
+            weighted_error=weighed.error(mpo.to(torch.float32).to_matrix()),
             bias=weighed.unit.bias if weighed.bias is not None else "",
         )
         report = dataclasses.replace(report, sensitivity=alone)
-        cores = tuple(self.task.spool.add(core) for core in rounded.mpo.cores)
-        return rounded, Done(report=report, sites=rounded.mpo.sites, cores=cores)
+        return dataclasses.replace(stand, mpo=mpo), put_aside(report, made, self.task.spool)
 
     def _measured(self, stands: Sequence[Stand], others: Sequence[Done], mix: float) -> CalibrationReport:
         """The outputs of the model with what is stored, on inputs that nothing was fitted to."""

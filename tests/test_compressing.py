@@ -155,7 +155,7 @@ def test_classes_decide_what_a_layer_is() -> None:
     assert [(one.name, one.kind_from) for one in report.compressed] == [("fc.weight", "recorded class")]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_cores_are_rounded_and_stay_in_the_dtype_of_the_weight(tmp_path: Path, dtype: str) -> None:
     net = filled(Net())
     small = compressed(tmp_path, net, dtype=dtype)
@@ -309,9 +309,9 @@ def tied_half() -> nn.Module:
         (lambda: nn.Sequential(linear()), {"selection": Selection(include=("x",))}, SelectionError, r"x"),
         (
             lambda: nn.Sequential(linear()),
-            {"dtype": "int8"},
+            {"dtype": "int4"},
             TargetError,
-            r"^dtype: got 'int8'; cores are stored as floating",
+            r"^dtype: got 'int4'; cores are stored as floating",
         ),
         (lambda: nn.Sequential(linear()), {"jobs": 0}, TargetError, r"^jobs: got 0; at least one matrix is worked on"),
         (lambda: nn.Sequential(linear()), {"sites": 0}, SitesError, r"sites"),

@@ -12,6 +12,12 @@ from torch import Tensor
 import mpocompress
 
 GOLDEN = Path(__file__).parent / "golden"
+FILES = {
+    "small.pt": "dense.safetensors",
+    "small.safetensors": "dense.safetensors",
+    "small-int8.safetensors": "dense-int8.safetensors",
+}
+"""A file, and what it expands to."""
 VERSIONS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 
 
@@ -25,10 +31,10 @@ def test_there_is_a_folder_for_every_version() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["small.pt", "small.safetensors"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_golden_file_expands_to_what_it_always_did(version: str, name: str, tmp_path: Path) -> None:
     mpocompress.expand(GOLDEN / version / name, tmp_path / "dense.safetensors")
-    found, wanted = load_file(tmp_path / "dense.safetensors"), load_file(GOLDEN / version / "dense.safetensors")
+    found, wanted = load_file(tmp_path / "dense.safetensors"), load_file(GOLDEN / version / FILES[name])
 
     assert {key: value.dtype for key, value in found.items()} == {key: value.dtype for key, value in wanted.items()}
     for key, value in wanted.items():
@@ -38,12 +44,14 @@ def test_a_golden_file_expands_to_what_it_always_did(version: str, name: str, tm
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_report_of_a_golden_file_is_true_of_it(version: str) -> None:
+@pytest.mark.parametrize("name", FILES)
+def test_the_report_of_a_golden_file_is_true_of_it(version: str, name: str) -> None:
     """Summed up from the tensors, so that a golden file that was wrong from the start could not pass."""
-    report = mpocompress.inspect(GOLDEN / version / "small.pt")
-    before, after = original(version), load_file(GOLDEN / version / "dense.safetensors")
+    report = mpocompress.inspect(GOLDEN / version / name)
+    before, after = original(version), load_file(GOLDEN / version / FILES[name])
 
     assert set(before) == set(after)
+    assert all((matrix.dtype == "int8") == ("int8" in name) for matrix in report.compressed)
     assert report.aliases == {"tied.weight": "fc.weight"}
     assert torch.equal(after["tied.weight"], after["fc.weight"])
     assert report.totals.dense_parameters == sum(before[name].numel() for name in before if name != "tied.weight")

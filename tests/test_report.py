@@ -278,6 +278,30 @@ def test_a_field_that_is_missing_is_named() -> None:
         read(changed)
 
 
+def test_only_cores_are_in_int8() -> None:
+    report = read(changed_at(("matrices", 0, "dtype"), "int8"))
+
+    (joint,) = report.compressed
+    assert joint.core_names == ("lstm.weight_joint_l0.core.0", "lstm.weight_joint_l0.core.1")
+    assert joint.scale_names == ("lstm.weight_joint_l0.core.0.scale", "lstm.weight_joint_l0.core.1.scale")
+    assert (JOINT.scale_names, DENSE.core_names, DENSE.scale_names) == ((), (), ())
+    with pytest.raises(ReportError, match=r"fc\.weight: dtype 'int8'; a matrix has one of float16, .*, float64\."):
+        read(changed_at(("matrices", 1, "dtype"), "int8"))
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 1e-5), ("bfloat16", 1e-4), ("int8", 1e-2)])
+def test_rounding_loses_what_its_dtype_allows(dtype: str, share: float) -> None:
+    lost = dataclasses.replace(JOINT, dtype=dtype, discarded_weights=(0.0,))
+    within, beyond = (
+        dataclasses.replace(lost, rounding_weight=rounding * lost.squared_norm, relative_error=math.sqrt(rounding))
+        for rounding in (0.9 * share, 1.1 * share)
+    )
+
+    within.check()
+    with pytest.raises(ReportError, match=f"lost in rounding; rounding cores to {dtype} loses less"):
+        beyond.check()
+
+
 def test_a_joint_matrix_is_not_transposed() -> None:
     with pytest.raises(ReportError, match="2 transposed members; only a tensor by itself is transposed"):
         read(changed_at(("matrices", 0, "transposed"), True))
@@ -288,6 +312,7 @@ def test_a_joint_matrix_is_not_transposed() -> None:
     [
         ("source_dtype", "float8"),
         ("source_dtype", "load"),
+        ("source_dtype", "int8"),
         ("dtype", 5),
         ("name", 5),
         ("members", [5, 6]),

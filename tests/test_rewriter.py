@@ -14,10 +14,10 @@ from mpocompress.accounting import dense_report
 from mpocompress.checkpoint import Spool, TensorInfo
 from mpocompress.decomposition import factorise
 from mpocompress.errors import FormatError, MPOCompressError
-from mpocompress.layers import MatrixSpec, Member
+from mpocompress.layers import MatrixSpec, Member, core_name
 from mpocompress.mpo import MPO
 from mpocompress.report import MatrixReport, Report, Source, Totals
-from mpocompress.rewriter import compressed_tensors, core_name, core_tensors, dense_tensors
+from mpocompress.rewriter import compressed_tensors, core_tensors, dense_tensors
 from mpocompress.sites import folded
 from tests.draw import random_matrix
 

@@ -20,7 +20,7 @@ from mpocompress.cli.options import (
 )
 from mpocompress.cli.terminal import printing, progress_bar, stdout
 from mpocompress.render import show_plan, show_report
-from mpocompress.report import FLOAT_DTYPES
+from mpocompress.report import STORED_DTYPES
 
 if TYPE_CHECKING:
     from mpocompress.selection import ForcedKind, LSTMChoice
@@ -53,8 +53,8 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 @layer_options
 @click.option(
     "--dtype",
-    type=click.Choice(FLOAT_DTYPES),
-    help="Dtype of the stored cores.  [default: that of the weight]",
+    type=click.Choice(STORED_DTYPES),
+    help="Dtype of the stored cores; int8 has scales beside it.  [default: that of the weight]",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan for this target; write nothing.")
 @force_option

@@ -24,17 +24,19 @@ Tensors = dict[str, torch.Tensor]
 
 
 @cache
-def _made() -> tuple[str, Tensors]:
+def _made(dtype: str = "float32") -> tuple[str, Tensors]:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        compress(saved(folder, weights()), folder / "s.pt", truncation=Truncation(max_bond=4), sites=3, jobs=1)
+        compress(
+            saved(folder, weights()), folder / "s.pt", truncation=Truncation(max_bond=4), sites=3, dtype=dtype, jobs=1
+        )
         read = torch.load(folder / "s.pt", weights_only=True)
         return read["mpocompress"], read["state_dict"]
 
 
-def edited(folder: Path, edit: Callable[[Document, Tensors], object]) -> Path:
+def edited(folder: Path, edit: Callable[[Document, Tensors], object], dtype: str = "float32") -> Path:
     """A compressed file, its document and tensors changed by a function."""
-    text, tensors = _made()
+    text, tensors = _made(dtype)
     document, tensors = json.loads(text), copy.copy(tensors)
     edit(document, tensors)
     return saved(folder, {"mpocompress": json.dumps(document), "state_dict": tensors, "extras": {}})
@@ -103,6 +105,36 @@ for title, (edit, says) in EDITS.items():
     @cases.refused(title, says, command="expand")
     def expanded(folder: Path, canary: Path, edit: Callable[[Document, Tensors], object] = edit) -> Path:
         return edited(folder, edit)
+
+
+def scale(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Document, Tensors], object]:
+    """An edit of the scales of the first core."""
+
+    def edit(document: Document, tensors: Tensors) -> None:
+        tensors["fc.weight.core.0.scale"] = change(tensors["fc.weight.core.0.scale"])
+
+    return edit
+
+
+INT8_EDITS: dict[str, tuple[Callable[[Document, Tensors], object], str]] = {
+    "scales that are not there": (lambda _, tensors: tensors.pop("fc.weight.core.2.scale"), r"core\.2\.scale"),
+    "scales of NaN": (scale(lambda one: one * float("nan")), "scales that are not all positive and finite"),
+    "scales of zero": (scale(torch.zeros_like), "scales that are not all positive and finite"),
+    "scales that overflow": (scale(lambda one: one * 1e40), "scales that are not all positive and finite"),
+    "scales for other channels": (scale(lambda one: one[:1]), "scales of shapes .*, float32"),
+    "scales over no memory": (scale(lambda one: one[:1].expand(2**40)), "claims|scales of shapes"),
+    "scales in half": (scale(torch.Tensor.half), "scales of shapes .*, float32"),
+    "codes of -128": (core(1, lambda one: one.clone().fill_(-128)), "codes below -127"),
+    "cores of int32": (core(1, lambda one: one.int()), "the report says .*, int8"),
+    "int8 that the report calls float32": (matrix(dtype="float32"), "floating point|rounding cores to float32"),
+    "a dense weight that is to be int8": (matrix(source_dtype="int8"), "'int8'; a matrix has one of"),
+}
+
+for title, (edit, says) in INT8_EDITS.items():
+
+    @cases.refused(f"{title}, in int8", says, command="expand")
+    def quantised(folder: Path, canary: Path, edit: Callable[[Document, Tensors], object] = edit) -> Path:
+        return edited(folder, edit, "int8")
 
 
 DOCUMENTS = {

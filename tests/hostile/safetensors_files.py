@@ -154,6 +154,11 @@ def not_text(folder: Path, canary: Path) -> Path:
     return saved(folder, other | dict[object, object](weights()))
 
 
+@names.refused("a tensor with the name of scales of another", "fc.weight.core.1.scale")
+def scale_name(folder: Path, canary: Path) -> Path:
+    return saved(folder, {**weights(), "fc.weight.core.1.scale": torch.ones(3)})
+
+
 @names.refused("a tensor with the name of a core of another", "fc.weight.core.0")
 def name_of_a_core(folder: Path, canary: Path) -> Path:
     return saved(folder, {**weights(), "fc.weight.core.0": torch.ones(3)})
