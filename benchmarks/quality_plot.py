@@ -65,9 +65,9 @@ def _panel(panel: Any, subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
         panel.set_yscale("log", base=2)
         panel.yaxis.set_major_formatter("{x:g}")
         panel.set_ylim(0.95 * dense, FARTHEST.get(subject.name))
-    panel.set_title(subject.name, loc="left", fontweight="bold")
+    panel.set_title(f"{subject.name}: {'larger' if subject.larger_is_better else 'smaller'} is better", loc="left")
     panel.set_xlabel("times fewer parameters")
-    panel.set_ylabel(f"{subject.figures[0]} ({'larger' if subject.larger_is_better else 'smaller'} is better)")
+    panel.set_ylabel(subject.figures[0])
     panel.grid(visible=True, color="#e5e5e5", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
     return lines

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import mpocompress
-from benchmarks.quality_baselines import BASELINES, FLOAT_BYTES, Layers
+from benchmarks.quality_baselines import BASELINES, FLOAT_BYTES, Layers, rounded
 from benchmarks.quality_models import Subject
 from benchmarks.second_moments import second_moments
 from mpocompress import MPOCompressError, Truncation
@@ -19,7 +19,7 @@ from mpocompress.int8 import int8_copy
 
 DATA_FREE, DATA_AWARE, DATA_AWARE_INT8 = "mpocompress", "mpocompress + data", "mpocompress + data, int8"
 DENSE = "not compressed"
-DYNAMIC_INT8 = "dynamic int8, 1/4 of the bytes"
+INT8_WEIGHTS, DYNAMIC_INT8 = "int8 weights", "dynamic int8"
 WHOLE = "all"
 FRACTIONS: Mapping[str, float] = {"1/2": 1 / 2, "1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16, "1/32": 1 / 32}
 OURS: Mapping[str, Mapping[str, Any]] = {
@@ -30,7 +30,9 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "balanced MPO + data": {"sites": 2, "calibration": True},
 }
 """Method -> what `compress_module` is called with; `calibration` stands for the inputs of the model."""
-METHODS = (*OURS, *BASELINES, DYNAMIC_INT8)
+WHOLES = (DENSE, INT8_WEIGHTS, DYNAMIC_INT8)
+"""Methods that keep every parameter; all but the first in a quarter of the bytes."""
+METHODS = (*OURS, *BASELINES, *WHOLES[1:])
 COMPRESS: Callable[..., Any] = mpocompress.compress_module
 
 
@@ -82,8 +84,8 @@ def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iter
         moments=second_moments(subject.module, subject.calibration, weights),
     )
     for method in (DENSE, *methods):
-        for keep in [WHOLE] if method in (DENSE, DYNAMIC_INT8) else keeps:
-            if method in (DENSE, DYNAMIC_INT8):
+        for keep in [WHOLE] if method in WHOLES else keeps:
+            if method in WHOLES:
                 row = _whole(subject, layers, method)
             elif method in OURS:
                 row = _ours(subject, layers, method, keep)
@@ -141,14 +143,17 @@ def _baseline(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
 
 
 def _whole(subject: Subject, layers: Layers, method: str) -> Row:
-    """The model as it is, or each of its weights in 8 bits."""
-    small = method == DYNAMIC_INT8
+    made = {
+        DENSE: lambda: subject.module,
+        INT8_WEIGHTS: lambda: subject.with_weights(rounded(layers)),
+        DYNAMIC_INT8: lambda: int8_copy(subject.module),
+    }
     return Row(
         model=subject.name,
         method=method,
         keep=WHOLE,
         dense_parameters=layers.parameters,
         parameters=layers.parameters,
-        size_bytes=layers.parameters * (1 if small else FLOAT_BYTES),
-        scores=subject.scores(int8_copy(subject.module) if small else subject.module),
+        size_bytes=layers.parameters * (FLOAT_BYTES if method == DENSE else 1),
+        scores=subject.scores(made[method]()),
     )
