@@ -5,9 +5,9 @@
     python -m benchmarks.kjv_lm --text kjv.txt --out kjv.pt
 
 Takes 20 to 25 minutes of one core that multiplies bfloat16 in hardware; `--float32` on others takes twice that. The
-text is split by position: its last 5 % (from the letter to the Colossians on) are the test text, which training never sees;
-calibration text is part of what it was trained on. The last epoch is kept: a perplexity of 3.05 on the test text, and
-of 2.91 on the text just before it, which was trained on.
+text is split by position: its last 5 %, from the letter to the Colossians on, are the test text, which training never
+sees; calibration text is part of what it was trained on. The last epoch is kept: a perplexity of 3.05 on the test
+text, and of 2.91 on the text just before it, which was trained on.
 """
 
 from __future__ import annotations

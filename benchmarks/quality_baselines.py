@@ -2,8 +2,7 @@
 
 Each gets the same weights, the same fraction and the same second moments, and returns weights of the old shape. What
 they cost is counted as it would be stored: two factors of a low rank; of a pruned matrix the values that are left, and
-half as much again for their places (a column number of 16 bits beside a float of 32; the start of each row is not
-counted).
+their places in the cheaper of two ways, a column number of 16 bits for each value or one bit for each entry.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks.second_moments import Group
 
 FLOAT_BYTES = 4
-PLACE = 0.5
-"""What it costs to store where a pruned matrix has a value, in parameters."""
+COLUMN_NUMBER, BIT = 16 / 32, 1 / 32
+"""What it costs to store where a pruned matrix has its values, in parameters: for each value, or for each entry."""
 DAMPING = 1e-5
 """Added to the diagonal of a second moment, as a share of the mean of the diagonal."""
 
@@ -79,21 +79,16 @@ class Layers:
         return dict(zip(group, parts, strict=True))
 
 
-def magnitude(layers: Layers, keep: float, place: float = PLACE) -> Baseline:
+def magnitude(layers: Layers, keep: float, *, places_free: bool = False) -> Baseline:
     """Keep the largest values of all weights together."""
-    kept = int(keep * layers.parameters / (1 + place))
+    kept = int(_kept_share(keep, places_free) * layers.parameters)
     sizes = torch.cat([weight.abs().flatten() for weight in layers.weights.values()])
     least = sizes.kthvalue(len(sizes) - kept).values
     weights = {name: torch.where(weight.abs() > least, weight, 0.0) for name, weight in layers.weights.items()}
-    return Baseline(weights=weights, parameters=_stored(weights, place))
+    return _pruned(weights, places_free)
 
 
-def magnitude_places_free(layers: Layers, keep: float) -> Baseline:
-    """The same as if it cost nothing to store where the values are."""
-    return magnitude(layers, keep, place=0.0)
-
-
-def wanda(layers: Layers, keep: float) -> Baseline:
+def wanda(layers: Layers, keep: float, *, places_free: bool = False) -> Baseline:
     """Keep in every row the values that are largest times the norm of their input, then fit them to the old products.
 
     Source:
@@ -103,10 +98,10 @@ def wanda(layers: Layers, keep: float) -> Baseline:
     """
     weights: dict[str, Tensor] = {}
     for group, weight, moment in layers.joined():
-        kept = max(1, int(keep * weight.shape[1] / (1 + PLACE)))
+        kept = max(1, int(_kept_share(keep, places_free) * weight.shape[1]))
         columns = (weight.abs() * moment.diagonal().sqrt()).topk(kept, dim=1).indices.sort(dim=1).values
         weights |= layers.split(group, _refitted(weight, columns, _damped(moment)))
-    return Baseline(weights=weights, parameters=_stored(weights, PLACE))
+    return _pruned(weights, places_free)
 
 
 def projection(layers: Layers, keep: float) -> Baseline:
@@ -170,8 +165,9 @@ BASELINES: Mapping[str, Callable[[Layers, float], Baseline]] = {
     "whitened SVD": whitened_svd,
     "activation PCA": projection,
     "magnitude pruning": magnitude,
-    "pruning, places free": magnitude_places_free,
+    "pruning, places free": partial(magnitude, places_free=True),
     "Wanda + least squares": wanda,
+    "Wanda, places free": partial(wanda, places_free=True),
 }
 
 
@@ -212,5 +208,13 @@ def _refitted(
     return fitted
 
 
-def _stored(weights: Mapping[str, Tensor], place: float) -> int:
-    return math.ceil((1 + place) * sum(int(weight.count_nonzero()) for weight in weights.values()))
+def _kept_share(keep: float, places_free: bool) -> float:
+    """The share of the values that is left when they and their places are stored in a share of the parameters."""
+    return keep if places_free else max(keep / (1 + COLUMN_NUMBER), keep - BIT)
+
+
+def _pruned(weights: Mapping[str, Tensor], places_free: bool) -> Baseline:
+    values = sum(int(weight.count_nonzero()) for weight in weights.values())
+    entries = sum(weight.numel() for weight in weights.values())
+    places = 0.0 if places_free else min(COLUMN_NUMBER * values, BIT * entries)
+    return Baseline(weights=weights, parameters=math.ceil(values + places))
