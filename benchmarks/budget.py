@@ -9,13 +9,12 @@ written here, with one low rank a tensor. What the models and inputs are is in `
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata, util
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import numpy as np
@@ -27,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 import mpocompress
+from benchmarks import speech
+from benchmarks.inputs import extra, spaced, versions
 from benchmarks.tables import WIDTH, command_line, markdown_table, rich_table
 from mpocompress import Truncation
 
@@ -43,12 +44,9 @@ LOSSES: Mapping[str, Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 """What a rule minimises the sum of: (squared relative errors of a tensor, its squared norm) -> losses."""
 LEAST_LETTERS = 30
 TOKENS = 64
-SAMPLE_RATE, WINDOW, HOP, MELS, FRAMES = 16_000, 400, 160, 40, 160
-LEAST_RMS = 10 ** (-30 / 20)
 SILENCE_DB = 30
 
 StateDict = Mapping[str, Tensor]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,25 +258,7 @@ def sentences(folder: Path, text: Path, count: int) -> Subject:
     return by_embedding("sentences", state, embed, f"{len(chosen)} lines of at most {TOKENS} tokens")
 
 
-class VoiceEncoder(nn.Module):
-    """The network of Resemblyzer: three LSTM layers, and a rectified linear one on the last hidden state."""
-
-    def __init__(self) -> None:
-        """Make the layers."""
-        super().__init__()
-        self.lstm = nn.LSTM(MELS, 256, 3, batch_first=True)
-        self.linear = nn.Linear(256, 256)
-
-    def forward(
-        self,
-        mels: Tensor,  # shape: (batch, frames, MELS)
-    ) -> Tensor:  # shape: (batch, 256), rows of unit norm
-        """Embed a batch of clips."""
-        _, (hidden, _) = self.lstm(mels)
-        return normalize(torch.relu(self.linear(hidden[-1])), dim=1)
-
-
-def speech(folder: Path, audio: Path, count: int) -> Subject:
+def voices(folder: Path, audio: Path, count: int) -> Subject:
     """The speaker encoder of Resemblyzer on the first 1.6 seconds of spoken clips.
 
     Args:
@@ -286,22 +266,15 @@ def speech(folder: Path, audio: Path, count: int) -> Subject:
         audio: a folder with .wav files, at any depth.
         count: how many clips, taken at equal distances among those that are long enough.
     """
-    librosa = extra("librosa")
-    held = torch.load(folder / "pretrained.pt", map_location="cpu", weights_only=True)["model_state"]
-    model = VoiceEncoder().eval()
-    state = {name: held[name] for name in model.state_dict()}
+    model = speech.pretrained(folder)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def mel(path: Path) -> NDArray[np.float32]:
-        wave, _ = librosa.load(path, sr=SAMPLE_RATE)
-        wave = wave * max(1.0, LEAST_RMS / max(float(np.sqrt(np.mean(wave**2))), 1e-9))
-        spoken = [wave[start:end] for start, end in librosa.effects.split(wave, top_db=SILENCE_DB)]
-        power = librosa.feature.melspectrogram(
-            y=np.concatenate(spoken), sr=SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, n_mels=MELS
-        )
-        frames: NDArray[np.float32] = power.T.astype(np.float32)[:FRAMES]
-        return frames
+        wave = speech.recording(path)
+        spoken = [wave[start:end] for start, end in extra("librosa").effects.split(wave, top_db=SILENCE_DB)]
+        return speech.mel(np.concatenate(spoken))[: speech.FRAMES]
 
-    clips = [clip for path in sorted(audio.rglob("*.wav")) if len(clip := mel(path)) == FRAMES]
+    clips = [clip for path in sorted(audio.rglob("*.wav")) if len(clip := mel(path)) == speech.FRAMES]
     chosen = torch.from_numpy(np.stack(spaced(clips, count, audio)))
 
     def embed(state: StateDict) -> Tensor:
@@ -332,34 +305,6 @@ def by_embedding(name: str, state: StateDict, embed: Callable[[StateDict], Tenso
     )
 
 
-def spaced(items: Sequence[Item], count: int, where: Path) -> list[Item]:
-    """So many items at equal distances.
-
-    Raises:
-        click.ClickException: there are fewer.
-    """
-    if len(items) < count:
-        raise click.ClickException(f"{where}: {len(items)} inputs that are long enough, {count} are needed")
-    return [items[math.floor(place * len(items) / count)] for place in range(count)]
-
-
-def extra(module: str) -> Any:
-    """A library that only this benchmark needs.
-
-    Raises:
-        click.ClickException: it is not installed.
-    """
-    if util.find_spec(module) is None:
-        raise click.ClickException(f"{module} is not installed: pip install {module}, in an environment of its own.")
-    return import_module(module)
-
-
-def versions() -> str:
-    """What the figures depend on, in words."""
-    installed = [name for name in ("torch", "transformers", "librosa") if util.find_spec(name)]
-    return ", ".join(f"{name} {metadata.version(name)}" for name in ("mpocompress", *installed))
-
-
 @click.command()
 @click.option("--minilm", type=click.Path(exists=True, file_okay=False, path_type=Path), help="all-MiniLM-L6-v2.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A sentence a line.")
@@ -385,9 +330,9 @@ def main(
     if minilm is not None and text is not None:
         subjects.append(sentences(minilm, text, lines))
     if resemblyzer is not None and audio is not None:
-        subjects.append(speech(resemblyzer, audio, clips))
+        subjects.append(voices(resemblyzer, audio, clips))
     console = Console(width=WIDTH, highlight=False)
-    page = [f"Made by `{command_line('benchmarks/budget.py')}`; {versions()}."]
+    page = [f"Made by `{command_line('benchmarks/budget.py')}`; {versions('torch', 'transformers', 'librosa')}."]
     for subject in subjects:
         for title, rows in run(subject):
             console.print(rich_table(title, HEADER, rows))

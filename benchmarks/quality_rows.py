@@ -1,0 +1,159 @@
+"""The measurements of `benchmarks/quality.py`: every method at every fraction, one model after the other."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+import mpocompress
+from benchmarks.quality_baselines import BASELINES, FLOAT_BYTES, Layers, rounded
+from benchmarks.quality_models import Subject
+from benchmarks.second_moments import second_moments
+from mpocompress import MPOCompressError, Truncation
+from mpocompress.int8 import int8_copy
+
+DATA_FREE, DATA_AWARE, DATA_AWARE_INT8 = "mpocompress", "mpocompress + data", "mpocompress + data, int8"
+DENSE = "not compressed"
+INT8_WEIGHTS, DYNAMIC_INT8 = "int8 weights", "dynamic int8"
+WHOLE = "all"
+FRACTIONS: Mapping[str, float] = {"1/2": 1 / 2, "1/4": 1 / 4, "1/8": 1 / 8, "1/16": 1 / 16, "1/32": 1 / 32}
+OURS: Mapping[str, Mapping[str, Any]] = {
+    DATA_FREE: {},
+    DATA_AWARE: {"calibration": True},
+    DATA_AWARE_INT8: {"calibration": True, "dtype": "int8"},
+    "balanced MPO": {"sites": 2},
+    "balanced MPO + data": {"sites": 2, "calibration": True},
+}
+"""Method -> what `compress_module` is called with; `calibration` stands for the inputs of the model."""
+WHOLES = (DENSE, INT8_WEIGHTS, DYNAMIC_INT8)
+"""Methods that keep every parameter; all but the first in a quarter of the bytes."""
+METHODS = (*OURS, *BASELINES, *WHOLES[1:])
+COMPRESS: Callable[..., Any] = mpocompress.compress_module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One method at one fraction on one model.
+
+    Args:
+        model: name of the model.
+        method: name of the method.
+        keep: the fraction that was asked for; `all` for a method that takes none.
+        dense_parameters: entries of the weights that every method compresses.
+        parameters: what the method stores for them.
+        size_bytes: in bytes.
+        scores: as the model counts; none where the method refused.
+        cpu_s: processor time of compression, calibration included; only of mpocompress.
+        refused: why, in its own words; else empty.
+    """
+
+    model: str
+    method: str
+    keep: str
+    dense_parameters: int
+    parameters: int
+    size_bytes: int
+    scores: tuple[float, ...]
+    cpu_s: float | None = None
+    refused: str = ""
+
+    @property
+    def times_fewer(self) -> float:
+        """Dense parameters over those stored."""
+        return self.dense_parameters / self.parameters if self.parameters else float("nan")
+
+
+def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iterator[Row]:
+    """Measure a model as it is, then methods on it.
+
+    Args:
+        subject: the model.
+        methods: names out of `METHODS`.
+        keeps: names out of `FRACTIONS`.
+    """
+    _, report = COMPRESS(subject.module, Truncation(max_bond=1), jobs=1)
+    weights = [name for matrix in report.matrices for name in matrix.members]
+    state = subject.module.state_dict()
+    layers = Layers(
+        weights={name: state[name].double() for name in weights},
+        moments=second_moments(subject.module, subject.calibration, weights),
+    )
+    for method in (DENSE, *methods):
+        for keep in [WHOLE] if method in WHOLES else keeps:
+            if method in WHOLES:
+                row = _whole(subject, layers, method)
+            elif method in OURS:
+                row = _ours(subject, layers, method, keep)
+            else:
+                row = _baseline(subject, layers, method, keep)
+            said = row.refused or ", ".join(subject.shown(score) for score in row.scores)
+            click.echo(f"{subject.name}: {method}, keep {keep}: {said}", err=True)
+            yield row
+
+
+def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
+    asked = dict(OURS[method])
+    refused = Row(
+        model=subject.name,
+        method=method,
+        keep=keep,
+        dense_parameters=layers.parameters,
+        parameters=0,
+        size_bytes=0,
+        scores=(),
+        refused="this version of mpocompress takes no calibration inputs",
+    )
+    if asked.pop("calibration", False):
+        if "calibration" not in inspect.signature(COMPRESS).parameters:
+            return refused
+        asked["calibration"] = subject.calibration
+    started = time.process_time()
+    try:
+        small, report = COMPRESS(subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **asked)
+    except MPOCompressError as error:
+        return replace(refused, refused=str(error))
+    cpu_s = time.process_time() - started
+    totals = report.totals
+    return replace(
+        refused,
+        parameters=totals.eligible_parameters_after,
+        size_bytes=totals.size_bytes_after - totals.size_bytes_before + FLOAT_BYTES * layers.parameters,
+        scores=subject.scores(small),
+        cpu_s=cpu_s,
+        refused="",
+    )
+
+
+def _baseline(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
+    made = BASELINES[method](layers, FRACTIONS[keep])
+    return Row(
+        model=subject.name,
+        method=method,
+        keep=keep,
+        dense_parameters=layers.parameters,
+        parameters=made.parameters,
+        size_bytes=made.size_bytes,
+        scores=subject.scores(subject.with_weights(made.weights)),
+    )
+
+
+def _whole(subject: Subject, layers: Layers, method: str) -> Row:
+    made = {
+        DENSE: lambda: subject.module,
+        INT8_WEIGHTS: lambda: subject.with_weights(rounded(layers)),
+        DYNAMIC_INT8: lambda: int8_copy(subject.module),
+    }
+    return Row(
+        model=subject.name,
+        method=method,
+        keep=WHOLE,
+        dense_parameters=layers.parameters,
+        parameters=layers.parameters,
+        size_bytes=layers.parameters * (FLOAT_BYTES if method == DENSE else 1),
+        scores=subject.scores(made[method]()),
+    )
