@@ -182,9 +182,10 @@ class Moments:
 
     def __init__(self, rows: int, cols: int) -> None:
         self.second = torch.zeros(cols, cols, dtype=torch.float64)
+        self.rows = rows
         self.first = torch.zeros(cols, dtype=torch.float64)
         self.gradients = torch.zeros(*(rows,) * (2 if rows <= FULL_ROWS else 1), dtype=torch.float64)
-        self.count = 0
+        self.count = self.gradient_count = 0
 
     def add_inputs(
         self,
@@ -211,6 +212,7 @@ class Moments:
         """
         wide = gradients.detach().double()
         self.gradients += (wide.T @ wide if self.gradients.dim() == 2 else wide.square().sum(dim=0)).cpu()
+        self.gradient_count += len(wide)
 
     @property
     def is_sound(self) -> bool:
@@ -219,7 +221,7 @@ class Moments:
 
     def metric(self) -> Metric:
         """The metric of what was added; every output counts alike where no usable gradient was."""
-        weights = OutputWeights(self.gradients)
+        weights = OutputWeights(_towards_diagonal(self.gradients, self.gradient_count))
         felt = bool(self.gradients.isfinite().all()) and weights.scale > 0.0
         return Metric(
             second=self.second / self.count,
@@ -227,6 +229,14 @@ class Moments:
             outputs=weights if felt else OutputWeights(torch.ones(len(self.gradients), dtype=torch.float64)),
             count=self.count,
         )
+
+
+def _towards_diagonal(moment: Tensor, count: int) -> Tensor:
+    """A second moment of few samples with what is off its diagonal brought down: chance makes that too large."""
+    if moment.dim() == 1:
+        return moment
+    kept = count / (count + len(moment))
+    return kept * moment + (1.0 - kept) * torch.diag(moment.diagonal())
 
 
 def shrunk(

@@ -36,7 +36,7 @@ VERDICTS = (
     (0.3, "changed clearly", "Keep more, or fine-tune before use."),
     (math.inf, "changed beyond use", "Keep more, or leave the most sensitive layers dense; fine-tune before use."),
 )
-"""Share of the divergence between outputs for different inputs up to which -> what it means, and what to do."""
+"""Extent of a change (see `CalibrationReport.extent`) up to which -> what it means, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,11 +238,14 @@ class CalibrationReport:
     left_out: Mapping[str, str]
 
     @property
-    def share(self) -> float | None:
-        """The divergence as a share of that between outputs for different inputs; None where one is not known."""
-        if self.divergence is None or not self.unrelated:
-            return None
-        return self.divergence / self.unrelated
+    def extent(self) -> float | None:
+        """How far the outputs changed, whatever they are; None where it was not measured.
+
+        Of a classifier the divergence itself, in nats; of others as a share of that between outputs for different inputs.
+        """
+        if self.divergence is None or self.kind == "classification":
+            return self.divergence
+        return self.divergence / self.unrelated if self.unrelated else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,13 +355,18 @@ class Report:
     def _measured_verdict(self, found: CalibrationReport) -> tuple[str, ...]:
         """What the divergence of the outputs means, in words."""
         inputs = "held-out calibration inputs" if found.held_out else "the calibration inputs themselves"
-        share = found.share
-        if share is None:
+        extent = found.extent
+        if extent is None:
             return (f"Measured on {inputs}: measure the expanded model on your own task as well.",)
-        meaning, advice = next((words for limit, *words in VERDICTS if share <= limit), VERDICTS[-1][1:])
-        said = f"On {inputs} the outputs {meaning}: {share:.1%} of the way to outputs for other inputs."
+        meaning, advice = next((words for limit, *words in VERDICTS if extent <= limit), VERDICTS[-1][1:])
+        how = f"a KL divergence of {extent:.2g} nats" + (
+            f", the same answer for {found.agreement:.1%}" if found.agreement is not None else ""
+        )
+        if found.kind != "classification":
+            how = f"{extent:.1%} of the way to outputs for other inputs"
+        said = f"On {inputs} the outputs {meaning}: {how}."
         worst = max(self.compressed, key=lambda matrix: matrix.sensitivity or 0.0)
-        if share > VERDICTS[0][0] and worst.sensitivity:
+        if extent > VERDICTS[0][0] and worst.sensitivity:
             said += f" {worst.name} costs most ({worst.sensitivity:.2g} by itself)."
         return said, advice
 

@@ -22,7 +22,7 @@ from mpocompress.planning import MatrixPlan, Survey, make_plan
 from mpocompress.report import INT8, CalibrationReport, MatrixReport, Report
 from mpocompress.sites import candidates, low_rank
 from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint
-from mpocompress.quantised import QuantisedMPO, quantise, restore
+from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
 from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed, put_aside
 from mpocompress.truncation import Truncation
 from mpocompress.weighing import (
@@ -39,8 +39,13 @@ from mpocompress.weighing import (
 
 SHAPES_BELOW = 0.1
 """Fraction of its parameters below which a matrix is tried in other site shapes than low rank."""
-MIXES = (0.5, 0.2)
+MIXES = (0.5, 0.2, 0.8)
 """Weights on the inputs of the compressed model that a refit is tried with."""
+ROUNDING_COST = 0.01
+"""What int8 may add to the divergence of the outputs by one matrix, as a share of it."""
+ROUNDING_NOISE = 1e-7
+"""What no rounding is blamed for."""
+INSTEAD_OF_INT8 = "float16"
 NOT_RUN = "it was not seen to run on the calibration inputs"
 
 
@@ -173,12 +178,13 @@ class _Work:
         }
         stands, alone, mix = self._fitted(known)
         done, kept = [], []
+        dtypes = self._dtypes(stands)
         for entry in entries:
             name = entry.matrix.name
             if name in rest:
                 done.append(rest[name])
                 continue
-            stand, one = self._stored(stands[name], entry, alone.get(name))
+            stand, one = self._stored(stands[name], entry, dtypes[name], alone.get(name))
             done.append(one)
             kept += [stand] if stand is not None else []
         changed = {name: value for name, value in values_of(kept).items() if name not in _members(kept)}
@@ -213,16 +219,22 @@ class _Work:
         if rig is None or not first:
             return first, {}, 1.0
         alone = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
-        choices = [(divergence_with(rig, values_of(first.values())), 1.0)]
-        for done, mix in enumerate(MIXES if self._pays(first) else ()):
-            self._tell("choosing a refit", done, len(MIXES))
-            stands = self._refitted(rig, first, mix, rig.batches.rest)
-            choices.append((divergence_with(rig, values_of(stands.values())), mix))
-        _, mix = min(choices)
+        mix = self._mix(rig, first) if self._pays(first) else 1.0
         if mix == 1.0:
             return first, alone, mix
         self._tell("refitting", 0, 1)
         return self._refitted(rig, first, mix, rig.batches.learning), alone, mix
+
+    def _mix(self, rig: Rig, first: Mapping[str, Stand]) -> float:
+        """The mix whose refit brings the outputs nearest to the original ones, for inputs that it was not made with."""
+        found = {1.0: divergence_with(rig, values_of(first.values()))}
+        for done, mix in enumerate(MIXES):
+            self._tell("choosing a refit", done, len(MIXES))
+            if mix == MIXES[-1] and min(found, key=lambda one: found[one]) == MIXES[-2]:
+                break  # it lies between the first and none, and the first was not the best
+            stands = self._refitted(rig, first, mix, rig.rest)
+            found[mix] = divergence_with(rig, values_of(stands.values()))
+        return min(found, key=lambda one: found[one])
 
     def _pays(self, stands: Mapping[str, Stand]) -> bool:
         """Whether any layer gets other inputs because of those before it, or of itself."""
@@ -255,11 +267,31 @@ class _Work:
         refit(rig, units, batches, values_of(first.values()), fit_unit)
         return found
 
-    def _stored(self, stand: Stand, entry: MatrixPlan, alone: float | None) -> tuple[Stand | None, Done]:
+    def _dtypes(self, stands: Mapping[str, Stand]) -> dict[str, str]:
+        """The dtype that the cores of every matrix are stored in: of int8, float16 where that alone costs too much."""
+        chosen = {name: self.task.dtype or stand.weighed.matrix.members[0].dtype for name, stand in stands.items()}
+        if self.task.dtype != INT8:
+            return chosen
+        rig = self.calibration.rig
+        whole = divergence_with(rig, values_of(stands.values())) if rig is not None else 0.0
+        for done, (name, stand) in enumerate(stands.items()):
+            self._tell("rounding", done, len(stands))
+            coarse = dataclasses.replace(stand, mpo=rounded(stand.mpo, DTYPES[INT8]))
+            if rig is not None:
+                before, after = whole, divergence_with(rig, values_of({**stands, name: coarse}.values()))
+            else:
+                before, after = (
+                    stand.weighed.error(one.mpo.to(torch.float32).to_matrix()) ** 2 for one in (stand, coarse)
+                )
+            if not after <= (1.0 + ROUNDING_COST) * before + ROUNDING_NOISE:
+                chosen[name] = INSTEAD_OF_INT8
+        return chosen
+
+    def _stored(
+        self, stand: Stand, entry: MatrixPlan, stored: str, alone: float | None
+    ) -> tuple[Stand | None, Done]:
         """Round cores to the dtype they are stored in, measure what was lost, and put them aside."""
         norm = self.surveyed.surveys[entry.matrix.name].squared_norm
-        source = entry.matrix.members[0].dtype
-        stored = self.task.dtype or source
         made = quantise(stand.mpo) if stored == INT8 else stand.mpo.to(DTYPES[stored])
         mpo = restore(made) if isinstance(made, QuantisedMPO) else made
         weight = read_matrix(entry.matrix, self.task.checkpoint)

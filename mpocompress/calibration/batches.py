@@ -14,8 +14,6 @@ from mpocompress.user_code import batches_from
 DEFAULT_SAMPLES = 512
 HELD_OUT_EVERY = 4
 """One batch in so many is held out."""
-TUNING_SAMPLES = 48
-"""Samples that single decisions are measured on."""
 
 _WRITE_ONE = "Give an iterable of what the model is called with: tensors, tuples of arguments, or dicts of named ones."
 
@@ -33,16 +31,6 @@ class Batches:
     learning: tuple[object, ...]
     held_out: tuple[object, ...]
     has_targets: bool = False
-
-    @property
-    def tuning(self) -> tuple[object, ...]:
-        """The first batches of `learning`, about `TUNING_SAMPLES` samples."""
-        return first_batches(self.learning, TUNING_SAMPLES)
-
-    @property
-    def rest(self) -> tuple[object, ...]:
-        """The batches of `learning` that decisions are not measured on; all of them where none would be left."""
-        return self.learning[len(self.tuning) :] or self.learning
 
     @property
     def is_held_out(self) -> bool:
@@ -70,30 +58,6 @@ class Batches:
             The number.
         """
         return sum(sample_count(self.inputs(batch)) for batch in batches)
-
-
-def first_batches(batches: Sequence[object], samples: int) -> tuple[object, ...]:
-    """The first batches that together hold so many samples.
-
-    Args:
-        batches: all of them.
-        samples: how many.
-
-    Returns:
-        One batch at least; all where they hold fewer.
-
-    Example:
-        >>> import torch
-        >>> len(first_batches([torch.zeros(4, 2)] * 5, 8))
-        2
-    """
-    taken, count = [], 0
-    for batch in batches:
-        if count >= samples:
-            break
-        taken.append(batch)
-        count += sample_count(batch)
-    return tuple(taken)
 
 
 def gathered(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpocompress.calibration.batches import first_batches
 from mpocompress.calibration.outputs import primary
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import NEVER, Unit, Watcher, watched
@@ -17,8 +16,8 @@ from mpocompress.jobs import Progress
 from mpocompress.metric import Metric, Moments
 from mpocompress.user_code import told_with_its_line
 
-GRADIENT_SAMPLES = 96
-"""Samples that gradients are taken of; their squares are known well from fewer than the inputs are."""
+GRADIENTS_PER_OUTPUT = 16
+"""Gradients are taken until every weight has seen so many for each of its outputs."""
 SEED = 0
 NOT_FINITE = "saw NaN or Inf on the calibration inputs"
 
@@ -42,7 +41,7 @@ class Collected:
 
 
 def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = None) -> Collected:
-    """Run the model over the batches to learn from, watching every weight.
+    """Run the model over the batches that no decision is measured on, watching every weight.
 
     Args:
         rig: the model.
@@ -67,14 +66,13 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
         on_gradient(sums.add_gradients)
 
     watcher = Watcher(see=see, odd=lambda unit, reason: odd.setdefault(unit.name, reason))
-    batches = rig.batches.learning
-    felt = len(first_batches([rig.batches.inputs(batch) for batch in batches], GRADIENT_SAMPLES))
+    batches = rig.rest
     generator = torch.Generator().manual_seed(SEED)
     with watched(rig.watches, watcher):
         for done, batch in enumerate(batches):
             if progress is not None:
                 progress("calibrating", done, len(batches))
-            if done < felt:
+            if not done or any(one.gradient_count < GRADIENTS_PER_OUTPUT * one.rows for one in moments.values()):
                 with torch.enable_grad():
                     _backward(rig, batch, loss, generator)
             else:

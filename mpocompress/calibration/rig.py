@@ -24,6 +24,13 @@ from mpocompress.user_code import told_with_its_line
 
 _MOST_SHOWN = 3
 
+TUNING_SAMPLES = 48
+"""Samples that decisions are measured on, at least."""
+TUNING_SHARE = 0.25
+"""Share of the batches to learn from that they are measured on, at most, but for one batch."""
+TUNING_ANSWERS = 512
+"""Rows of a classifier's outputs that they are measured on, at least."""
+
 Values = Mapping[str, Tensor]
 """Name of a tensor in the checkpoint -> its values, in the shape it has there."""
 
@@ -57,6 +64,9 @@ class Comparison:
 class Rig:
     """A private copy of the user's model, in evaluation mode, with the weights of a checkpoint.
 
+    Of the batches to learn from, the first are what decisions are measured on (`tuning`), so that these are not judged by
+    what they were made for; `rest` are the others, or all where there would be none.
+
     Args:
         model: the user's model; it is copied, and its values do not matter.
         checkpoint: the weights.
@@ -79,11 +89,23 @@ class Rig:
         self.watches: tuple[Watch, ...] = find_watches(self.model, names)
         self._original: dict[str, Tensor] = {}
         self.batches = batches
-        outputs, named = zip(*(primary(self.run(batch)) for batch in batches.tuning), strict=True)
-        self.measure: Measure = measure_for(outputs, named=named[0], kind=kind)
-        self.tuning = Reference(batches=batches.tuning, outputs=outputs)
+        first = [primary(self.run(batch)) for batch in batches.learning[:1]]
+        self.measure: Measure = measure_for([one for one, _ in first], named=first[0][1], kind=kind)
+        self.tuning = self._tuned([one.cpu() for one, _ in first])
+        self.rest: Sequence[object] = batches.learning[len(self.tuning.batches) :] or batches.learning
         held_out = tuple(self.output(batch) for batch in batches.held_out)
         self.held_out = Reference(batches=batches.held_out, outputs=held_out)
+
+    def _tuned(self, outputs: list[Tensor]) -> Reference:
+        """As many batches as decisions are measured on, from the first ones."""
+        batches = self.batches.learning
+        while len(outputs) < len(batches) * TUNING_SHARE:
+            few = self.batches.count(batches[: len(outputs)]) < TUNING_SAMPLES
+            rows = sum(one.numel() // one.shape[-1] for one in outputs)
+            if not few and (self.measure.kind != "classification" or rows >= TUNING_ANSWERS):
+                break
+            outputs.append(self.output(batches[len(outputs)]))
+        return Reference(batches=batches[: len(outputs)], outputs=outputs)
 
     def run(self, batch: object) -> object:
         """What the model puts out for a batch, without gradients.
