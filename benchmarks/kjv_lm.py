@@ -35,8 +35,8 @@ class CharacterModel(nn.Module):
     def __init__(self, characters: int) -> None:
         """Make the layers for so many different characters."""
         super().__init__()
-        self.embedding = nn.Embedding(characters, 64)
-        self.lstm = nn.LSTM(64, 512, batch_first=True)
+        self.embedding = nn.Embedding(characters, 128)
+        self.lstm = nn.LSTM(128, 512, batch_first=True)
         self.head = nn.Linear(512, characters)
 
     def forward(
