@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,4 +165,3 @@ def _generator() -> torch.Generator:
 
 def _noise(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=_generator()).to(dtype)
-

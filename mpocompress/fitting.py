@@ -88,7 +88,7 @@ def fit(
             best[:] = [(loss, [core.detach().clone() for core in cores])]
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     if not best:
         return start.to(torch.float32)
     return MPO(cores=tuple(best[0][1]), sites=start.sites)

@@ -289,4 +289,3 @@ def whitening(
     variances, directions = torch.linalg.eigh(second)
     lengths = variances.clamp_min(float(variances[-1]) * SMALLEST).sqrt()
     return (directions * lengths) @ directions.T, (directions / lengths) @ directions.T
-

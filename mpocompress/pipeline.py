@@ -76,6 +76,10 @@ def compress(
         selection: which layers, and in what form.
         model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
             or of what builds it (that is imported and run), or module path -> class.
+        calibration: inputs that the model is run with, to see what matters to its output: batches, or where they are,
+            or more of both in `CalibrationInputs`; or a calibration that was made before, or the file it is in. Without,
+            weights alone count.
+        save_calibration: where to keep what was measured with them, for other budgets.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32`, `float64` or `int8`, whose scales are stored
             beside them; by default that of the weight.
         key: where the state dict sits in a nested checkpoint; found by itself where it is plain.
@@ -122,9 +126,15 @@ def compress(
             came = work(task, known, jobs=chosen_jobs(jobs), progress=progress)
             if known is not None and save_calibration is not None:
                 write_calibration(known, save_calibration, overwrite=overwrite)
-            cores = {one.report.name: (one.report, made) for one in came.done if (made := one.stored(spool)) is not None}
+            cores = {
+                one.report.name: (one.report, made) for one in came.done if (made := one.stored(spool)) is not None
+            }
             tensors = compressed_tensors(checkpoint.tensors, cores, checkpoint.tensor, came.changed)
-            report = outcome_report(came, truncation=truncation, notes=(*ran, *(known.notes if known else ()), *carried_notes(container, checkpoint)))
+            report = outcome_report(
+                came,
+                truncation=truncation,
+                notes=(*ran, *(known.notes if known else ()), *carried_notes(container, checkpoint)),
+            )
             size = write_target(
                 target,
                 container=container,
@@ -167,9 +177,9 @@ def calibrate(
         ModelError: the model cannot be built, or is another one.
         InputsError: the inputs cannot be made, or the model does not take them.
     """
-    model, ran = runnable(model)
+    built, ran = runnable(model)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
-        found = calibration_for(inputs, model, checkpoint, progress)
+        found = calibration_for(inputs, built, checkpoint, progress)
     return dataclasses.replace(found, notes=(*ran, *found.notes))
 
 

@@ -198,7 +198,6 @@ class MatrixReport:
                 "the discarded weights of all cuts add up to the squared error",
             )
 
-
     def _check_weighted(self) -> None:
         """Add up the figures of cores that were found with calibration inputs."""
         if self.discarded_weights or self.rounding_weight:
@@ -241,7 +240,7 @@ class CalibrationReport:
     def extent(self) -> float | None:
         """How far the outputs changed, whatever they are; None where it was not measured.
 
-        Of a classifier the divergence itself, in nats; of others as a share of that between outputs for different inputs.
+        Of a classifier the divergence itself, in nats; of others as a share of `unrelated`.
         """
         if self.divergence is None or self.kind == "classification":
             return self.divergence

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -157,7 +158,7 @@ def batches_from(spec: str) -> Iterable[object]:
     return _iterated(spec, found)
 
 
-def loss_function(spec: str) -> Callable[..., object]:
+def loss_function(spec: str) -> Callable[..., Any]:
     """Import a loss function.
 
     Args:

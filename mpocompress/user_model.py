@@ -75,7 +75,8 @@ def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) ->
     called = shown(model) if isinstance(model, str) else "the given model"
     ran: tuple[str, ...] = ()
     if isinstance(model, str):
-        model, ran = model_builder(model)(), (_ran(model),)
+        ran = (_ran(model),)
+        model = model_builder(model)()
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
         classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}

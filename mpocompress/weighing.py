@@ -238,9 +238,7 @@ def _points(
                     else weighed.fitted(curve.sites, curve.sites.capped(cap), QUICK_STEPS)
                 )
                 found = divergence_with(calibration.rig, values_of([standing(weighed, mpo)]))
-                calibration.points[key] = Point(
-                    matrix=key[0], sites=key[1], bond=cap, divergence=found
-                )
+                calibration.points[key] = Point(matrix=key[0], sites=key[1], bond=cap, divergence=found)
     known = calibration.points.values()
     return {
         one.bond: one.divergence
@@ -272,12 +270,14 @@ def _losses(curve: Curve, points: Mapping[int, float], total: float) -> NDArray[
     errors = np.maximum(squares[0], SMALLEST_LOSS)
     usable = {cap: found for cap, found in points.items() if np.isfinite(found) and cap <= len(errors)}
     if not usable:
-        return errors * total
+        scaled: NDArray[np.float64] = errors * total
+        return scaled
     caps = np.array(sorted(usable, reverse=True))  # errors rise with falling bonds
     found = np.array([max(usable[cap], SMALLEST_LOSS) for cap in caps.tolist()])
     at = errors[caps - 1]
     ratios = np.interp(np.log(errors), np.log(at), np.log(found / at))
-    return errors * np.exp(ratios)
+    losses: NDArray[np.float64] = errors * np.exp(ratios)
+    return losses
 
 
 def chosen_shape(

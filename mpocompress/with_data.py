@@ -1,4 +1,4 @@
-"""The work with calibration inputs: matrices chosen by what the model's output feels, refitted in order, and measured."""
+"""The work with calibration inputs: bonds chosen by what the model's output feels, cores refitted, outputs compared."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mpocompress.decomposition import measured_error
 from mpocompress.jobs import Progress
 from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, Survey, make_plan
+from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
 from mpocompress.report import INT8, CalibrationReport, MatrixReport, Report
 from mpocompress.sites import candidates, low_rank
 from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint
-from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
 from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed, put_aside
 from mpocompress.truncation import Truncation
 from mpocompress.weighing import (
@@ -160,9 +160,7 @@ class _Work:
             weighed = weigh(matrix, weight, self.calibration, self._bias)
             if weighed is not None:
                 self.weighed[matrix.name] = weighed
-                found[matrix.name] = survey_with_data(
-                    weighed, found[matrix.name], self.calibration, measure=budgeted
-                )
+                found[matrix.name] = survey_with_data(weighed, found[matrix.name], self.calibration, measure=budgeted)
         return found
 
     def outcome(self) -> Outcome:
@@ -206,10 +204,8 @@ class _Work:
         sites, bonds = chosen_shape(weighed, entry.sites, entry.bonds, candidates(*entry.matrix.shape, "auto"))
         return dataclasses.replace(entry, sites=sites, bonds=bonds, parameters=sites.parameters(bonds))
 
-    def _fitted(
-        self, entries: Mapping[str, MatrixPlan]
-    ) -> tuple[dict[str, Stand], dict[str, float], float]:
-        """Cores for every matrix that was seen to run, what each costs alone, and the mix that they were refitted with."""
+    def _fitted(self, entries: Mapping[str, MatrixPlan]) -> tuple[dict[str, Stand], dict[str, float], float]:
+        """Cores for every matrix that was seen to run, what each costs alone, and the mix they were refitted with."""
         first: dict[str, Stand] = {}
         for done, (name, entry) in enumerate(entries.items()):
             self._tell("fitting", done, len(entries))
@@ -287,9 +283,7 @@ class _Work:
                 chosen[name] = INSTEAD_OF_INT8
         return chosen
 
-    def _stored(
-        self, stand: Stand, entry: MatrixPlan, stored: str, alone: float | None
-    ) -> tuple[Stand | None, Done]:
+    def _stored(self, stand: Stand, entry: MatrixPlan, stored: str, alone: float | None) -> tuple[Stand | None, Done]:
         """Round cores to the dtype they are stored in, measure what was lost, and put them aside."""
         norm = self.surveyed.surveys[entry.matrix.name].squared_norm
         made = quantise(stand.mpo) if stored == INT8 else stand.mpo.to(DTYPES[stored])
@@ -362,6 +356,4 @@ def _member_values(report: MatrixReport, mpo: MPO) -> dict[str, Tensor]:
     """The dense weights that cores stand for, in the shape they have in the checkpoint."""
     dense = mpo.to(torch.promote_types(mpo.cores[0].dtype, torch.float32)).to_matrix()
     parts = torch.split(dense, list(report.member_columns), dim=1)
-    return {
-        name: part.T if report.transposed else part for name, part in zip(report.members, parts, strict=True)
-    }
+    return {name: part.T if report.transposed else part for name, part in zip(report.members, parts, strict=True)}

@@ -60,9 +60,7 @@ class Batches:
         return sum(sample_count(self.inputs(batch)) for batch in batches)
 
 
-def gathered(
-    batches: str | Iterable[object], *, samples: int | None = None, has_targets: bool = False
-) -> Batches:
+def gathered(batches: str | Iterable[object], *, samples: int | None = None, has_targets: bool = False) -> Batches:
     """Take the user's batches, as far as they are wanted.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ GRADIENTS_PER_OUTPUT = 16
 SEED = 0
 NOT_FINITE = "saw NaN or Inf on the calibration inputs"
 
-Loss = Callable[[object, object], Tensor]
-"""Of what the model puts out and a target."""
+Loss = Callable[[Any, Any], Any]
+"""Of what the model puts out and a target; a scalar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,10 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
         sums.add_inputs(inputs)
         on_gradient(sums.add_gradients)
 
-    watcher = Watcher(see=see, odd=lambda unit, reason: odd.setdefault(unit.name, reason))
+    def is_odd(unit: Unit, reason: str) -> None:
+        odd.setdefault(unit.name, reason)
+
+    watcher = Watcher(see=see, odd=is_odd)
     batches = rig.rest
     generator = torch.Generator().manual_seed(SEED)
     with watched(rig.watches, watcher):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -86,7 +85,7 @@ def write_calibration(calibration: Calibration, path: str | PathLike[str], *, ov
         "units": [{**fields_of(unit), "count": calibration.metrics[unit.name].count} for unit in calibration.units],
         "points": [fields_of(point) for point in calibration.points.values()],
     }
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for number, unit in enumerate(calibration.units):
         metric = calibration.metrics[unit.name]
         parts = {"second": metric.second, "mean": metric.mean, "outputs": metric.outputs.moment}
@@ -161,7 +160,11 @@ def _calibration(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
         unit: Unit = build(Unit, entry)
         cols, rows = sum(unit.columns), unit.rows
         found = {part: tensors[f"{number}.{part}"] for part in ("second", "mean", "outputs")}
-        wanted = {"second": [(cols, cols)], "mean": [(cols,)], "outputs": [(rows,), (rows, rows)]}
+        wanted: dict[str, list[tuple[int, ...]]] = {
+            "second": [(cols, cols)],
+            "mean": [(cols,)],
+            "outputs": [(rows,), (rows, rows)],
+        }
         for part, tensor in found.items():
             if tuple(tensor.shape) not in wanted[part] or tensor.dtype != torch.float64 or not tensor.isfinite().all():
                 raise ValueError(f"{part} of {unit.name}")

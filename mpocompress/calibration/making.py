@@ -87,7 +87,7 @@ def calibrated(
     loss = loss_function(inputs.loss) if isinstance(inputs.loss, str) else inputs.loss
     batches = gathered(inputs.batches, samples=inputs.samples, has_targets=loss is not None)
     rig = Rig(model, checkpoint, batches, inputs.kind)
-    found = collect(rig, loss=loss, progress=progress)  # type: ignore[arg-type]
+    found = collect(rig, loss=loss, progress=progress)
     ran = [f"{shown(one)} was imported and run." for one in (inputs.batches, inputs.loss) if isinstance(one, str)]
     if not batches.is_held_out:
         ran.append("There was one calibration batch only, so the divergence is measured on what was learnt from.")

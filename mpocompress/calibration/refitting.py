@@ -102,7 +102,9 @@ def shifted_target(
     correction = torch.linalg.solve(ridge, (weight.double() @ (cross - second)).T).T
     return Target(
         weight=weight.double() + (1.0 - mix) * correction,
-        second=shrunk(second, moments.count), mean_before=(1.0 - mix) * before + mix * after, mean_after=after
+        second=shrunk(second, moments.count),
+        mean_before=(1.0 - mix) * before + mix * after,
+        mean_after=after,
     )
 
 
@@ -123,7 +125,8 @@ def refit(
         fit: fits one unit.
 
     Returns:
-        Name of a tensor in the checkpoint -> its new value. A unit whose calls cannot be matched keeps what `first` has.
+        Name of a tensor in the checkpoint -> its new value. A unit whose calls cannot be matched keeps that of
+        `first`.
     """
     values: dict[str, Tensor] = {}
     done: set[str] = set()

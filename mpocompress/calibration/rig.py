@@ -1,4 +1,4 @@
-"""The user's model with the weights of a checkpoint in it, run on the user's batches; weights can be tried and undone."""
+"""The user's model with the weights of a checkpoint, run on the user's batches; weights can be tried and undone."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Comparison:
 class Rig:
     """A private copy of the user's model, in evaluation mode, with the weights of a checkpoint.
 
-    Of the batches to learn from, the first are what decisions are measured on (`tuning`), so that these are not judged by
-    what they were made for; `rest` are the others, or all where there would be none.
+    Of the batches to learn from, the first are what decisions are measured on (`tuning`), so that these are not judged
+    by what they were made for; `rest` are the others, or all where there would be none.
 
     Args:
         model: the user's model; it is copied, and its values do not matter.
@@ -179,8 +179,7 @@ class Rig:
             How far they are apart.
         """
         return self._compared(
-            (expected, self.output(batch))
-            for batch, expected in zip(reference.batches, reference.outputs, strict=True)
+            (expected, self.output(batch)) for batch, expected in zip(reference.batches, reference.outputs, strict=True)
         )
 
     def unrelated(self, reference: Reference) -> float | None:
@@ -311,4 +310,3 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
     if found is None:
         raise KeyError(name)
     return found
-

@@ -135,8 +135,8 @@ def run_level(
     inputs = torch.cat([x, torch.stack(before)], dim=2)
     see(name, inputs, share, real)
     if weights.hr is not None:
-        for step, (let, one) in enumerate(zip(let_out, projected, strict=True)):
-            see(f"hr_{name}", let, one, None if real is None else real[step])
+        for step, (let, after) in enumerate(zip(let_out, projected, strict=True)):
+            see(f"hr_{name}", let, after, None if real is None else real[step])
     return LevelRun(inputs=inputs, outputs=torch.stack(outputs), state=(h, c))
 
 
@@ -224,9 +224,7 @@ def run_lstm(
     return _closed(module, given, level_input, (hidden, cell))
 
 
-def _closed(
-    module: nn.LSTM, given: Sequences, outputs: Tensor, state: State
-) -> tuple[Tensor | PackedSequence, State]:
+def _closed(module: nn.LSTM, given: Sequences, outputs: Tensor, state: State) -> tuple[Tensor | PackedSequence, State]:
     """Outputs and states in the form that the input came in."""
     if given.packed is not None:
         sizes, order = given.packed.batch_sizes, given.packed.unsorted_indices

@@ -199,7 +199,7 @@ def _arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - t
 
 
 def _product(watch: Watch, watcher: Watcher, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """The hook of a module that multiplies with its weight: tells its inputs, and makes gradients of its output seen."""
+    """The hook of a module that multiplies with its weight: tells what goes in, and lets gradients be seen."""
     (unit,) = watch.units.values()
     inputs = args[0] if args else next(iter(kwargs.values()), None)
     if not isinstance(inputs, Tensor) or not isinstance(output, Tensor):
@@ -223,7 +223,7 @@ def _tell(unit: Unit, watcher: Watcher, inputs: Tensor, outputs: Tensor, real: T
 
     def on_gradient(add: Callable[[Tensor], None]) -> None:
         if outputs.requires_grad:
-            outputs.register_hook(lambda gradient: add(rows_of(gradient)))
+            outputs.register_hook(lambda gradient: add(rows_of(gradient)))  # type: ignore[no-untyped-call]
 
     watcher.see(unit, rows_of(inputs), on_gradient)
 
