@@ -236,13 +236,16 @@ def no_fewer_bytes(matrix: MatrixSpec, parameters: int, bonds: Sequence[int], st
     return f"in {stored} its cores take no fewer bytes than the dense weight in {matrix.members[0].dtype}"
 
 
-def planned_target(found: Surveyed, truncation: Truncation, dtype: str | None = None) -> PlannedTarget:
+def planned_target(
+    found: Surveyed, truncation: Truncation, dtype: str | None = None, divergence: float | None = None
+) -> PlannedTarget:
     """What one target would give.
 
     Args:
         found: the surveyed checkpoint.
         truncation: the target.
         dtype: dtype that the cores would be stored in; None for that of the weight.
+        divergence: of the outputs from the original ones, where it is known.
 
     Returns:
         The prediction; a target that cannot be met says why in `problem`.
@@ -276,6 +279,7 @@ def planned_target(found: Surveyed, truncation: Truncation, dtype: str | None = 
         relative_error=math.sqrt(missed / sum(norms)) if sum(norms) else 0.0,
         worst_relative_error=max((entry.relative_error for entry in matrices), default=0.0),
         matrices=matrices,
+        divergence=divergence,
     )
 
 
@@ -310,7 +314,7 @@ def _target(
     truncation: Truncation, matrices: Sequence[MatrixReport] | Sequence[PlannedMatrix], parameters: int | None
 ) -> Target:
     """What was asked, and what came out; `parameters` are those of the whole model, None when it cannot be done."""
-    errors = [matrix.relative_error for matrix in matrices if matrix.bonds]
+    errors = [_error(matrix) for matrix in matrices if matrix.bonds]
     bonds = [bond for matrix in matrices for bond in matrix.bonds]
     achieved: float | None = None
     if truncation.kind == "bond":
@@ -326,6 +330,12 @@ def _target(
     return Target(
         kind=truncation.kind, asked=truncation.asked, achieved=achieved, by_layer=dict(truncation.bond_by_layer)
     )
+
+
+def _error(matrix: MatrixReport | PlannedMatrix) -> float:
+    """The error that a target is about: as the model feels it, where that is known."""
+    felt = matrix.weighted_error if isinstance(matrix, MatrixReport) else None
+    return matrix.relative_error if felt is None else felt
 
 
 def _unmet(target: Target, matrices: Sequence[MatrixReport] | Sequence[PlannedMatrix]) -> tuple[str, ...]:

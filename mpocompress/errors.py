@@ -66,6 +66,10 @@ class InputsError(BenchmarkError):
     """Inputs for the user's own model cannot be made, or the model does not take them."""
 
 
+class CalibrationError(MPOCompressError):
+    """Calibration inputs cannot be made, the model does not take them, or what was measured is of other weights."""
+
+
 class SitesError(MPOCompressError):
     """Site dims do not fit the matrix, or no site shape of the wanted form exists."""
 

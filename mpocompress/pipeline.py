@@ -43,6 +43,7 @@ from mpocompress.task import DTYPES, Task, check_dtype, chosen_jobs
 from mpocompress.text import shown
 from mpocompress.truncation import Truncation
 from mpocompress.user_model import UserModel, runnable
+from mpocompress.weighing import planned_divergence, weigh_all
 from mpocompress.with_data import outcome_report, work
 
 StrPath = str | PathLike[str]
@@ -77,7 +78,7 @@ def compress(
         model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
             or of what builds it (that is imported and run), or module path -> class.
         calibration: inputs that the model is run with, to see what matters to its output: batches, or where they are,
-            or more of both in `CalibrationInputs`; or a calibration that was made before, or the file it is in. Without,
+            or `CalibrationInputs` that say more; or a calibration that was made before, or the file it is in. Without,
             weights alone count.
         save_calibration: where to keep what was measured with them, for other budgets.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32`, `float64` or `int8`, whose scales are stored
@@ -96,6 +97,7 @@ def compress(
         OutputError: the target cannot be written.
         SelectionError: a pattern that matches nothing.
         ModelError: the model cannot be built, or is another one.
+        CalibrationError: calibration inputs cannot be made, or the model does not take them.
         SitesError: a site shape choice that means nothing.
         TargetError: a target that no choice of bonds meets; a dtype that is none of the five, or jobs below 1.
         FormatError: the source is marked as compressed but not laid out like it.
@@ -175,7 +177,7 @@ def calibrate(
     Raises:
         CheckpointError: the source cannot be read.
         ModelError: the model cannot be built, or is another one.
-        InputsError: the inputs cannot be made, or the model does not take them.
+        CalibrationError: the inputs cannot be made, or the model does not take them.
     """
     built, ran = runnable(model)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
@@ -190,6 +192,8 @@ def plan(
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
     model: UserModel | None = None,
+    calibration: CalibrationSource | None = None,
+    save_calibration: StrPath | None = None,
     dtype: str | None = None,
     key: str | None = None,
     allow_pickle: bool = False,
@@ -205,6 +209,8 @@ def plan(
         selection: which layers, and in what form.
         model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
             or of what builds it (that is imported and run), or module path -> class.
+        calibration: inputs that the model is run with, or what was measured with them, as in `compress`.
+        save_calibration: where to keep what was measured.
         dtype: dtype that the cores would be stored in; by default that of the weight.
         key: where the state dict sits in a nested checkpoint.
         allow_pickle: load a pickle in the ordinary way, which runs the code it names.
@@ -219,12 +225,18 @@ def plan(
         CheckpointError: the source cannot be read, or holds nothing to compress.
         SelectionError: a pattern that matches nothing.
         ModelError: the model cannot be built, or is another one.
+        CalibrationError: calibration inputs cannot be made, or the model does not take them.
         SitesError: a site shape choice that means nothing.
         TargetError: a dtype that is none of the five, or jobs below 1.
     """
     check_dtype(dtype)
     check_choice(sites)
+    if save_calibration is not None:
+        check_calibration_file(save_calibration, overwrite=False)
+    model, ran = runnable(model) if calibration is not None else (model, ())
+    divergences: list[float | None] = [None] * len(truncations)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
+        known = calibration_for(calibration, model, checkpoint, progress) if calibration is not None else None
         found = survey_checkpoint(
             checkpoint,
             selection=selection,
@@ -234,12 +246,32 @@ def plan(
             jobs=chosen_jobs(jobs),
             progress=progress,
         )
+        if known is not None:
+            measure = any(one.is_budget for one in truncations)
+            found, weighed = weigh_all(found, checkpoint, known, measure=measure, progress=progress)
+            divergences = [planned_divergence(found, weighed, known, one) for one in truncations]
+            if save_calibration is not None:
+                write_calibration(known, save_calibration)
+            ran = (*ran, *known.notes, _measured(known))
     return PlanReport(
         checkpoint=checkpoint_report(
-            found, untouched_reports(found), notes=(_rounded(dtype),) if dtype is not None else ()
+            found, untouched_reports(found), notes=(*ran, *((_rounded(dtype),) if dtype is not None else ()))
         ),
-        choices=tuple(planned_target(found, truncation, dtype) for truncation in truncations),
+        choices=tuple(
+            planned_target(found, truncation, dtype, divergence)
+            for truncation, divergence in zip(truncations, divergences, strict=True)
+        ),
     )
+
+
+def _measured(calibration: Calibration) -> str:
+    """What the divergences of a plan are."""
+    how = (
+        "measured on calibration inputs, before any refit"
+        if calibration.rig is not None
+        else "the sum of what each matrix costs alone"
+    )
+    return f"Divergence is {how}: {calibration.measure} ({calibration.kind}, since {calibration.said})."
 
 
 def inspect(

@@ -25,7 +25,8 @@ class PlannedMatrix:
         bonds: bond of each cut; empty when dense.
         dense_parameters: entries of the dense matrix.
         parameters: entries of the cores, or of the dense matrix where it is kept.
-        relative_error: predicted relative Frobenius error; exact for two sites, an upper bound for more.
+        relative_error: predicted relative Frobenius error; exact for two sites, an upper bound for more. With a
+            calibration, of low-rank products of matrices that were seen to run, as the model feels it.
         reason: why it stays dense.
     """
 
@@ -55,6 +56,7 @@ class PlannedTarget:
         relative_error: over all eligible matrices together.
         worst_relative_error: of the worst single matrix.
         matrices: every eligible matrix.
+        divergence: of the model's outputs from the original ones, before any refit; None where it is not known.
     """
 
     target: Target
@@ -65,6 +67,7 @@ class PlannedTarget:
     relative_error: float
     worst_relative_error: float
     matrices: tuple[PlannedMatrix, ...]
+    divergence: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ def make_plan(
     """
     if check:
         check_patterns(layers, truncation)
-    if truncation.keep is not None or truncation.max_params is not None:
+    if truncation.is_budget:
         entries = _by_budget(layers, surveys, truncation, other_parameters)
     elif truncation.error_budget is not None:
         entries = [entry for layer in layers for entry in _by_error(layer, surveys, truncation.error_budget)]

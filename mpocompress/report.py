@@ -28,6 +28,8 @@ where one entry takes the codes of its whole channel.
 """
 FRAGILE_ERROR = 0.3
 """Relative error above which some real models are known to stop working without data or fine-tuning."""
+OUTPUT_KINDS = ("classification", "embedding", "regression")
+"""What a model puts out: scores or probabilities, directions, or values."""
 RUINOUS_ERROR = 0.6
 """Relative error above which nearly all do."""
 VERDICTS = (

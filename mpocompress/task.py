@@ -115,7 +115,7 @@ def carry_out(task: Task, *, jobs: int, progress: Progress | None) -> tuple[Surv
         OutputError: cores cannot be put aside.
     """
     size = partial(working_bytes, truncations=[task.truncation])
-    if task.truncation.kind not in ("keep", "max_params"):
+    if not task.truncation.is_budget:
         found = find_layers(task.checkpoint, task.selection, task.model)
         check_patterns(found.layers, task.truncation)
         visit = partial(_visit, task=task)

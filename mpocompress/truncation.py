@@ -46,6 +46,11 @@ class Truncation:
     max_params: int | None = None
     bond_by_layer: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def is_budget(self) -> bool:
+        """Whether it is one number of parameters for all matrices together."""
+        return self.keep is not None or self.max_params is not None
+
     def __post_init__(self) -> None:
         """Check that there is exactly one target and that it can be met by something."""
         given = [

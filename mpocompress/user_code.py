@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpocompress.errors import InputsError, ModelError, MPOCompressError
+from mpocompress.errors import CalibrationError, InputsError, ModelError, MPOCompressError
 from mpocompress.text import listed, shown
 
 _NOT_THEIRS = (f"{Path(__file__).parent}{os.sep}", "importlib", str(Path(torch.__file__).parent))
@@ -59,14 +59,14 @@ _INPUTS = _Role(
     action="Mend that, or name a function that takes a batch size and a length.",
 )
 _BATCHES = _Role(
-    error=InputsError,
+    error=CalibrationError,
     named="calibration batches are named by where they are and what they are called there",
     missing="there is nothing to calibrate with",
     failed="the batches could not be made",
     action="Mend that, or name an iterable of what the model is called with, or a function that gives one.",
 )
 _LOSS = _Role(
-    error=InputsError,
+    error=CalibrationError,
     named="a loss is named by where it is and what it is called there",
     missing="there is nothing to compute the loss with",
     failed="the loss could not be computed",
@@ -140,16 +140,16 @@ def batches_from(spec: str) -> Iterable[object]:
         spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that gives one.
 
     Returns:
-        The batches; iterating raises InputsError for whatever the user's code raises.
+        The batches; iterating raises CalibrationError for whatever the user's code raises.
 
     Raises:
-        InputsError: they cannot be imported or made, or cannot be iterated.
+        CalibrationError: they cannot be imported or made, or cannot be iterated.
     """
     thing = _named(spec, _BATCHES, "an iterable of batches, or of a function that gives one")
     with _quietly():
         found = _run(spec, thing, _BATCHES) if callable(thing) and not isinstance(thing, Iterable) else thing
     if not isinstance(found, Iterable):
-        raise InputsError(
+        raise CalibrationError(
             where=shown(spec),
             found=f"a {type(found).__name__}",
             why="batches are taken from it one after another",
@@ -168,11 +168,11 @@ def loss_function(spec: str) -> Callable[..., Any]:
         The function.
 
     Raises:
-        InputsError: it cannot be imported, or is no function.
+        CalibrationError: it cannot be imported, or is no function.
     """
     thing = _named(spec, _LOSS, "a function")
     if not callable(thing):
-        raise InputsError(
+        raise CalibrationError(
             where=shown(spec), found=f"a {type(thing).__name__}", why="a loss is computed", action=_LOSS.action
         )
     return thing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,20 @@ from torch import Tensor
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import Unit
+from mpocompress.checkpoint import Checkpoint
+from mpocompress.contraction import to_dtype
 from mpocompress.curve import Curve
 from mpocompress.decomposition import factorise
+from mpocompress.errors import TargetError
 from mpocompress.fitting import STEPS, fit
+from mpocompress.jobs import Progress
 from mpocompress.layers import MatrixSpec
 from mpocompress.metric import Metric, OutputWeights
 from mpocompress.mpo import MPO
-from mpocompress.planning import Survey
+from mpocompress.planning import Survey, make_plan
 from mpocompress.sites import Sites, low_rank
+from mpocompress.survey import Surveyed, read_matrix
+from mpocompress.truncation import Truncation
 from mpocompress.weighted import WeightedProduct, weighted_product
 
 FRACTIONS = (1 / 1.5, 1 / 2.5, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -316,3 +323,83 @@ def _largest_cap(sites: Sites, limit: int) -> int:
 
 def _caps(sites: Sites) -> Iterator[int]:
     return iter(range(1, max(sites.max_bonds) + 1))
+
+
+def weigh_all(
+    surveyed: Surveyed,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    *,
+    measure: bool,
+    progress: Progress | None = None,
+) -> tuple[Surveyed, dict[str, Weighed]]:
+    """Weigh every matrix that was seen to run.
+
+    Args:
+        surveyed: what is known without data.
+        checkpoint: where to read the matrices.
+        calibration: what was measured; sensitivities are added to it.
+        measure: whether the loss of the model's output is wanted.
+        progress: told how far the work is.
+
+    Returns:
+        The survey, those matrices with the errors and losses that the model feels; and the matrices, by name.
+    """
+    infos = checkpoint.tensors
+    shared = {info.alias_of for info in infos.values() if info.alias_of is not None}
+
+    def bias_of(name: str) -> Tensor | None:
+        info = infos.get(name)
+        return None if info is None or info.alias_of is not None or name in shared else checkpoint.tensor(name)
+
+    matrices = {matrix.name: matrix for layer in surveyed.layers for form in layer.forms for matrix in form}
+    surveys, found = dict(surveyed.surveys), {}
+    for done, (name, matrix) in enumerate(matrices.items()):
+        if progress is not None:
+            progress("measuring sensitivity", done, len(matrices))
+        weight = read_matrix(matrix, checkpoint)
+        weight = to_dtype(weight, torch.promote_types(weight.dtype, torch.float32))
+        weighed = weigh(matrix, weight, calibration, bias_of)
+        if weighed is not None:
+            found[name] = weighed
+            surveys[name] = survey_with_data(weighed, surveys[name], calibration, measure=measure)
+    return dataclasses.replace(surveyed, surveys=surveys), found
+
+
+def planned_divergence(
+    surveyed: Surveyed, weighed: Mapping[str, Weighed], calibration: Calibration, truncation: Truncation
+) -> float | None:
+    """How far the outputs would be from the original ones under a target, before any refit.
+
+    Args:
+        surveyed: the weighed checkpoint.
+        weighed: its matrices, by name.
+        calibration: what was measured.
+        truncation: the target.
+
+    Returns:
+        The divergence for the tuning inputs, or without a model the sum of what each matrix costs alone; None where
+        neither is known, or the target cannot be met.
+    """
+    try:
+        plan = make_plan(surveyed.layers, surveyed.surveys, truncation, surveyed.other_parameters)
+    except TargetError:
+        return None
+    entries = [entry for entry in plan.matrices if entry.sites is not None and entry.matrix.name in weighed]
+    if calibration.rig is not None:
+        stands = [
+            standing(weighed[name], weighed[name].fitted(entry.sites, entry.bonds, QUICK_STEPS))
+            for entry in plan.matrices
+            if entry.sites is not None and (name := entry.matrix.name) in weighed
+        ]
+        found = divergence_with(calibration.rig, values_of(stands))
+        return found if math.isfinite(found) else None
+    if not calibration.points:
+        return None
+    losses = []
+    for entry in entries:
+        curve = next(one for one in surveyed.surveys[entry.matrix.name].curves if one.sites == entry.sites)
+        if not len(curve.losses):
+            return None
+        losses.append(float(curve.losses[min(max(entry.bonds), len(curve.losses)) - 1]))
+    return sum(losses)

@@ -18,7 +18,7 @@ from mpocompress.calibration.watching import Unit
 from mpocompress.decomposition import measured_error
 from mpocompress.jobs import Progress
 from mpocompress.mpo import MPO
-from mpocompress.planning import MatrixPlan, Survey, make_plan
+from mpocompress.planning import MatrixPlan, make_plan
 from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
 from mpocompress.report import INT8, CalibrationReport, MatrixReport, Report
 from mpocompress.sites import candidates, low_rank
@@ -27,14 +27,12 @@ from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed, put_asid
 from mpocompress.truncation import Truncation
 from mpocompress.weighing import (
     Stand,
-    Weighed,
     chosen_shape,
     divergence_with,
     refitted_to,
     standing,
-    survey_with_data,
     values_of,
-    weigh,
+    weigh_all,
 )
 
 SHAPES_BELOW = 0.1
@@ -46,6 +44,7 @@ ROUNDING_COST = 0.01
 ROUNDING_NOISE = 1e-7
 """What no rounding is blamed for."""
 INSTEAD_OF_INT8 = "float16"
+NOT_FINITE = "The outputs of the compressed model are not finite on the held-out calibration inputs."
 NOT_RUN = "it was not seen to run on the calibration inputs"
 
 
@@ -136,32 +135,13 @@ class _Work:
             model=task.model,
             progress=progress,
         )
-        self.weighed: dict[str, Weighed] = {}
-        self.surveyed = dataclasses.replace(surveyed, surveys=self._weigh(surveyed))
+        self.surveyed, self.weighed = weigh_all(
+            surveyed, task.checkpoint, calibration, measure=task.truncation.is_budget, progress=progress
+        )
 
     def _tell(self, step: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(step, done, total)
-
-    def _bias(self, name: str) -> Tensor | None:
-        info = self.task.checkpoint.tensors.get(name)
-        tied = info is None or any(one.alias_of == name for one in self.task.checkpoint.tensors.values())
-        return None if info is None or tied or info.alias_of is not None else self.task.checkpoint.tensor(name)
-
-    def _weigh(self, surveyed: Surveyed) -> dict[str, Survey]:
-        """The surveys, those of matrices that were seen to run with the errors and losses that the model feels."""
-        matrices = [matrix for layer in surveyed.layers for form in layer.forms for matrix in form]
-        matrices = list({matrix.name: matrix for matrix in matrices}.values())
-        found = dict(surveyed.surveys)
-        budgeted = self.task.truncation.kind in ("keep", "max_params")
-        for done, matrix in enumerate(matrices):
-            self._tell("measuring sensitivity", done, len(matrices))
-            weight = read_matrix(matrix, self.task.checkpoint).to(torch.float32)
-            weighed = weigh(matrix, weight, self.calibration, self._bias)
-            if weighed is not None:
-                self.weighed[matrix.name] = weighed
-                found[matrix.name] = survey_with_data(weighed, found[matrix.name], self.calibration, measure=budgeted)
-        return found
 
     def outcome(self) -> Outcome:
         """Plan, fit, store and measure."""
@@ -187,6 +167,8 @@ class _Work:
             kept += [stand] if stand is not None else []
         changed = {name: value for name, value in values_of(kept).items() if name not in _members(kept)}
         report = self._measured(kept, [one for one in done if one.report.name in rest], mix)
+        if self.calibration.rig is not None and report.divergence is None:
+            surveyed = dataclasses.replace(surveyed, unmet=(*surveyed.unmet, NOT_FINITE))
         return Outcome(surveyed=surveyed, done=tuple(done), changed=self._as_stored(changed), calibration=report)
 
     def _as_stored(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,9 +179,7 @@ class _Work:
         weighed = self.weighed.get(entry.matrix.name)
         choice = self.task.sites
         small = entry.parameters <= SHAPES_BELOW * entry.matrix.dense_parameters
-        if weighed is None or entry.sites is None or choice != "auto" or not small:
-            return entry
-        if self.task.truncation.kind not in ("keep", "max_params"):
+        if weighed is None or entry.sites is None or choice != "auto" or not (small and self.task.truncation.is_budget):
             return entry
         sites, bonds = chosen_shape(weighed, entry.sites, entry.bonds, candidates(*entry.matrix.shape, "auto"))
         return dataclasses.replace(entry, sites=sites, bonds=bonds, parameters=sites.parameters(bonds))
@@ -214,7 +194,8 @@ class _Work:
         rig = self.calibration.rig
         if rig is None or not first:
             return first, {}, 1.0
-        alone = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
+        costs = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
+        alone = {name: cost for name, cost in costs.items() if math.isfinite(cost)}
         mix = self._mix(rig, first) if self._pays(first) else 1.0
         if mix == 1.0:
             return first, alone, mix
@@ -233,7 +214,9 @@ class _Work:
         return min(found, key=lambda one: found[one])
 
     def _pays(self, stands: Mapping[str, Stand]) -> bool:
-        """Whether any layer gets other inputs because of those before it, or of itself."""
+        """Whether any layer gets other inputs because of those before it, or of itself; errors asked for would grow."""
+        if self.task.truncation.error_budget is not None:
+            return False
         units = {stand.weighed.unit.name for stand in stands.values()}
         return len(units) > 1 or any(len(stand.weighed.unit.members) > 1 for stand in stands.values())
 
@@ -279,7 +262,9 @@ class _Work:
                 before, after = (
                     stand.weighed.error(one.mpo.to(torch.float32).to_matrix()) ** 2 for one in (stand, coarse)
                 )
-            if not after <= (1.0 + ROUNDING_COST) * before + ROUNDING_NOISE:
+            budget = self.task.truncation.error_budget
+            missed = budget is not None and not stand.weighed.error(coarse.mpo.to_matrix()) <= budget
+            if missed or not after <= (1.0 + ROUNDING_COST) * before + ROUNDING_NOISE:
                 chosen[name] = INSTEAD_OF_INT8
         return chosen
 
@@ -342,7 +327,7 @@ class _Work:
         return dataclasses.replace(
             report,
             held_out=rig.batches.count(rig.batches.held_out) if rig.batches.is_held_out else 0,
-            divergence=found.divergence,
+            divergence=found.divergence if math.isfinite(found.divergence) else None,
             unrelated=rig.unrelated(rig.held_out),
             agreement=found.agreement,
         )

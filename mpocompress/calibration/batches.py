@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mpocompress.errors import InputsError
+from mpocompress.errors import CalibrationError
 from mpocompress.feeding import sample_count
 from mpocompress.user_code import batches_from
 
@@ -73,7 +73,7 @@ def gathered(batches: str | Iterable[object], *, samples: int | None = None, has
         The batches; every fourth one is held out.
 
     Raises:
-        InputsError: it cannot be imported or iterated, is empty, or holds something else.
+        CalibrationError: it cannot be imported or iterated, is empty, or holds something else.
 
     Example:
         >>> import torch
@@ -83,12 +83,12 @@ def gathered(batches: str | Iterable[object], *, samples: int | None = None, has
     """
     wanted = DEFAULT_SAMPLES if samples is None else samples
     if wanted < 1:
-        raise InputsError(
+        raise CalibrationError(
             where="samples", found=f"got {wanted}", why="at least one is needed", action="Give 1 or more."
         )
     source: object = batches_from(batches) if isinstance(batches, str) else batches
     if isinstance(source, Tensor | Mapping) or not isinstance(source, Iterable):
-        raise InputsError(
+        raise CalibrationError(
             where="calibration batches",
             found=f"a {type(source).__name__}",
             why="several batches are taken from it, one after another",
@@ -107,7 +107,7 @@ def gathered(batches: str | Iterable[object], *, samples: int | None = None, has
         if count >= wanted:
             break
     if not taken:
-        raise InputsError(
+        raise CalibrationError(
             where="calibration batches",
             found="none",
             why="there is nothing to run the model on",
@@ -119,5 +119,5 @@ def gathered(batches: str | Iterable[object], *, samples: int | None = None, has
     return Batches(learning=learning, held_out=held_out or learning, has_targets=has_targets)
 
 
-def _odd(batch: object, why: str) -> InputsError:
-    return InputsError(where="calibration batches", found=f"a {type(batch).__name__}", why=why, action=_WRITE_ONE)
+def _odd(batch: object, why: str) -> CalibrationError:
+    return CalibrationError(where="calibration batches", found=f"a {type(batch).__name__}", why=why, action=_WRITE_ONE)

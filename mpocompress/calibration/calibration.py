@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mpocompress.calibration.collecting import Loss
-from mpocompress.calibration.outputs import OUTPUT_KINDS, OutputKind
+from mpocompress.calibration.outputs import OutputKind
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import Unit
-from mpocompress.errors import InputsError
+from mpocompress.errors import CalibrationError
 from mpocompress.metric import Metric
+from mpocompress.report import OUTPUT_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,7 @@ class CalibrationInputs:
     def __post_init__(self) -> None:
         """Check the kind."""
         if self.kind is not None and self.kind not in OUTPUT_KINDS:
-            raise InputsError(
+            raise CalibrationError(
                 where="kind of output",
                 found=f"got {self.kind!r}",
                 why=f"it is one of {', '.join(OUTPUT_KINDS)}",

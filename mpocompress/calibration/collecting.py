@@ -12,7 +12,7 @@ from torch import Tensor
 from mpocompress.calibration.outputs import primary
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import NEVER, Unit, Watcher, watched
-from mpocompress.errors import InputsError
+from mpocompress.errors import CalibrationError
 from mpocompress.jobs import Progress
 from mpocompress.metric import Metric, Moments
 from mpocompress.user_code import told_with_its_line
@@ -54,7 +54,7 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
         The metrics. A unit that cannot be measured is left out, and stops no other.
 
     Raises:
-        InputsError: the model does not take the batches, or the loss raises.
+        CalibrationError: the model does not take the batches, or the loss raises.
     """
     moments: dict[str, Moments] = {}
     units: dict[str, Unit] = {}
@@ -103,14 +103,14 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
         try:
             scalar = loss(output, target)
         except Exception as error:
-            raise InputsError(
+            raise CalibrationError(
                 where="loss",
                 found=told_with_its_line(error),
                 why="the loss could not be computed",
                 action="Mend that: it is called with the model's output and the target of a batch.",
             ) from error
         if not isinstance(scalar, Tensor) or scalar.numel() != 1:
-            raise InputsError(
+            raise CalibrationError(
                 where="loss",
                 found=f"a {type(scalar).__name__}"
                 + (f" of shape {tuple(scalar.shape)}" if isinstance(scalar, Tensor) else ""),

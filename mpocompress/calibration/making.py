@@ -13,7 +13,7 @@ from mpocompress.calibration.collecting import collect
 from mpocompress.calibration.keeping import SUFFIX, read_calibration
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint import Checkpoint
-from mpocompress.errors import InputsError, ModelError
+from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.jobs import Progress
 from mpocompress.text import shown
 from mpocompress.user_code import loss_function
@@ -40,7 +40,7 @@ def calibration_for(
         The calibration.
 
     Raises:
-        InputsError: it cannot be made, or is of other weights.
+        CalibrationError: it cannot be made, or is of other weights.
         ModelError: there is no model to run.
         FormatError: a file that holds no calibration.
     """
@@ -48,7 +48,7 @@ def calibration_for(
         source = read_calibration(source)
     if isinstance(source, Calibration):
         if source.sha256 != checkpoint.sha256():
-            raise InputsError(
+            raise CalibrationError(
                 where="calibration",
                 found=f"one of other weights than those of {checkpoint.path.name}",
                 why="what a weight is multiplied with depends on all weights",
@@ -81,7 +81,7 @@ def calibrated(
         What was measured.
 
     Raises:
-        InputsError: the batches cannot be made, or the model does not take them.
+        CalibrationError: the batches cannot be made, or the model does not take them.
         ModelError: the model is another one.
     """
     loss = loss_function(inputs.loss) if isinstance(inputs.loss, str) else inputs.loss

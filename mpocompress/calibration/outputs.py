@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import InputsError
+from mpocompress.errors import CalibrationError
 
 OutputKind = Literal["classification", "embedding", "regression"]
-OUTPUT_KINDS: tuple[str, ...] = get_args(OutputKind)
 
 UNIT_TOLERANCE = 1e-3
 """How far a norm or a sum of probabilities may be from 1."""
@@ -168,7 +167,7 @@ def primary(output: object) -> tuple[Tensor, str]:
         where it has none.
 
     Raises:
-        InputsError: there is none.
+        CalibrationError: there is none.
 
     Example:
         >>> primary((torch.ones(2, 3), None))[0].shape
@@ -176,7 +175,7 @@ def primary(output: object) -> tuple[Tensor, str]:
     """
     found = next(_tensors(output, ""), None)
     if found is None:
-        raise InputsError(
+        raise CalibrationError(
             where="the model",
             found=f"an output of {type(output).__name__}",
             why="there is no tensor of floating point numbers in it to compare",

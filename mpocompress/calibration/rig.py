@@ -17,7 +17,7 @@ from mpocompress.calibration.batches import Batches
 from mpocompress.calibration.outputs import Measure, OutputKind, measure_for, primary
 from mpocompress.calibration.watching import Watch, find_watches, overheard
 from mpocompress.checkpoint import Checkpoint
-from mpocompress.errors import InputsError, ModelError, MPOCompressError
+from mpocompress.errors import CalibrationError, ModelError, MPOCompressError
 from mpocompress.feeding import fed, moved
 from mpocompress.text import listed, shown
 from mpocompress.user_code import told_with_its_line
@@ -75,7 +75,7 @@ class Rig:
 
     Raises:
         ModelError: it cannot be copied, has a parameter that the checkpoint lacks, or none in common with it.
-        InputsError: it does not take the batches, or puts out nothing that can be compared.
+        CalibrationError: it does not take the batches, or puts out nothing that can be compared.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Rig:
             Its output.
 
         Raises:
-            InputsError: the model raises.
+            CalibrationError: the model raises.
         """
         with torch.no_grad():
             return self.run_openly(batch)
@@ -132,14 +132,14 @@ class Rig:
             Its output.
 
         Raises:
-            InputsError: the model raises.
+            CalibrationError: the model raises.
         """
         try:
             return fed(self.model, moved(self.batches.inputs(batch), self.device))
         except MPOCompressError:
             raise
         except Exception as error:
-            raise InputsError(
+            raise CalibrationError(
                 where=type(self.model).__name__,
                 found=told_with_its_line(error),
                 why="the model does not take the calibration batches",

@@ -11,6 +11,8 @@ from mpocompress.cli.options import (
     EXISTING,
     BondType,
     FractionType,
+    calibration,
+    data_options,
     force_option,
     json_option,
     last_wins,
@@ -23,6 +25,7 @@ from mpocompress.render import show_plan, show_report
 from mpocompress.report import STORED_DTYPES
 
 if TYPE_CHECKING:
+    from mpocompress.calibration.outputs import OutputKind
     from mpocompress.selection import ForcedKind, LSTMChoice
     from mpocompress.sites import SitesChoice
     from mpocompress.truncation import Truncation
@@ -51,6 +54,7 @@ NO_TARGET = """How much should be kept? Give exactly one of:
 @click.option("--max-params", type=click.IntRange(min=1), metavar="N", help="Target: parameters of the whole model.")
 @shape_options
 @layer_options
+@data_options
 @click.option(
     "--dtype",
     type=click.Choice(STORED_DTYPES),
@@ -76,6 +80,11 @@ def compress(
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
     own_model: str | None,
+    calibrate: str | None,
+    samples: int | None,
+    output_kind: OutputKind | None,
+    loss: str | None,
+    save_calibration: str | None,
     key: str | None,
     allow_pickle: bool,
     jobs: int | None,
@@ -92,6 +101,7 @@ def compress(
     if output is None and not dry_run:
         raise click.UsageError("Where to? Give -o FILE, or --dry-run.")
     chosen = selection(include, exclude, kinds, min_side, lstm)
+    known = calibration(calibrate, samples, output_kind, loss, save_calibration, own_model)
     if dry_run:
         with progress_bar() as progress:
             planned = mpocompress.plan(
@@ -100,6 +110,8 @@ def compress(
                 sites=sites,
                 selection=chosen,
                 model=own_model,
+                calibration=known,
+                save_calibration=save_calibration,
                 dtype=dtype,
                 key=key,
                 allow_pickle=allow_pickle,
@@ -120,6 +132,8 @@ def compress(
             sites=sites,
             selection=chosen,
             model=own_model,
+            calibration=known,
+            save_calibration=save_calibration,
             dtype=dtype,
             key=key,
             allow_pickle=allow_pickle,

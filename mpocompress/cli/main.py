@@ -14,12 +14,20 @@ from mpocompress.cli.compress import compress
 from mpocompress.cli.expand import expand
 from mpocompress.cli.inspect import inspect
 from mpocompress.cli.plan import plan
-from mpocompress.errors import InputsError, ModelError, MPOCompressError, OutputExistsError, SelectionError
+from mpocompress.errors import (
+    CalibrationError,
+    InputsError,
+    ModelError,
+    MPOCompressError,
+    OutputExistsError,
+    SelectionError,
+)
 
 INTERRUPTED = 130
 """What a shell makes of a process that Ctrl-C ended: 128 and the number of the signal."""
 HINTS: dict[type[MPOCompressError], str] = {
     OutputExistsError: "--force replaces it.",
+    CalibrationError: "Calibration inputs are given with --calibrate net.py:batches.",
     InputsError: "Inputs are made with --input net.py:batch.",
     ModelError: "The model is given with --model.",
     SelectionError: "Patterns are given with --include, --exclude, --as, --bond GLOB=N and --layer.",
@@ -53,12 +61,14 @@ def cli() -> None:
     """Compress a trained PyTorch checkpoint.
 
     LSTM and Linear weights become matrix product operators (MPO). No model code is needed, and none is run unless
-    --model names it.
+    --model, --calibrate or --loss names it.
     `mpocompress MODEL ...` is short for `mpocompress compress MODEL ...`.
 
     \b
     mpocompress plan model.pt                       what is possible
     mpocompress model.pt --bond 16 -o small.pt      compress, show what was lost
+    mpocompress model.pt --keep 1/8 -o small.pt --model net.py:build --calibrate
+        net.py:batches                              by what your model's output feels
     mpocompress inspect small.pt                    show it again; or what is in any file
     mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
     mpocompress bench small.pt                      dense against compressed, here

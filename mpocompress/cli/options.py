@@ -9,9 +9,12 @@ import click
 
 import mpocompress
 from mpocompress.layers import MIN_SIDE
+from mpocompress.report import OUTPUT_KINDS
 from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
 
 if TYPE_CHECKING:
+    from mpocompress.calibration import CalibrationSource
+    from mpocompress.calibration.outputs import OutputKind
     from mpocompress.selection import ForcedKind, LSTMChoice, Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -146,14 +149,70 @@ def layer_options(command: Command) -> Command:
                 "--model",
                 "own_model",
                 metavar="PLACE:NAME",
-                help="Tell layers by the classes of your own model; file.py:name or package.module:name is imported "
-                "and run.",
+                help="Your own model, to tell layers by their classes and to --calibrate; file.py:name or "
+                "package.module:name is imported and run.",
             ),
             click.option("--key", metavar="NAME", help="Where the state dict sits in a nested checkpoint."),
         )
     ):
         command = option(command)
     return command
+
+
+def data_options(command: Command) -> Command:
+    """Options that say what the model is run with."""
+    for option in reversed(
+        (
+            click.option(
+                "--calibrate",
+                metavar="PLACE:NAME|FILE",
+                help="Run --model on these inputs, and keep what matters to its output; or what was measured before.",
+            ),
+            click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Samples at most.  [default: 512]"),
+            click.option(
+                "--kind",
+                "output_kind",
+                type=click.Choice(OUTPUT_KINDS),
+                help="What the model puts out.  [default: told from its outputs]",
+            ),
+            click.option(
+                "--loss",
+                metavar="PLACE:NAME",
+                help="Loss of output and target; batches are then pairs.  [default: none, no labels needed]",
+            ),
+            click.option(
+                "--save-calibration",
+                metavar="FILE",
+                help="Keep what was measured, for other budgets: *.safetensors.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def calibration(
+    calibrate: str | None,
+    samples: int | None,
+    output_kind: OutputKind | None,
+    loss: str | None,
+    save_calibration: str | None,
+    own_model: str | None,
+) -> CalibrationSource | None:
+    """The calibration that the options ask for."""
+    given = {"--samples": samples, "--kind": output_kind, "--loss": loss, "--save-calibration": save_calibration}
+    asked = [name for name, value in given.items() if value is not None]
+    if calibrate is None:
+        if asked:
+            raise click.UsageError(f"{' and '.join(asked)}: of what? Give --calibrate.")
+        return None
+    if calibrate.endswith(".safetensors"):
+        if asked:
+            raise click.UsageError(f"{' and '.join(asked)}: {calibrate} was measured already.")
+        return calibrate
+    if own_model is None:
+        raise click.UsageError("--calibrate runs your model: give --model net.py:build too.")
+    return mpocompress.CalibrationInputs(batches=calibrate, samples=samples, kind=output_kind, loss=loss)
 
 
 def selection(

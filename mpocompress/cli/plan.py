@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 import click
 
 import mpocompress
-from mpocompress.cli.options import EXISTING, json_option, layer_options, selection, shape_options
+from mpocompress.cli.options import (
+    EXISTING,
+    calibration,
+    data_options,
+    json_option,
+    layer_options,
+    selection,
+    shape_options,
+)
 from mpocompress.cli.terminal import printing, progress_bar, stdout
 from mpocompress.render import show_estimates, show_plan
 
 if TYPE_CHECKING:
+    from mpocompress.calibration.outputs import OutputKind
     from mpocompress.selection import ForcedKind, LSTMChoice
     from mpocompress.sites import SitesChoice
 
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=EXISTING)
 @shape_options
 @layer_options
+@data_options
 @click.option("--dry-run", is_flag=True, help="Count parameters by names and shapes alone; read no weight.")
 @json_option
 def plan(
@@ -31,6 +41,11 @@ def plan(
     kinds: tuple[tuple[ForcedKind, str], ...],
     min_side: int,
     own_model: str | None,
+    calibrate: str | None,
+    samples: int | None,
+    output_kind: OutputKind | None,
+    loss: str | None,
+    save_calibration: str | None,
     key: str | None,
     allow_pickle: bool,
     jobs: int | None,
@@ -39,6 +54,7 @@ def plan(
 ) -> None:
     """Show what a range of targets would make of MODEL; write nothing."""
     chosen = selection(include, exclude, kinds, min_side, lstm)
+    known = calibration(calibrate, samples, output_kind, loss, save_calibration, own_model)
     if dry_run:
         counted = mpocompress.overview(
             model, sites=sites, selection=chosen, model=own_model, key=key, allow_pickle=allow_pickle
@@ -55,6 +71,8 @@ def plan(
             sites=sites,
             selection=chosen,
             model=own_model,
+            calibration=known,
+            save_calibration=save_calibration,
             key=key,
             allow_pickle=allow_pickle,
             jobs=jobs,

@@ -37,7 +37,8 @@ def show_plan(plan: PlanReport, console: Console) -> None:
     for kind in dict.fromkeys(choice.target.kind for choice in plan.choices):
         choices = [choice for choice in plan.choices if choice.target.kind == kind and choice.matrices]
         if choices:
-            console.print(f"\n[bold]Relative error of each matrix, by {TARGET_NAMES[kind]}[/]")
+            what = "Felt error" if any(choice.divergence is not None for choice in choices) else "Relative error"
+            console.print(f"\n[bold]{what} of each matrix, by {TARGET_NAMES[kind]}[/]")
             table, whole = _matrices(choices, console.width)
             console.print(table)
             if whole:
@@ -64,12 +65,14 @@ def _whole(plan: PlanReport) -> Table:
     """One row for every target."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("target", no_wrap=True)
-    for heading in ("eligible after", "smaller", "whole model", "smaller", "error", "worst"):
+    felt = any(choice.divergence is not None for choice in plan.choices)
+    errors = ("divergence",) if felt else ("error", "worst")
+    for heading in ("eligible after", "smaller", "whole model", "smaller", *errors):
         table.add_column(heading, justify="right", no_wrap=True)
     totals = plan.checkpoint.totals
     for choice in plan.choices:
         if choice.problem:
-            table.add_row(_short(choice.target), "not possible", "", "", "", "", "")
+            table.add_row(_short(choice.target), "not possible")
             continue
         table.add_row(
             _short(choice.target),
@@ -77,10 +80,17 @@ def _whole(plan: PlanReport) -> Table:
             times(totals.eligible_parameters, choice.eligible_parameters_after),
             f"{choice.parameters:,}",
             times(totals.dense_parameters, choice.parameters),
-            f"{choice.relative_error:.3f}",
-            f"{choice.worst_relative_error:.3f}",
+            *(
+                [_divergence(choice)]
+                if felt
+                else [f"{choice.relative_error:.3f}", f"{choice.worst_relative_error:.3f}"]
+            ),
         )
     return table
+
+
+def _divergence(choice: PlannedTarget) -> str:
+    return "" if choice.divergence is None else f"{choice.divergence:.3g}"
 
 
 def _matrices(choices: Sequence[PlannedTarget], width: int) -> tuple[Table, str]:

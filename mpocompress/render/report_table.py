@@ -10,8 +10,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mpocompress.render.words import achieved, asked, fitted, kinds, labelled, shape, sites_label, skipped, times
-from mpocompress.report import MatrixReport, Report
+from mpocompress.render.words import (
+    achieved,
+    asked,
+    counted,
+    fitted,
+    kinds,
+    labelled,
+    shape,
+    sites_label,
+    skipped,
+    times,
+)
+from mpocompress.report import CalibrationReport, MatrixReport, Report
 from mpocompress.text import printable, shown_size
 
 WIDE = 110
@@ -25,12 +36,16 @@ def show_report(report: Report, console: Console) -> None:
         report: the report.
         console: where to.
     """
+    if report.calibration is not None:
+        console.print(_outputs(report.calibration), highlight=False)
+        console.print()
     if report.matrices:
         table, whole = _table(report, console.width)
         console.print(table)
         if whole:
             console.print(Text(whole), highlight=False)
     _show_dense(report, console)
+    _show_left_out(report, console)
     console.print()
     console.print(_totals(report))
     _show_words(report, console)
@@ -48,10 +63,15 @@ def _table(report: Report, width: int) -> tuple[Table, str]:
         table.add_column("parameters before", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("smaller", justify="right", no_wrap=True)
-    table.add_column("error", justify="right", no_wrap=True)
+    felt = report.calibration is not None
+    if wide or not felt:
+        table.add_column("error", justify="right", no_wrap=True)
+    if felt:
+        table.add_column("felt", justify="right", no_wrap=True)
+        table.add_column("alone", justify="right", no_wrap=True)
     if wide:
         table.add_column("dtype", no_wrap=True)
-    rows = [_row(matrix, wide) for matrix in report.matrices]
+    rows = [_row(matrix, wide, felt) for matrix in report.matrices]
     columns = [[str(column.header), *cells] for column, *cells in zip(table.columns, *rows, strict=True)]
     room = width - sum(max(map(len, cells)) + 2 for cells in columns[1:]) - 2
     names, whole = fitted([row[0] for row in rows], max(16, room))
@@ -60,7 +80,7 @@ def _table(report: Report, width: int) -> tuple[Table, str]:
     return table, whole
 
 
-def _row(matrix: MatrixReport, wide: bool) -> list[str]:
+def _row(matrix: MatrixReport, wide: bool, felt: bool) -> list[str]:
     """The cells of one matrix."""
     label = sites_label(matrix.row_dims, matrix.col_dims, matrix.anti_aligned)
     if wide and matrix.is_compressed:
@@ -73,9 +93,31 @@ def _row(matrix: MatrixReport, wide: bool) -> list[str]:
         *([f"{matrix.dense_parameters:,}"] if wide else []),
         f"{matrix.parameters:,}",
         times(matrix.dense_parameters, matrix.parameters) if matrix.is_compressed else "",
-        f"{matrix.relative_error:.4f}" if matrix.is_compressed else "",
+        *([f"{matrix.relative_error:.4f}" if matrix.is_compressed else ""] if wide or not felt else []),
+        *([_figure(matrix.weighted_error), _figure(matrix.sensitivity)] if felt else []),
         *([matrix.dtype] if wide else []),
     ]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _outputs(found: CalibrationReport) -> Table:
+    """What the model's outputs lost."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    grid.add_row("outputs", f"{found.kind}: {printable(found.said)}")
+    if found.divergence is not None:
+        other = f"; for other inputs {found.unrelated:.3g}" if found.unrelated is not None else ""
+        grid.add_row("divergence", f"{found.divergence:.3g} ({printable(found.measure)}){other}")
+    if found.agreement is not None:
+        grid.add_row("same answer", f"{found.agreement:.1%}")
+    measured = f"{found.held_out:,} others held out" if found.held_out else "none held out"
+    refit = f", refitted in order (mix {found.mix:g})" if found.mix < 1.0 else ""
+    grid.add_row("calibration", f"{counted(found.samples, 'sample', 'samples')} learnt from, {measured}{refit}")
+    return grid
 
 
 def _show_dense(report: Report, console: Console) -> None:
@@ -87,6 +129,19 @@ def _show_dense(report: Report, console: Console) -> None:
     if not reasons:
         return
     console.print("\n[bold]Kept dense[/]")
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(Padding(escape(printable(f"{names[0]}{more}: {reason}")), (0, 0, 0, 2)), highlight=False)
+
+
+def _show_left_out(report: Report, console: Console) -> None:
+    """Which matrices were treated without data, one line for every reason."""
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for name, reason in report.calibration.left_out.items() if report.calibration is not None else ():
+        reasons[reason].append(name)
+    if not reasons:
+        return
+    console.print("\n[bold]Treated without data[/]")
     for reason, names in reasons.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(Padding(escape(printable(f"{names[0]}{more}: {reason}")), (0, 0, 0, 2)), highlight=False)
