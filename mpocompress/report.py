@@ -32,6 +32,10 @@ OUTPUT_KINDS = ("classification", "embedding", "regression")
 """What a model puts out: scores or probabilities, directions, or values."""
 RUINOUS_ERROR = 0.6
 """Relative error above which nearly all do."""
+NOT_MEASURED = (
+    "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say nothing here. "
+    "Compress with the model and its inputs to see, or measure the expanded model on your own task."
+)
 VERDICTS = (
     (0.02, "hardly changed", "Check it on your own task all the same."),
     (0.1, "changed a little", "Check it on your own task; fine-tuning brings back most of what was lost."),
@@ -339,6 +343,8 @@ class Report:
             return ("Nothing was compressed: every eligible matrix was kept dense, for the reason beside it.",)
         if self.calibration is not None and self.calibration.divergence is not None:
             return self._measured_verdict(self.calibration)
+        if self.calibration is not None:
+            return (NOT_MEASURED,)
         worst = max(self.compressed, key=lambda matrix: matrix.relative_error)
         said = ["Weight errors are no quality figure: measure the expanded model on your own task before you use it."]
         reached = f"Relative errors reach {worst.relative_error:.2f} ({worst.name})"
@@ -367,7 +373,7 @@ class Report:
             how = f"{extent:.1%} of the way to outputs for other inputs"
         said = f"On {inputs} the outputs {meaning}: {how}."
         worst = max(self.compressed, key=lambda matrix: matrix.sensitivity or 0.0)
-        if extent > VERDICTS[0][0] and worst.sensitivity:
+        if extent > VERDICTS[0][0] and worst.sensitivity and len(self.compressed) > 1:
             said += f" {worst.name} costs most ({worst.sensitivity:.2g} by itself)."
         return said, advice
 

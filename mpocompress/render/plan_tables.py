@@ -49,7 +49,10 @@ def show_plan(plan: PlanReport, console: Console) -> None:
             console.print()
             console.print(Text(printable(said)))
     said = "Weight errors are no quality figure: compress at two or three targets and measure each on your own task."
-    if any(choice.target.kind in ("keep", "max_params") for choice in plan.choices):
+    felt = any(choice.divergence is not None for choice in plan.choices)
+    if felt:
+        said = "What divergence your task bears shows when you compress at two or three targets and measure them on it."
+    elif any(choice.target.kind in ("keep", "max_params") for choice in plan.choices):
         said += (
             " A keep target leaves the first layer of a stack dense where that takes at most half of the budget, and "
             "shares the rest out, which models take better than one bond for all, whatever the errors say."

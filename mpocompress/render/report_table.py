@@ -115,6 +115,7 @@ def _outputs(found: CalibrationReport) -> Table:
     if found.agreement is not None:
         grid.add_row("same answer", f"{found.agreement:.1%}")
     measured = f"{found.held_out:,} others held out" if found.held_out else "none held out"
+    measured = "outputs not measured" if found.divergence is None else measured
     refit = f", refitted in order (mix {found.mix:g})" if found.mix < 1.0 else ""
     grid.add_row("calibration", f"{counted(found.samples, 'sample', 'samples')} learnt from, {measured}{refit}")
     return grid
