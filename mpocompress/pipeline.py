@@ -106,12 +106,12 @@ def compress(
     named, source, target = target, Path(source), Path(target)
     check_dtype(dtype)
     check_choice(sites)
-    if save_calibration is not None:
-        check_calibration_file(save_calibration, overwrite=overwrite)
     model, ran = runnable(model) if calibration is not None else (model, ())
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
+        if save_calibration is not None:
+            check_calibration_file(save_calibration, overwrite=overwrite, others=(*checkpoint.files, target))
         with Spool(target) as spool:
             task = Task(
                 checkpoint=checkpoint,
@@ -232,7 +232,7 @@ def plan(
     check_dtype(dtype)
     check_choice(sites)
     if save_calibration is not None:
-        check_calibration_file(save_calibration, overwrite=False)
+        check_calibration_file(save_calibration, overwrite=False, others=(source,))
     model, ran = runnable(model) if calibration is not None else (model, ())
     divergences: list[float | None] = [None] * len(truncations)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:

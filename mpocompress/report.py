@@ -33,7 +33,7 @@ OUTPUT_KINDS = ("classification", "embedding", "regression")
 RUINOUS_ERROR = 0.6
 """Relative error above which nearly all do."""
 NOT_MEASURED = (
-    "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say nothing here. "
+    "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say little. "
     "Compress with the model and its inputs to see, or measure the expanded model on your own task."
 )
 VERDICTS = (

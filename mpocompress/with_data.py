@@ -45,7 +45,7 @@ ROUNDING_NOISE = 1e-7
 """What no rounding is blamed for."""
 INSTEAD_OF_INT8 = "float16"
 NOT_FINITE = "The outputs of the compressed model are not finite on the held-out calibration inputs."
-NOT_RUN = "it was not seen to run on the calibration inputs"
+NOT_SEEN = "its module runs in a way of its own, or it is not in the given model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -297,7 +297,7 @@ class _Work:
         """The outputs of the model with what is stored, on inputs that nothing was fitted to."""
         calibration, rig = self.calibration, self.calibration.rig
         left_out = {
-            matrix.name: calibration.left_out.get(matrix.members[0].name, NOT_RUN)
+            matrix.name: calibration.left_out.get(matrix.members[0].name, NOT_SEEN)
             for layer in self.surveyed.layers
             for matrix in layer.forms[-1]
             if matrix.name not in self.weighed

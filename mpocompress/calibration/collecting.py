@@ -33,7 +33,7 @@ class Collected:
     Args:
         units: in the order in which they first ran.
         metrics: unit name -> metric.
-        left_out: unit name -> why there is none, in words.
+        left_out: name of a tensor -> why there is none, in words.
     """
 
     units: tuple[Unit, ...]
@@ -83,14 +83,15 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
                 rig.run(batch)
     if progress is not None:
         progress("calibrating", len(batches), len(batches))
-    for watch in rig.watches:
-        for unit in watch.units.values():
-            if unit.name not in moments:
-                odd.setdefault(unit.name, NEVER)
-            elif not moments[unit.name].is_sound:
-                odd.setdefault(unit.name, NOT_FINITE)
+    every = [unit for watch in rig.watches for unit in watch.units.values()]
+    for unit in every:
+        if unit.name not in moments:
+            odd.setdefault(unit.name, NEVER)
+        elif not moments[unit.name].is_sound:
+            odd.setdefault(unit.name, NOT_FINITE)
+    left_out = {member: odd[unit.name] for unit in every if unit.name in odd for member in unit.members}
     kept = tuple(unit for unit in units.values() if unit.name not in odd)
-    return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=odd)
+    return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=left_out)
 
 
 def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Generator) -> None:

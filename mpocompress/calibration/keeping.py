@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,27 @@ FORMAT, VERSION = "mpocompress-calibration", 1
 _DAMAGED = "The file is damaged or was edited: calibrate again."
 
 
-def check_calibration_file(path: str | PathLike[str], *, overwrite: bool) -> None:
+def check_calibration_file(
+    path: str | PathLike[str], *, overwrite: bool, others: Iterable[str | PathLike[str]] = ()
+) -> None:
     """Refuse a place where a calibration cannot be kept, before the work.
 
     Args:
         path: the file.
         overwrite: whether it may be there already.
+        others: files that are read or written as well, and must not be replaced by it.
 
     Raises:
         OutputError: the name has another ending, the folder is not there, or the file is and may not be replaced.
     """
     target = Path(path)
+    if any(Path(other).resolve() == target.resolve() for other in others):
+        raise OutputError(
+            where=target.name,
+            found="the checkpoint itself, or what it is compressed to",
+            why="one would overwrite the other",
+            action="Name another file for the calibration.",
+        )
     if target.suffix != SUFFIX:
         raise OutputError(
             where=target.name,

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from mpocompress.calibration.tracing import level_names, run_cell, run_lstm
 from mpocompress.text import shown
 
-NEVER = "never called by its module on the calibration inputs"
-OWN_WAY = "runs in a way of its own, where its inputs cannot be seen"
+NEVER = "never ran on the calibration inputs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
