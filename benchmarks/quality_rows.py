@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +32,6 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 WHOLES = (DENSE, INT8_WEIGHTS, DYNAMIC_INT8)
 """Methods that keep every parameter; all but the first in a quarter of the bytes."""
 METHODS = (*OURS, *BASELINES, *WHOLES[1:])
-COMPRESS: Callable[..., Any] = mpocompress.compress_module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,7 @@ def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iter
         methods: names out of `METHODS`.
         keeps: names out of `FRACTIONS`.
     """
-    _, report = COMPRESS(subject.module, Truncation(max_bond=1), jobs=1)
+    _, report = mpocompress.compress_module(subject.module, Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
     layers = Layers(
@@ -106,15 +104,15 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
         parameters=0,
         size_bytes=0,
         scores=(),
-        refused="this version of mpocompress takes no calibration inputs",
+        refused="",
     )
     if asked.pop("calibration", False):
-        if "calibration" not in inspect.signature(COMPRESS).parameters:
-            return refused
-        asked["calibration"] = subject.calibration
+        asked["calibration"] = mpocompress.CalibrationInputs(
+            batches=subject.calibration, samples=sum(map(len, subject.calibration))
+        )
     started = time.process_time()
     try:
-        small, report = COMPRESS(subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **asked)
+        small, report = mpocompress.compress_module(subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **asked)
     except MPOCompressError as error:
         return replace(refused, refused=str(error))
     cpu_s = time.process_time() - started
