@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import mpocompress
 from mpocompress._version import __version__
+
+for public in mpocompress.__all__:  # imported on first use, which autodoc does not wait for
+    vars(mpocompress)[public] = getattr(mpocompress, public)
 
 project = "mpocompress"
 author = "the mpocompress authors"

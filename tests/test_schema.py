@@ -15,6 +15,7 @@ import mpocompress
 from mpocompress.bench_report import BenchedKind, ContenderKind
 from mpocompress.layers import KindFrom, LayerKind
 from mpocompress.render.words import KIND_NAMES, KIND_SOURCES
+from mpocompress.report import OUTPUT_KINDS
 
 
 def schema(name: str) -> Any:
@@ -55,6 +56,61 @@ def test_a_report_follows_its_schema(model: Path, tmp_path: Path, truncation: mp
     assert inspected == written
 
 
+class Net(torch.nn.Module):
+    """Has the weights of `model`; one of its layers never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(64, 64, batch_first=True)
+        self.fc = torch.nn.Linear(64, 96)
+        self.head = torch.nn.Linear(96, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fed: torch.Tensor = self.head(torch.nn.functional.linear(self.lstm(x)[0], self.fc.weight, self.fc.bias))
+        return fed
+
+
+@pytest.fixture
+def calibration(model: Path) -> mpocompress.Calibration:
+    torch.manual_seed(1)
+    inputs = mpocompress.CalibrationInputs(batches=torch.randn(8, 4, 5, 64).unbind(), kind="classification")
+    return mpocompress.calibrate(model, inputs, Net())
+
+
+def test_a_report_with_calibration_inputs_follows_its_schema(
+    model: Path, tmp_path: Path, calibration: mpocompress.Calibration
+) -> None:
+    small = tmp_path / "small.pt"
+    target = mpocompress.Truncation(keep=0.3)
+    written = json.loads(mpocompress.compress(model, small, truncation=target, calibration=calibration).to_json())
+
+    jsonschema.validate(written, schema("report-1.json"))
+    assert json.loads(mpocompress.inspect(small).to_json()) == written
+    found = written["calibration"]
+    assert (found["kind"], found["samples"], found["held_out"]) == ("classification", 24, 8)
+    assert list(found["left_out"]) == ["fc.weight"]
+    seen = [matrix for matrix in written["matrices"] if matrix["weighted_error"] is not None]
+    assert [matrix["corrected_bias"] for matrix in seen] == ["lstm.bias_ih_l0"] * len(seen)
+    assert all(matrix["sensitivity"] >= 0 for matrix in seen)
+    declared = schema("report-1.json")
+    assert set(found) == set(declared["properties"]["calibration"]["properties"])
+    assert set(written) == set(declared["properties"])
+    assert all(set(matrix) == set(declared["$defs"]["matrix"]["properties"]) for matrix in written["matrices"])
+
+
+def test_a_plan_with_calibration_inputs_follows_its_schema(model: Path, calibration: mpocompress.Calibration) -> None:
+    targets = (mpocompress.Truncation(keep=0.5), mpocompress.Truncation(keep=1e-9))
+    document = json.loads(mpocompress.plan(model, truncations=targets, calibration=calibration).to_json())
+
+    jsonschema.validate(document, schema("plan-1.json"))
+    possible, impossible = (choice["divergence"] for choice in document["choices"])
+    assert possible > 0
+    assert impossible is None
+    declared = schema("plan-1.json")["properties"]
+    assert set(document) == set(declared)
+    assert set(document["choices"][0]) == set(declared["choices"]["items"]["properties"])
+
+
 def test_a_plan_follows_its_schema(model: Path) -> None:
     targets = (mpocompress.Truncation(keep=0.5), mpocompress.Truncation(keep=1e-9), mpocompress.Truncation(max_bond=4))
     document = json.loads(mpocompress.plan(model, truncations=targets).to_json())
@@ -78,6 +134,8 @@ def test_every_kind_and_source_is_in_the_schemas(model: Path, tmp_path: Path) ->
         assert (matrix["kind"]["enum"], matrix["kind_from"]["enum"]) == (kinds, sources)
     weight = schema("overview-1.json")["properties"]["weights"]["items"]["properties"]
     assert (weight["kind"]["enum"], weight["kind_from"]["enum"]) == (kinds, sources)
+    calibration = schema("report-1.json")["properties"]["calibration"]["properties"]
+    assert calibration["kind"]["enum"] == list(OUTPUT_KINDS)
     measured = schema("bench-1.json")["properties"]["measured"]["items"]["properties"]
     assert measured["kind"]["enum"] == list(get_args(BenchedKind)) == [*kinds, "model"]
     contender = measured["cases"]["items"]["properties"]["contenders"]["items"]["properties"]
