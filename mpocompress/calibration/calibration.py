@@ -43,7 +43,7 @@ class Calibration:
         sha256: of the weights it was measured with.
         units: what was watched, in the order in which it ran.
         metrics: unit name -> metric.
-        left_out: unit name -> why it was not measured.
+        left_out: name of a tensor -> why it was not measured.
         kind: what the outputs of the model are.
         measure: how outputs are compared, in words.
         said: from where the kind is known.

@@ -13,6 +13,7 @@ from mpocompress.calibration.outputs import primary
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import NEVER, Unit, Watcher, watched
 from mpocompress.errors import InputsError
+from mpocompress.feeding import moved
 from mpocompress.jobs import Progress
 from mpocompress.metric import Metric, Moments
 from mpocompress.user_code import told_with_its_line
@@ -33,7 +34,7 @@ class Collected:
     Args:
         units: in the order in which they first ran.
         metrics: unit name -> metric.
-        left_out: unit name -> why there is none, in words.
+        left_out: name of a tensor -> why there is none, in words.
     """
 
     units: tuple[Unit, ...]
@@ -90,7 +91,9 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
             elif not moments[unit.name].is_sound:
                 odd.setdefault(unit.name, NOT_FINITE)
     kept = tuple(unit for unit in units.values() if unit.name not in odd)
-    return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=odd)
+    every = (unit for watch in rig.watches for unit in watch.units.values())
+    left_out = {member: odd[unit.name] for unit in every if unit.name in odd for member in unit.members}
+    return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=left_out)
 
 
 def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Generator) -> None:
@@ -99,7 +102,7 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
     if loss is None:
         scalar = rig.measure.projection(primary(output)[0], generator)
     else:
-        target = batch[1] if isinstance(batch, tuple) else None
+        target = moved(batch[1], rig.device) if isinstance(batch, tuple) else None
         try:
             scalar = loss(output, target)
         except Exception as error:
