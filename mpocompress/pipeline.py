@@ -77,8 +77,8 @@ def compress(
         model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
             or of what builds it (that is imported and run), or module path -> class.
         calibration: inputs that the model is run with, to see what matters to its output: batches, or where they are,
-            or more of both in `CalibrationInputs`; or a calibration that was made before, or the file it is in. Without,
-            weights alone count.
+            or more of both in `CalibrationInputs`; or a calibration that was made before, or the file it is in.
+            Without, weights alone count.
         save_calibration: where to keep what was measured with them, for other budgets.
         dtype: dtype of the stored cores, `float16`, `bfloat16`, `float32`, `float64` or `int8`, whose scales are stored
             beside them; by default that of the weight.
@@ -110,6 +110,8 @@ def compress(
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
+        if save_calibration is not None:
+            _check_apart(Path(save_calibration), target, checkpoint)
         with Spool(target) as spool:
             task = Task(
                 checkpoint=checkpoint,
@@ -147,6 +149,17 @@ def compress(
                 overwrite=overwrite,
             )
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size))
+
+
+def _check_apart(kept: Path, target: Path, checkpoint: Checkpoint) -> None:
+    """Refuse to keep a calibration in the place of the checkpoint or of what is made of it."""
+    if kept.resolve() in {target.resolve(), *(file.resolve() for file in checkpoint.files)}:
+        raise OutputError(
+            where=kept.name,
+            found="the name of the checkpoint or of the compressed one",
+            why="a calibration is kept in a file of its own",
+            action="Name another file.",
+        )
 
 
 def calibrate(
