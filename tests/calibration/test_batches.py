@@ -103,8 +103,8 @@ PAIR = "with a loss, a batch is a pair: what the model is called with, and a tar
 def test_what_is_no_batch_is_refused(batches: Any, targets: bool, found: str, why: str) -> None:
     with pytest.raises(
         InputsError,
-        match=f"calibration batches: {found}; {why}. Give an iterable of what the model is called with: tensors, tuples "
-        "of arguments, or dicts of named ones.",
+        match=f"calibration batches: {found}; {why}. Give an iterable of what the model is called with: tensors, "
+        "tuples of arguments, or dicts of named ones.",
     ):
         gathered(batches, has_targets=targets)
 

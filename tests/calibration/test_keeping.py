@@ -99,7 +99,11 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("kept.pt", OutputError, r"kept\.pt: a name that does not end in \.safetensors; .* Name it kept\.safetensors\."),
+        (
+            "kept.pt",
+            OutputError,
+            r"kept\.pt: a name that does not end in \.safetensors; .* Name it kept\.safetensors\.",
+        ),
         ("no/kept.safetensors", OutputError, r"kept\.safetensors: a folder that is not there; .* Make it first\."),
         ("there.safetensors", OutputExistsError, r"there\.safetensors: it exists; nothing is overwritten unasked\."),
     ],
@@ -166,7 +170,11 @@ def field(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
 
 
 def tensor(name: str, value: Tensor | None) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
-    return lambda _, tensors: tensors.pop(name) if value is None else tensors.update({name: value})  # type: ignore[func-returns-value]
+    def change(_: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+        tensors.update({} if value is None else {name: value})
+
+    return change
 
 
 EYE = torch.eye(12, dtype=torch.float64)
@@ -209,8 +217,8 @@ def test_a_file_that_was_edited_is_refused(tmp_path: Path, made: Calibration, na
 
     with pytest.raises(
         FormatError,
-        match=rf"kept\.safetensors: no usable {re.escape(found)}.*; the calibration is not whole\. The file is damaged or "
-        r"was edited: calibrate again\.",
+        match=rf"kept\.safetensors: no usable {re.escape(found)}.*; the calibration is not whole\. The file is damaged "
+        r"or was edited: calibrate again\.",
     ):
         read_calibration(path)
 
@@ -240,7 +248,8 @@ def test_moments_that_do_not_fit_the_weights_are_refused(
     edited(path, change)
 
     with pytest.raises(
-        FormatError, match=rf"calibration: {message}; the checkpoint has no tensor of this name and shape\. The file is "
+        FormatError,
+        match=rf"calibration: {message}; the checkpoint has no tensor of this name and shape\. The file is ",
     ):
         compress(source, tmp_path / "small.pt", truncation=KEEP, selection=SMALL, calibration=path)
 
@@ -250,7 +259,10 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, made: Calibration) -> 
     write_calibration(made, path)
     for fields, message in (
         ({"version": 2}, r"format version 2; this release reads version 1\. Upgrade mpocompress"),
-        ({"format": "mpocompress"}, "a document of another format; this one should say format 'mpocompress-calibration'"),
+        (
+            {"format": "mpocompress"},
+            "a document of another format; this one should say format 'mpocompress-calibration'",
+        ),
     ):
         edited(path, field(**fields))
         with pytest.raises(FormatError, match=message):
@@ -278,8 +290,8 @@ def test_it_is_for_one_checkpoint(tmp_path: Path, made: Calibration) -> None:
             open_checkpoint(other) as checkpoint,
             pytest.raises(
                 InputsError,
-                match=r"calibration: one of other weights than those of other\.pt; what a weight is multiplied with depends "
-                r"on all weights\. Calibrate again with this checkpoint\.",
+                match=r"calibration: one of other weights than those of other\.pt; what a weight is multiplied with "
+                r"depends on all weights\. Calibrate again with this checkpoint\.",
             ),
         ):
             calibration_for(source, None, checkpoint)
@@ -291,8 +303,8 @@ def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
         open_checkpoint(source) as checkpoint,
         pytest.raises(
             ModelError,
-            match=r"calibration: no model that can be run; inputs of its layers are seen by running it\. Give the model as "
-            r"a module, or as file\.py:name of one or of what builds it\.",
+            match=r"calibration: no model that can be run; inputs of its layers are seen by running it\. Give the "
+            r"model as a module, or as file\.py:name of one or of what builds it\.",
         ),
     ):
         calibration_for(inputs(), model, checkpoint)
@@ -301,7 +313,7 @@ def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
 def test_a_kind_that_there_is_not_is_refused() -> None:
     with pytest.raises(
         InputsError,
-        match=r"kind of output: got 'poetry'; it is one of classification, embedding, regression\. Give one of these, or "
-        r"none\.",
+        match=r"kind of output: got 'poetry'; it is one of classification, embedding, regression\. Give one of these, "
+        r"or none\.",
     ):
         CalibrationInputs(batches=[], kind="poetry")  # type: ignore[arg-type]

@@ -58,11 +58,14 @@ def test_a_kind_that_is_given_is_taken(kind: OutputKind) -> None:
 
     assert (found.kind, found.said) == (kind, "as asked")
     assert found.probabilities == (kind == "classification")
-    assert found.words == {
-        "classification": "KL divergence, nats",
-        "embedding": "1 - cosine",
-        "regression": "relative squared error",
-    }[kind]
+    assert (
+        found.words
+        == {
+            "classification": "KL divergence, nats",
+            "embedding": "1 - cosine",
+            "regression": "relative squared error",
+        }[kind]
+    )
 
 
 def test_a_classifier_has_more_than_one_answer() -> None:
@@ -132,7 +135,10 @@ def test_an_embedding_of_zeros_is_no_way_from_itself() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_divergence_of_values_is_relative(dtype: torch.dtype) -> None:
-    one, other = torch.tensor([[1.0, 2.0], [2.0, 0.0]], dtype=dtype), torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=dtype)
+    one, other = (
+        torch.tensor([[1.0, 2.0], [2.0, 0.0]], dtype=dtype),
+        torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=dtype),
+    )
     found, divisor = Measure(kind="regression").divergences(one, other)
 
     assert (found.tolist(), divisor) == ([1.0, 4.0], 9.0)
@@ -169,7 +175,9 @@ def test_gradients_of_a_classifier_square_to_its_fisher_information() -> None:
     p = logits[0].softmax(0).detach()
 
     found = logits.grad.T @ logits.grad / len(logits)
-    torch.testing.assert_close(found, torch.diag(p) - torch.outer(p, p), rtol=0.0, atol=0.015)  # 4 sigma of 20,000 draws
+    torch.testing.assert_close(
+        found, torch.diag(p) - torch.outer(p, p), rtol=0.0, atol=0.015
+    )  # 4 sigma of 20,000 draws
 
 
 def test_a_projection_of_zeros_is_finite() -> None:
@@ -209,7 +217,7 @@ def test_packed_sequences_are_compared_by_their_data() -> None:
 def test_an_output_without_numbers_is_refused(output: Any) -> None:
     with pytest.raises(
         InputsError,
-        match=rf"the model: an output of {type(output).__name__}; there is no tensor of floating point numbers in it to "
-        r"compare\. Wrap the model in a module that returns one\.",
+        match=rf"the model: an output of {type(output).__name__}; there is no tensor of floating point numbers in it "
+        r"to compare\. Wrap the model in a module that returns one\.",
     ):
         primary(output)

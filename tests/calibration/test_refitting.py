@@ -141,7 +141,9 @@ def test_later_layers_get_what_earlier_ones_make_of_their_inputs(tmp_path: Path,
     for values in ({}, stay):
         rows: list[Tensor] = []
         module = twin.model.get_submodule(last.name.removesuffix(".weight"))
-        hook = module.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0].reshape(-1, 8 if name != "twice" else 12)))
+        hook = module.register_forward_pre_hook(
+            lambda _, args, rows=rows: rows.append(args[0].reshape(-1, 8 if name != "twice" else 12))
+        )
         with twin.holding(values):
             for batch in twin.batches.learning:
                 twin.run(batch)

@@ -48,9 +48,11 @@ def test_prefixes_are_seen_through(tmp_path: Path, prefix: str) -> None:
 def test_weights_are_held_in_the_block_only(tmp_path: Path) -> None:
     rig = rig_of(tmp_path, seeded(two_layers))
     before = values(rig.model)
-    with pytest.raises(KeyError, match="mine"), rig.holding({"0.weight": torch.zeros(16, 12).double(), "other": before[0]}):
-        assert not rig.model.state_dict()["0.weight"].any()
-        raise KeyError("mine")
+    with (
+        pytest.raises(KeyError, match="mine"),
+        rig.holding({"0.weight": torch.zeros(16, 12).double(), "other": before[0]}),
+    ):
+        raise KeyError("mine" if not rig.model.state_dict()["0.weight"].any() else "not held")
     with pytest.raises(RuntimeError), rig.holding({"0.weight": torch.zeros(16, 12), "2.weight": torch.zeros(3, 3)}):
         pass  # pragma: no cover
 
@@ -118,7 +120,7 @@ def test_decisions_are_measured_on_the_first_batches_and_moments_on_the_rest(tmp
 
     assert (len(rig.tuning.batches), len(rig.rest)) == ((3, 9) if batch == 6 else (1, 11))
     assert made.count(rig.tuning.batches) < TUNING_SAMPLES or batch == 100
-    assert TUNING_ANSWERS > 3 * batch
+    assert 3 * batch < TUNING_ANSWERS
     assert len(classifier.tuning.batches) == 3
     assert [id(one) for one in (*rig.tuning.batches, *rig.rest)] == [id(one) for one in made.learning]
 
@@ -146,6 +148,15 @@ def test_a_model_that_writes_into_its_inputs_spoils_none(tmp_path: Path) -> None
 
     assert all(one.equal(other) for one, other in zip(batches, inputs(), strict=True))
     assert rig.divergence(rig.held_out) == 0.0
+
+
+def test_a_model_that_draws_draws_the_same_every_time(tmp_path: Path) -> None:
+    model = Calls(lambda m, x: m.fc(x + torch.randn_like(x)), fc=seeded(lambda: nn.Linear(12, 10)))
+    state = torch.get_rng_state()
+    rig = rig_of(tmp_path, model)
+
+    assert rig.divergence(rig.held_out) == 0.0
+    assert torch.get_rng_state().equal(state)
 
 
 def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
@@ -178,8 +189,8 @@ def test_batches_that_the_model_does_not_take_are_refused(tmp_path: Path) -> Non
     with pytest.raises(
         InputsError,
         match=r"Calls: test_rig\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
-        r"model does not take the calibration batches\. Give batches that the model is called with: a tensor, a tuple of "
-        r"arguments, or a dict of named ones\.",
+        r"model does not take the calibration batches\. Give batches that the model is called with: a tensor, a tuple "
+        r"of arguments, or a dict of named ones\.",
     ):
         rig_of(tmp_path, Calls(lambda m, x: m.fc(x), fc=nn.Linear(12, 10)), [torch.ones(2, 5)])
 
@@ -191,17 +202,15 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path, bad: float, pla
     batches[place][0, 0] = bad
     with pytest.raises(
         InputsError,
-        match=r"Sequential: NaN or Inf in what it puts out for the calibration batches; there is nothing to compare the "
-        r"outputs of the compressed model with\. Look at these batches and at the weights, or compress without "
+        match=r"Sequential: NaN or Inf in what it puts out for the calibration batches; there is nothing to compare "
+        r"the outputs of the compressed model with\. Look at these batches and at the weights, or compress without "
         r"calibration inputs\.",
     ):
         rig_of(tmp_path, seeded(lambda: nn.Sequential(nn.Linear(12, 10))), batches)
 
 
 def test_masked_scores_are_finite_enough(tmp_path: Path) -> None:
-    model = Calls(
-        lambda m, x: {"logits": m.fc(x).masked_fill(torch.arange(10) > 6, -math.inf)}, fc=nn.Linear(12, 10)
-    )
+    model = Calls(lambda m, x: {"logits": m.fc(x).masked_fill(torch.arange(10) > 6, -math.inf)}, fc=nn.Linear(12, 10))
     rig = rig_of(tmp_path, model)
 
     assert rig.measure.kind == "classification"

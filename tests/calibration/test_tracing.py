@@ -169,7 +169,7 @@ def test_gradients_of_what_comes_out_are_those_of_the_weights(form: str) -> None
 
         outputs.register_hook(keep)  # type: ignore[no-untyped-call]
 
-    run_lstm(layer, x, None, see)[0].data.square().sum().backward()
+    run_lstm(layer, x, None, see)[0].data.square().sum().backward()  # type: ignore[no-untyped-call]
 
     for name in level_names(layer):
         found = sum(
@@ -197,6 +197,6 @@ def test_weights_that_want_no_gradient_are_open_to_hooks_all_the_same() -> None:
     assert gradient.shape == (5, 4, 16)
     step = 1e-6  # a finite difference in one entry of the bias moves every step by it
     with torch.no_grad():
-        layer.bias_ih_l0[3] += step
+        layer.get_parameter("bias_ih_l0")[3] += step
         after = layer(inputs_for(layer, "batch"))[0].sum()
     assert float((after - y.detach().sum()) / step) == pytest.approx(float(gradient[..., 3].sum()), rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ class Told:
 
     @property
     def watcher(self) -> Watcher:
-        return Watcher(see=self.see, odd=lambda unit, reason: self.odd.setdefault(unit.name, reason))
+        return Watcher(see=self.see, odd=lambda unit, reason: self.odd.update({unit.name: reason}))
 
 
 @contextlib.contextmanager
@@ -227,8 +228,7 @@ def test_an_odd_call_is_told_in_words(call: Any, reason: str) -> None:
     with watching(model) as told:
         model(X)
 
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(told.odd["fc.weight"])
+    assert re.fullmatch(reason, told.odd["fc.weight"])
 
 
 def test_an_lstm_called_wrongly_says_what_it_always_says() -> None:
@@ -286,7 +286,7 @@ def test_calls_are_overheard_however_they_are_written() -> None:
 
 def test_what_runs_in_its_own_way_is_not_watched() -> None:
     patched = nn.Linear(6, 3)
-    patched.forward = lambda x: x  # type: ignore[method-assign]
+    patched.forward = lambda x: x  # type: ignore[method-assign, assignment]
     for module in (patched, nn.GRU(6, 3), nn.RNNCell(6, 3), nn.LayerNorm(6), nn.Conv1d(6, 3, 1)):
         assert find_watches(module, {name: name for name, _ in module.named_parameters()}) == ()
     assert find_watches(nn.Linear(6, 3), {"bias": "bias"}) == ()
