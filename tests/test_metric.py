@@ -42,7 +42,9 @@ def metric_of(rows: int, cols: int, seed: int, *, full: bool = True) -> Metric:
     )
 
 
-@given(st.integers(1, 12), st.integers(0, 50), st.sampled_from(KINDS), st.sampled_from([1e-120, 1e-30, 1.0, 1e30, 1e70]))
+@given(
+    st.integers(1, 12), st.integers(0, 50), st.sampled_from(KINDS), st.sampled_from([1e-120, 1e-30, 1.0, 1e30, 1e70])
+)
 def test_any_second_moment_can_be_whitened(cols: int, seed: int, kind: str, scale: float) -> None:
     second = shrunk(second_moment(cols, seed, kind, scale), 1)
     root, inverse = whitening(second)

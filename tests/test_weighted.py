@@ -15,7 +15,7 @@ from mpocompress.weighted import WeightedProduct, weighted_product
 from tests.draw import KINDS, random_matrix
 
 EXACT = 1e-6
-"""Squares of singular values come from a Gram matrix in float64, as shares of the largest; a root makes 1e-7 of them."""
+"""Squares of singular values come from a Gram matrix in float64, as shares of the largest; a root makes them 1e-7."""
 
 
 def square(matrix: Tensor, second: Tensor, outputs: OutputWeights) -> float:
@@ -64,7 +64,8 @@ def test_no_other_matrix_of_the_rank_is_better(
     others = [
         (u[:, :bond] * s[:bond]) @ v[:bond],
         random_matrix(rows, bond, seed + 1) @ right,
-        torch.linalg.lstsq(gram, (weight @ second @ right.T).T).solution.T @ right,  # the best left side of that right one
+        torch.linalg.lstsq(gram, (weight @ second @ right.T).T).solution.T
+        @ right,  # the best left side of that right one
     ]
 
     for other in others:
@@ -84,9 +85,7 @@ def test_in_the_plain_metric_it_is_the_truncated_svd(rows: int, cols: int, seed:
 
 
 @given(problems, st.integers(1, 8))
-def test_cores_multiply_out_to_it_and_are_of_one_size(
-    problem: tuple[Tensor, Tensor, OutputWeights], bond: int
-) -> None:
+def test_cores_multiply_out_to_it_and_are_of_one_size(problem: tuple[Tensor, Tensor, OutputWeights], bond: int) -> None:
     product = weighted_product(*problem)
     bond = min(bond, *problem[0].shape)
     mpo = product.mpo(bond)
