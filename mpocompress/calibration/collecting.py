@@ -55,7 +55,7 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
         The metrics. A unit that cannot be measured is left out, and stops no other.
 
     Raises:
-        InputsError: the model does not take the batches, or the loss raises.
+        InputsError: the model does not take the batches, the loss raises, or no gradients can be taken.
     """
     moments: dict[str, Moments] = {}
     units: dict[str, Unit] = {}
@@ -120,5 +120,14 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
                 why="gradients are taken of one number",
                 action="Return the mean or the sum.",
             )
-    if scalar.requires_grad:
+    if not scalar.requires_grad:
+        return
+    try:
         scalar.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise InputsError(
+            where=type(rig.model).__name__,
+            found=told_with_its_line(error),
+            why="gradients could not be taken through the model",
+            action="Let its forward start anew at every call, keeping no tensors of the one before.",
+        ) from error

@@ -283,7 +283,8 @@ class Rig:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with torch.no_grad():  # parameters of a scripted module would have a history
+            return copy.deepcopy(model)
     except Exception as error:
         raise ModelError(
             where=type(model).__name__,
@@ -317,15 +318,13 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, list[str]]:
             action="Give the model that the checkpoint was saved from.",
         )
     return {
-        name: [other for other in others if isinstance(tensors[other], nn.Parameter)]
+        name: there
         for name, others in places.items()
-        if any(isinstance(tensors[other], nn.Parameter) for other in others)
+        if (there := [other for other in others if tensors[other].is_floating_point()])
     }
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
-    found = model.get_submodule(path)._parameters[leaf]
-    if found is None:
-        raise KeyError(name)
+    found: Tensor = getattr(model.get_submodule(path), leaf)
     return found

@@ -130,7 +130,7 @@ def find_watches(model: nn.Module, names: Mapping[str, str]) -> tuple[Watch, ...
 
 def _units(module: nn.Module, known: Mapping[str, str]) -> dict[str, Unit]:
     """The units of a module, by part; none of one that runs in its own way."""
-    if "forward" in vars(module):
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
         return {}
     if isinstance(module, nn.LSTM):
         plain = type(module).forward is nn.LSTM.forward and set(module._parameters) == set(module._flat_weights_names)

@@ -111,6 +111,23 @@ def test_batches_are_counted_while_they_run(tmp_path: Path) -> None:
     assert told == [("calibrating", done, len(rig.rest)) for done in range(len(rig.rest) + 1)]
 
 
+def test_a_model_that_keeps_its_state_between_calls_is_refused(tmp_path: Path) -> None:
+    kept: dict[str, Any] = {}
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        out, kept["state"] = m.lstm(x, kept.get("state"))
+        y: Tensor = out
+        return y
+
+    rig = rig_of(tmp_path, Calls(call, lstm=nn.LSTM(12, 8)))
+    with pytest.raises(
+        InputsError,
+        match=r"Calls: RuntimeError: Trying to backward through the graph a second time .*; gradients could not be "
+        r"taken through the model\. Let its forward start anew at every call, keeping no tensors of the one before\.",
+    ):
+        collect(rig)
+
+
 class Target:
     """Knows where it was moved."""
 

@@ -150,6 +150,16 @@ def test_a_model_that_writes_into_its_inputs_spoils_none(tmp_path: Path) -> None
     assert rig.divergence(rig.held_out) == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_part_is_copied_too(tmp_path: Path) -> None:
+    part = seeded(lambda: nn.Linear(12, 10))
+    rig = rig_of(tmp_path, Calls(lambda m, x: m.part(x), part=torch.jit.script(part)))
+
+    assert rig.divergence(rig.held_out) == 0.0
+    with rig.holding({"part.weight": torch.zeros(10, 12)}):
+        assert rig.divergence(rig.held_out) > 0.0
+
+
 def test_a_model_that_draws_draws_the_same_every_time(tmp_path: Path) -> None:
     model = Calls(lambda m, x: m.fc(x + torch.randn_like(x)), fc=seeded(lambda: nn.Linear(12, 10)))
     state = torch.get_rng_state()
