@@ -25,20 +25,23 @@ def fed(model: nn.Module, made: object) -> object:
 
 
 def moved(value: Any, device: str) -> Any:
-    """A nest of tensors on a device.
+    """A copy of a nest of tensors on a device, so that a model that writes into its inputs spoils none.
 
     Args:
         value: tensors, packed sequences, tuples, lists and mappings of them; all else stays as it is.
         device: where to.
 
     Returns:
-        The same nest; tensors that are there already are shared.
+        The same nest, its tensors copied.
     """
     if isinstance(value, Mapping):
         return {name: moved(one, device) for name, one in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return type(value)(moved(one, device) for one in value)
-    return value.to(device) if hasattr(value, "to") else value
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    there = value.to(device) if hasattr(value, "to") else value
+    return there._replace(data=moved(there.data, device)) if isinstance(there, PackedSequence) else there
 
 
 def sample_count(made: object) -> int:

@@ -36,6 +36,8 @@ NOT_MEASURED = (
     "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say little. "
     "Compress with the model and its inputs to see, or measure the expanded model on your own task."
 )
+BEYOND = 1e100
+"""Divergence of outputs that are not finite or have another shape; a number, so that JSON can hold it."""
 VERDICTS = (
     (0.02, "hardly changed", "Check it on your own task all the same."),
     (0.1, "changed a little", "Check it on your own task; fine-tuning brings back most of what was lost."),
@@ -223,7 +225,8 @@ class CalibrationReport:
         said: from where the kind is known, in words.
         samples: how many samples were learnt from.
         held_out: how many others the divergence was measured on; 0 where it was measured on the same.
-        divergence: of the outputs of the compressed model from those of the original; None where it was not measured.
+        divergence: of the outputs of the compressed model from those of the original; `BEYOND` where one cannot be
+            compared, None where it was not measured.
         unrelated: divergence between the original's outputs for different inputs: what a model that tells nothing would
             have; None where it was not measured.
         agreement: fraction of rows of outputs whose largest entry stayed the largest; None for other kinds.
@@ -371,6 +374,8 @@ class Report:
         )
         if found.kind != "classification":
             how = f"{extent:.1%} of the way to outputs for other inputs"
+        if found.divergence is not None and found.divergence >= BEYOND:
+            how = "some are not finite, or of another shape"
         said = f"On {inputs} the outputs {meaning}: {how}."
         worst = max(self.compressed, key=lambda matrix: matrix.sensitivity or 0.0)
         if extent > VERDICTS[0][0] and worst.sensitivity and len(self.compressed) > 1:

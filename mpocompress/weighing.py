@@ -26,6 +26,7 @@ from mpocompress.layers import MatrixSpec
 from mpocompress.metric import Metric, OutputWeights
 from mpocompress.mpo import MPO
 from mpocompress.planning import Survey, make_plan
+from mpocompress.report import BEYOND
 from mpocompress.sites import Sites, low_rank
 from mpocompress.survey import Surveyed, read_matrix
 from mpocompress.truncation import Truncation
@@ -275,7 +276,7 @@ def _losses(curve: Curve, points: Mapping[int, float], total: float) -> NDArray[
     """
     _, squares = curve.table()
     errors = np.maximum(squares[0], SMALLEST_LOSS)
-    usable = {cap: found for cap, found in points.items() if np.isfinite(found) and cap <= len(errors)}
+    usable = {cap: found for cap, found in points.items() if found < BEYOND and cap <= len(errors)}
     if not usable:
         scaled: NDArray[np.float64] = errors * total
         return scaled

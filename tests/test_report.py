@@ -252,6 +252,9 @@ def test_whatever_is_changed_a_report_is_read_or_refused_in_words(path: tuple[st
     report.to_json()
 
 
+LATER = ("kind_from", "transposed", "weighted_error", "sensitivity", "corrected_bias")
+
+
 @given(st.sampled_from([path for path in paths(document()) if isinstance(path[-1], str)]))
 def test_a_field_that_is_missing_is_refused_in_words(path: tuple[str | int, ...]) -> None:
     changed = document()
@@ -263,7 +266,7 @@ def test_a_field_that_is_missing_is_refused_in_words(path: tuple[str | int, ...]
     if path[0] in ("unmet", "notes") or (len(path) > 1 and path[0] == "aliases"):
         read(changed)
         return
-    if path[-1] in ("kind_from", "transposed"):  # written by no release before they came
+    if path[0] == "calibration" or path[-1] in LATER:  # written by no release before they came
         assert read(changed) == REPORT
         return
     with pytest.raises(FormatError, match=r"small.pt: .*(Compress the original|Give a file that|Upgrade)"):

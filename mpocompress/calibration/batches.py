@@ -114,8 +114,9 @@ def gathered(batches: str | Iterable[object], *, samples: int | None = None, has
             action=_WRITE_ONE,
         )
     held_out = tuple(taken[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]) or tuple(taken[1:])
-    kept = {id(one) for one in held_out}
-    learning = tuple(one for one in taken if id(one) not in kept) or tuple(taken)
+    learning = tuple(one for place, one in enumerate(taken, start=1) if place % HELD_OUT_EVERY)
+    if len(taken) < HELD_OUT_EVERY:
+        learning = learning[:1]
     return Batches(learning=learning, held_out=held_out or learning, has_targets=has_targets)
 
 

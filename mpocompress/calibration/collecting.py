@@ -13,6 +13,7 @@ from mpocompress.calibration.outputs import primary
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import NEVER, Unit, Watcher, watched
 from mpocompress.errors import CalibrationError
+from mpocompress.feeding import moved
 from mpocompress.jobs import Progress
 from mpocompress.metric import Metric, Moments
 from mpocompress.user_code import told_with_its_line
@@ -54,7 +55,7 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
         The metrics. A unit that cannot be measured is left out, and stops no other.
 
     Raises:
-        CalibrationError: the model does not take the batches, or the loss raises.
+        CalibrationError: the model does not take the batches, the loss raises, or no gradients can be taken.
     """
     moments: dict[str, Moments] = {}
     units: dict[str, Unit] = {}
@@ -100,7 +101,7 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
     if loss is None:
         scalar = rig.measure.projection(primary(output)[0], generator)
     else:
-        target = batch[1] if isinstance(batch, tuple) else None
+        target = moved(batch[1], rig.device) if isinstance(batch, tuple) else None
         try:
             scalar = loss(output, target)
         except Exception as error:
@@ -118,5 +119,14 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
                 why="gradients are taken of one number",
                 action="Return the mean or the sum.",
             )
-    if scalar.requires_grad:
+    if not scalar.requires_grad:
+        return
+    try:
         scalar.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise CalibrationError(
+            where=type(rig.model).__name__,
+            found=told_with_its_line(error),
+            why="gradients could not be taken through the model",
+            action="Let its forward start anew at every call, keeping no tensors of the one before.",
+        ) from error

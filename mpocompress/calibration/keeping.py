@@ -21,6 +21,7 @@ from mpocompress.calibration.watching import Unit
 from mpocompress.documents import build, fields_of, read_document, typed
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from mpocompress.metric import Metric, OutputWeights
+from mpocompress.report import OUTPUT_KINDS
 from mpocompress.text import shown
 
 SUFFIX = ".safetensors"
@@ -168,6 +169,8 @@ def _calibration(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     units, metrics = [], {}
     for number, entry in enumerate(document["units"]):
         unit: Unit = build(Unit, entry)
+        if not unit.members or len(unit.members) != len(unit.columns) or min(unit.columns) < 1:
+            raise ValueError(f"members of unit {number}")
         cols, rows = sum(unit.columns), unit.rows
         found = {part: tensors[f"{number}.{part}"] for part in ("second", "mean", "outputs")}
         wanted: dict[str, list[tuple[int, ...]]] = {
@@ -180,11 +183,16 @@ def _calibration(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
                 raise ValueError(f"{part} of {unit.name}")
         count = typed(entry["count"], "int", "count")
         outputs = OutputWeights(found["outputs"])
-        if len(unit.members) != len(unit.columns) or count < 1 or not outputs.scale > 0.0:
+        if count < 1 or not outputs.scale > 0.0:
             raise ValueError(unit.name)
         units.append(unit)
         metrics[unit.name] = Metric(second=found["second"], mean=found["mean"], outputs=outputs, count=count)
     points: list[Point] = [build(Point, entry) for entry in document["points"]]
+    odd = next((point for point in points if point.bond < 1 or point.divergence < 0.0), None)
+    if odd is not None:
+        raise ValueError(f"sensitivity of {odd.matrix}")
+    if document["kind"] not in OUTPUT_KINDS:
+        raise ValueError(f"kind {document['kind']!r:.60}")
     return Calibration(
         sha256=typed(document["sha256"], "str", "sha256"),
         units=tuple(units),

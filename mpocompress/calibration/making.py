@@ -13,7 +13,7 @@ from mpocompress.calibration.collecting import collect
 from mpocompress.calibration.keeping import SUFFIX, read_calibration
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint import Checkpoint
-from mpocompress.errors import CalibrationError, ModelError
+from mpocompress.errors import CalibrationError, FormatError, ModelError
 from mpocompress.jobs import Progress
 from mpocompress.text import shown
 from mpocompress.user_code import loss_function
@@ -54,6 +54,7 @@ def calibration_for(
                 why="what a weight is multiplied with depends on all weights",
                 action="Calibrate again with this checkpoint.",
             )
+        _check_shapes(source, checkpoint)
         return source
     inputs = source if isinstance(source, CalibrationInputs) else CalibrationInputs(batches=source)
     if not isinstance(model, nn.Module):
@@ -64,6 +65,24 @@ def calibration_for(
             action="Give the model as a module, or as file.py:name of one or of what builds it.",
         )
     return calibrated(inputs, model, checkpoint, progress)
+
+
+def _check_shapes(calibration: Calibration, checkpoint: Checkpoint) -> None:
+    """Refuse moments that do not fit the weights, as an edited file may have them."""
+    for unit in calibration.units:
+        wanted = {
+            **{name: sorted((unit.rows, columns)) for name, columns in zip(unit.members, unit.columns, strict=True)},
+            **({unit.bias: [unit.rows]} if unit.bias else {}),
+        }
+        for name, shape in wanted.items():
+            info = checkpoint.tensors.get(name)
+            if info is None or sorted(info.shape) != shape:
+                raise FormatError(
+                    where="calibration",
+                    found=f"moments of {shown(name)} for {' x '.join(map(str, shape))} entries",
+                    why="the checkpoint has no tensor of this name and shape",
+                    action="The file is damaged or was edited: calibrate again.",
+                )
 
 
 def calibrated(

@@ -61,9 +61,12 @@ class Measure:
         rows, others = (one.detach().double().reshape(-1, one.shape[-1]).cpu() for one in (reference, found))
         if self.kind == "classification":
             log_p, log_q = self._logs(rows), self._logs(others)
-            return (log_p.exp() * (log_p - log_q)).sum(dim=1).clamp_min(0.0), float(len(rows))
+            kept = log_p != -math.inf  # an answer that is ruled out adds nothing
+            terms = torch.where(kept, log_p.exp() * (log_p - log_q), 0.0)
+            return terms.sum(dim=1).clamp_min(0.0), float(len(rows))
         if self.kind == "embedding":
-            return (1.0 - nn.functional.cosine_similarity(rows, others, dim=1)).clamp_min(0.0), float(len(rows))
+            apart = nn.functional.normalize(rows, dim=1) - nn.functional.normalize(others, dim=1)
+            return apart.square().sum(dim=1) / 2, float(len(rows))  # that is 1 - cosine, and 0 for two zeros
         return (rows - others).square().sum(dim=1), float(rows.square().sum()) or 1.0
 
     def agreement(self, reference: Tensor, found: Tensor) -> Tensor:
@@ -124,6 +127,9 @@ def measure_for(outputs: Sequence[Tensor], *, named: str, kind: OutputKind | Non
     Returns:
         The measure.
 
+    Raises:
+        CalibrationError: a classifier of one answer.
+
     Example:
         >>> measure_for([torch.eye(3)], named="", kind=None).probabilities
         True
@@ -134,19 +140,25 @@ def measure_for(outputs: Sequence[Tensor], *, named: str, kind: OutputKind | Non
     width = rows.shape[1]
     sums, norms = rows.sum(dim=1), torch.linalg.vector_norm(rows, dim=1)
     probabilities = width > 1 and bool((rows >= 0).all()) and _all_one(sums)
+    if kind == "classification" and width == 1:
+        raise CalibrationError(
+            where="kind of output",
+            found="classification of outputs of one number",
+            why="the probability of a single answer is always 1",
+            action="Give regression, or none.",
+        )
     if kind is not None:
         return Measure(kind=kind, probabilities=probabilities and kind == "classification")
     if probabilities:
         return Measure(kind="classification", probabilities=True, said="its outputs are probabilities")
     if width > 1 and _all_one(rows.logsumexp(dim=1).exp()):
         return Measure(kind="classification", said="its outputs are log-probabilities")
-    if "logits" in named:
+    if width > 1 and "logits" in named:
         return Measure(kind="classification", said="it calls its outputs logits")
     if width > 1 and _all_one(norms):
         return Measure(kind="embedding", said="its outputs have length 1")
     if width > 1:
-        logs = rows.log_softmax(dim=1)
-        entropy = float(-(logs.exp() * logs).sum(dim=1).mean()) / math.log(width)
+        entropy = float(torch.special.entr(rows.softmax(dim=1)).sum(dim=1).mean()) / math.log(width)
         if entropy < LARGEST_ENTROPY:
             return Measure(kind="classification", said="its outputs look like the scores of a classifier")
     return Measure(kind="regression", said="its outputs are neither scores, probabilities nor of length 1")

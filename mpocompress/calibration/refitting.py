@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.tracing import LevelRun, level_names, level_weights, opened, run_level
-from mpocompress.calibration.watching import Unit, Watch, Watcher, watched
+from mpocompress.calibration.watching import Unit, Watch, Watcher, arguments, watched
 from mpocompress.metric import shrunk
 
 ROUNDS = 2
@@ -46,6 +46,8 @@ class CrossMoments:
             before: what the weight of the original model gets.
             after: what it gets in the compressed model.
         """
+        wide = torch.promote_types(after.dtype, torch.float32)  # half types would overflow
+        before, after = before.to(wide), after.to(wide)
         both = torch.cat([before, after], dim=1).T @ after
         cols = before.shape[1]
         self.cross += both[:cols].double().cpu()
@@ -98,11 +100,12 @@ def shifted_target(
     cross, second = (one[start:stop, start:stop] / moments.count for one in (moments.cross, moments.second))
     if centred:
         cross, second = cross - torch.outer(before, after), second - torch.outer(after, after)
-    ridge = second + RIDGE * float(second.diagonal().mean()) * torch.eye(len(second), dtype=second.dtype)
+    metric = shrunk(second, moments.count)
+    ridge = metric + RIDGE * float(metric.diagonal().mean()) * torch.eye(len(metric), dtype=metric.dtype)
     correction = torch.linalg.solve(ridge, (weight.double() @ (cross - second)).T).T
     return Target(
         weight=weight.double() + (1.0 - mix) * correction,
-        second=shrunk(second, moments.count),
+        second=metric,
         mean_before=(1.0 - mix) * before + mix * after,
         mean_after=after,
     )
@@ -156,17 +159,17 @@ def _refit_product(
     """Fit a weight whose module is called anew for every product."""
     moments = CrossMoments(sum(unit.columns))
     for batch in batches:
-        before = _inputs(rig, watch, unit, batch)
+        before = _inputs(rig, unit, batch)
         with rig.holding({**first, **values} if isinstance(watch.module, nn.LSTMCell) else values):
-            after = _inputs(rig, watch, unit, batch)
+            after = _inputs(rig, unit, batch)
         if before is None or after is None or before.shape != after.shape:
             return {}
         moments.add(before, after)
     return fit(unit, moments) if moments.count else {}
 
 
-def _inputs(rig: Rig, watch: Watch, unit: Unit, batch: object) -> Tensor | None:
-    """What a unit is multiplied with for a batch; None where it was called in an odd way."""
+def _inputs(rig: Rig, unit: Unit, batch: object) -> Tensor | None:
+    """What a unit is multiplied with for a batch, in every module that has it; None where one was called oddly."""
     seen: list[Tensor] = []
     odd: list[str] = []
 
@@ -174,7 +177,8 @@ def _inputs(rig: Rig, watch: Watch, unit: Unit, batch: object) -> Tensor | None:
         if one.name == unit.name:
             seen.append(inputs)
 
-    with watched([watch], Watcher(see=see, odd=lambda _, reason: odd.append(reason))):
+    watches = [watch for watch in rig.watches if unit in watch.units.values()]
+    with watched(watches, Watcher(see=see, odd=lambda _, reason: odd.append(reason))):
         rig.run(batch)
     return torch.cat(seen) if seen and not odd else None
 
@@ -263,7 +267,6 @@ def _courses(rig: Rig, module: nn.LSTM, batches: Sequence[object]) -> list[_Cour
     courses = []
     for batch in batches:
         for args, kwargs in rig.calls(module, batch):
-            arguments = [*args, *kwargs.values()]
-            given = opened(module, arguments[0], arguments[1] if len(arguments) > 1 else None)
+            given = opened(module, *arguments(*args, **kwargs))
             courses.append(_Course(x=given.x, hidden=given.hidden, cell=given.cell, real=given.real))
     return courses

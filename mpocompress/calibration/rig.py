@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,13 @@ from mpocompress.calibration.watching import Watch, find_watches, overheard
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, ModelError, MPOCompressError
 from mpocompress.feeding import fed, moved
+from mpocompress.report import BEYOND
 from mpocompress.text import listed, shown
 from mpocompress.user_code import told_with_its_line
 
 _MOST_SHOWN = 3
 
+SEED = 0
 TUNING_SAMPLES = 48
 """Samples that decisions are measured on, at least."""
 TUNING_SHARE = 0.25
@@ -53,7 +54,7 @@ class Comparison:
     """How far outputs are from those of the original.
 
     Args:
-        divergence: the mean over all rows; infinite where one is not finite.
+        divergence: the mean over all rows; `BEYOND` where one is not finite or has another shape.
         agreement: of a classifier, the fraction of rows whose largest entry is at the same place; None of others.
     """
 
@@ -75,7 +76,7 @@ class Rig:
 
     Raises:
         ModelError: it cannot be copied, has a parameter that the checkpoint lacks, or none in common with it.
-        CalibrationError: it does not take the batches, or puts out nothing that can be compared.
+        CalibrationError: it does not take the batches, or puts out nothing that can be compared, or NaN.
     """
 
     def __init__(
@@ -89,12 +90,20 @@ class Rig:
         self.watches: tuple[Watch, ...] = find_watches(self.model, names)
         self._original: dict[str, Tensor] = {}
         self.batches = batches
-        first = [primary(self.run(batch)) for batch in batches.learning[:1]]
-        self.measure: Measure = measure_for([one for one, _ in first], named=first[0][1], kind=kind)
-        self.tuning = self._tuned([one.cpu() for one, _ in first])
+        output, named = primary(self.run(batches.learning[0]))
+        first = self._rows(output, batches.learning[0])
+        self.measure: Measure = measure_for([first], named=named, kind=kind)
+        self.tuning = self._tuned([first])
         self.rest: Sequence[object] = batches.learning[len(self.tuning.batches) :] or batches.learning
         held_out = tuple(self.output(batch) for batch in batches.held_out)
         self.held_out = Reference(batches=batches.held_out, outputs=held_out)
+        if self._compared((one, one) for one in (*self.tuning.outputs, *held_out)).divergence:
+            raise CalibrationError(
+                where=type(self.model).__name__,
+                found="NaN or Inf in what it puts out for the calibration batches",
+                why="there is nothing to compare the outputs of the compressed model with",
+                action="Look at these batches and at the weights, or compress without calibration inputs.",
+            )
 
     def _tuned(self, outputs: list[Tensor]) -> Reference:
         """As many batches as decisions are measured on, from the first ones."""
@@ -135,7 +144,9 @@ class Rig:
             CalibrationError: the model raises.
         """
         try:
-            return fed(self.model, moved(self.batches.inputs(batch), self.device))
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(SEED)  # a model that draws draws the same every time
+                return fed(self.model, moved(self.batches.inputs(batch), self.device))
         except MPOCompressError:
             raise
         except Exception as error:
@@ -156,7 +167,12 @@ class Rig:
         Returns:
             The tensor, on the CPU.
         """
-        return primary(self.run(batch))[0].cpu()
+        return self._rows(primary(self.run(batch))[0], batch)
+
+    def _rows(self, output: Tensor, batch: object) -> Tensor:
+        """An output on the CPU; of one that has a single number for every sample, each is a row."""
+        is_squeezed = output.dim() == 1 and len(output) == self.batches.count([batch])
+        return (output[:, None] if is_squeezed else output).cpu()
 
     def divergence(self, reference: Reference) -> float:
         """How far the outputs are from those of the original.
@@ -165,7 +181,7 @@ class Rig:
             reference: those.
 
         Returns:
-            The mean over all rows of outputs; infinite where one is not finite.
+            The mean over all rows of outputs; `BEYOND` where one is not finite or has another shape.
         """
         return self.compared(reference).divergence
 
@@ -197,18 +213,20 @@ class Rig:
             both = zip(reference.outputs, others, strict=True)
             pairs = [(one, other) for one, other in both if one is not other and one.shape == other.shape]
         found = self._compared(pairs).divergence if pairs else 0.0
-        return found if 0.0 < found < math.inf else None
+        return found if 0.0 < found < BEYOND else None
 
     def _compared(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Comparison:
         total, divisor, agreed, count = 0.0, 0.0, 0, 0
         for expected, found in pairs:
+            if expected.shape != found.shape:
+                return Comparison(divergence=BEYOND, agreement=None)
             rows, weight = self.measure.divergences(expected, found)
             total, divisor = total + float(rows.sum()), divisor + weight
             agreed += int(self.measure.agreement(expected, found).sum())
             count += len(rows)
         mean = total / divisor if divisor else 0.0
         return Comparison(
-            divergence=mean if math.isfinite(mean) else math.inf,
+            divergence=mean if mean < BEYOND else BEYOND,
             agreement=agreed / count if count and self.measure.kind == "classification" else None,
         )
 
@@ -259,12 +277,14 @@ class Rig:
 
     def _set(self, name: str, value: Tensor) -> None:
         with torch.no_grad():
-            _parameter(self.model, self._places[name][0]).copy_(value)
+            for place in self._places[name]:
+                _parameter(self.model, place).copy_(value)
 
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with torch.no_grad():  # parameters of a scripted module would have a history
+            return copy.deepcopy(model)
     except Exception as error:
         raise ModelError(
             where=type(model).__name__,
@@ -298,15 +318,13 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, list[str]]:
             action="Give the model that the checkpoint was saved from.",
         )
     return {
-        name: [other for other in others if isinstance(tensors[other], nn.Parameter)]
+        name: there
         for name, others in places.items()
-        if any(isinstance(tensors[other], nn.Parameter) for other in others)
+        if (there := [other for other in others if tensors[other].is_floating_point()])
     }
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
-    found = model.get_submodule(path)._parameters[leaf]
-    if found is None:
-        raise KeyError(name)
+    found: Tensor = getattr(model.get_submodule(path), leaf)
     return found

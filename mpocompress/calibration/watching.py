@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +17,9 @@ from mpocompress.calibration.tracing import level_names, run_cell, run_lstm
 from mpocompress.text import shown
 
 NEVER = "never ran on the calibration inputs"
+OWN_WAY = "runs in a way of its own, which is not its weight times its input"
+ROWS_TRIED, NEAR = 8, 0.02
+"""On how many rows that is tried, and how near it has to be, as a share of the largest; half types are that coarse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,8 @@ def find_watches(model: nn.Module, names: Mapping[str, str]) -> tuple[Watch, ...
         names: name of a tensor in the model -> in the checkpoint; of weights and biases.
 
     Returns:
-        One for every such module.
+        One for every such module. A weight that several modules share has no bias to put its mean error into: each
+        has another mean.
 
     Example:
         >>> (watch,) = find_watches(nn.Linear(3, 2), {"weight": "fc.weight", "bias": "fc.bias"})
@@ -109,12 +115,22 @@ def find_watches(model: nn.Module, names: Mapping[str, str]) -> tuple[Watch, ...
         units = _units(module, known)
         if units:
             watches.append(Watch(path=path, module=module, units=units))
-    return tuple(watches)
+    owners = Counter(unit.name for watch in watches for unit in watch.units.values())
+    return tuple(
+        dataclasses.replace(
+            watch,
+            units={
+                part: dataclasses.replace(unit, bias="") if owners[unit.name] > 1 else unit
+                for part, unit in watch.units.items()
+            },
+        )
+        for watch in watches
+    )
 
 
 def _units(module: nn.Module, known: Mapping[str, str]) -> dict[str, Unit]:
     """The units of a module, by part; none of one that runs in its own way."""
-    if "forward" in vars(module):
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
         return {}
     if isinstance(module, nn.LSTM):
         plain = type(module).forward is nn.LSTM.forward and set(module._parameters) == set(module._flat_weights_names)
@@ -185,7 +201,7 @@ def _recurrent(watch: Watch, watcher: Watcher, forward: Callable[..., Any], *arg
 
     run: Callable[..., Any] = run_lstm if isinstance(watch.module, nn.LSTM) else run_cell
     try:
-        x, state = _arguments(*args, **kwargs)
+        x, state = arguments(*args, **kwargs)
         return run(watch.module, x, state, see)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         for unit in watch.units.values():
@@ -193,7 +209,20 @@ def _recurrent(watch: Watch, watcher: Watcher, forward: Callable[..., Any], *arg
         return forward(*args, **kwargs)
 
 
-def _arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - torch calls them so
+def arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - torch calls them so
+    """The arguments of a call of an LSTM or a cell, however it was written.
+
+    Args:
+        input: its input.
+        hx: its initial state.
+
+    Returns:
+        Both.
+
+    Example:
+        >>> arguments(hx=None, input=1)
+        (1, None)
+    """
     return input, hx
 
 
@@ -208,11 +237,25 @@ def _product(watch: Watch, watcher: Watcher, module: nn.Module, args: Any, kwarg
     if inputs.dim() == 0 or inputs.shape[-1] != sum(unit.columns) or tuple(output.shape) != wanted:
         watcher.odd(unit, f"was called with shape {tuple(inputs.shape)} and gave {tuple(output.shape)}")
         return None
+    if type(module).forward is not nn.Linear.forward and not _multiplies(module, inputs, output):
+        watcher.odd(unit, OWN_WAY)
+        return None
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         # What is written to in place later must be no leaf.
         output = output + torch.zeros_like(output, requires_grad=True)
     _tell(unit, watcher, inputs, output, None)
     return output
+
+
+def _multiplies(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    """Whether a class of its own gives its weight, or that transposed, times its input, plus its bias."""
+    x, y = (one.detach().reshape(-1, one.shape[-1])[:ROWS_TRIED].float() for one in (inputs, output))
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    if weight is None:
+        return False
+    ways = (way.detach().float() for way in (weight, weight.T) if way.shape == (y.shape[1], x.shape[1]))
+    made = (nn.functional.linear(x, way, None if bias is None else bias.detach().float()) for way in ways)
+    return any(bool((one - y).abs().max() <= NEAR * one.abs().max()) for one in made)
 
 
 def _tell(unit: Unit, watcher: Watcher, inputs: Tensor, outputs: Tensor, real: Tensor | None) -> None:
