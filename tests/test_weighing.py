@@ -24,6 +24,7 @@ from mpocompress.survey import find_layers
 from mpocompress.weighing import (
     CLEARLY,
     FRACTIONS,
+    Stand,
     Weighed,
     chosen_shape,
     divergence_with,
@@ -192,3 +193,14 @@ def test_a_refit_keeps_sites_and_bonds(case: Case) -> None:
         start = weighed.fitted(sites, sites.capped(2), 5)
         found = refitted_to(start, weighed.weight, torch.eye(16).double(), weighed.metric.outputs)
         assert (found.sites, found.bonds) == (sites, start.bonds)
+
+
+def test_after_a_refit_the_mean_error_lies_between_two_means(case: Case) -> None:
+    weighed = case.weighed("0.weight")
+    before, after = torch.ones(12).double(), torch.arange(12).double()
+    mpo = weighed.fitted(low_rank(16, 12), (2,))
+    values = values_of([Stand(weighed=weighed, mpo=mpo, before=before, after=after)])
+    state = case.model.state_dict()
+
+    wanted = state["0.bias"] + state["0.weight"].double() @ before - mpo.to_matrix().double() @ after
+    torch.testing.assert_close(values["0.bias"], wanted, rtol=EXACT, atol=EXACT)

@@ -20,7 +20,7 @@ from mpocompress.selection import Selection
 from mpocompress.truncation import Truncation
 from tests.calibration.rigs import Calls, inputs, numbers, saved, seeded, two_layers
 from tests.draw import decaying
-from tests.models import expanded, load
+from tests.models import OwnLinear, expanded, load
 
 SMALL = Selection(min_side=8)
 KEEP = Truncation(keep=0.4)
@@ -200,6 +200,20 @@ def test_a_layer_that_never_runs_gets_its_own_share_and_is_named(tmp_path: Path)
     assert sum(matrix.parameters for matrix in unused) <= share
     assert report.totals.eligible_parameters_after <= 0.5 * report.totals.eligible_parameters
     assert by_name["first.weight"].weighted_error is not None
+
+
+def test_what_is_lost_without_data_is_measured_too(tmp_path: Path) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(12, 12), OwnLinear(12, 10)))
+    batches = inputs()
+    small, report = shrunk_file(tmp_path, model, batches, Truncation(bond_by_layer={"1": 2}))
+    one, other = (m(torch.cat([batches[3], batches[7]])).detach().double() for m in (model, expanded(small, model)))
+
+    assert report.calibration is not None
+    assert list(report.calibration.left_out) == ["1.weight"]
+    assert [matrix.name for matrix in report.compressed] == ["1.weight"]
+    assert report.calibration.divergence == pytest.approx(
+        float((one - other).square().sum() / one.square().sum()), rel=1e-4
+    )
 
 
 def test_gru_next_to_lstm(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.calibration.watching import OWN_WAY, Unit, Watcher, find_watches, overheard, watched
 from tests.draw import random_matrix
@@ -290,3 +291,14 @@ def test_what_runs_in_its_own_way_is_not_watched() -> None:
     for module in (patched, nn.GRU(6, 3), nn.RNNCell(6, 3), nn.LayerNorm(6), nn.Conv1d(6, 3, 1)):
         assert find_watches(module, {name: name for name, _ in module.named_parameters()}) == ()
     assert find_watches(nn.Linear(6, 3), {"bias": "bias"}) == ()
+
+
+def test_padding_is_not_told() -> None:
+    model = seeded(lambda: nn.LSTM(6, 4, bidirectional=True))
+    packed = pack_sequence([numbers(length, 6) for length in (2, 5, 1)], enforce_sorted=False)
+    with watching(model) as told:
+        model(packed)[0].data.sum().backward()
+
+    for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
+        assert [len(one) for one in (*told.inputs[name], *told.gradients[name])] == [8, 8]
+        assert sorted(told.inputs[name][0][:, 0].tolist()) == sorted(packed.data[:, 0].tolist())
