@@ -25,7 +25,7 @@ from benchmarks.inputs import spaced
 FASHION = Path(__file__).resolve().parents[1] / "examples" / "fashion"
 CALIBRATION_PARTIALS, TEST_PARTIALS = 400, 600
 CALIBRATION_IMAGES = 1500
-CALIBRATION_TEXTS, TEXT_LENGTH = 200, 150
+CALIBRATION_TEXTS, TEXT_LENGTH = 400, 150
 BATCH = 50
 
 

@@ -106,6 +106,8 @@ def compress(
     named, source, target = target, Path(source), Path(target)
     check_dtype(dtype)
     check_choice(sites)
+    if save_calibration is not None:
+        check_calibration_file(save_calibration, overwrite=overwrite, others=(source, target))
     model, ran = runnable(model) if calibration is not None else (model, ())
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
@@ -125,7 +127,8 @@ def compress(
             known = None
             if calibration is not None:
                 known = calibration_for(calibration, model, checkpoint, progress)
-            came = work(task, known, jobs=chosen_jobs(jobs), progress=progress)
+            keep = save_calibration is not None
+            came = work(task, known, jobs=chosen_jobs(jobs), progress=progress, measure=keep)
             if known is not None and save_calibration is not None:
                 write_calibration(known, save_calibration, overwrite=overwrite)
             cores = {
@@ -247,12 +250,13 @@ def plan(
             progress=progress,
         )
         if known is not None:
-            measure = any(one.is_budget for one in truncations)
+            measure = save_calibration is not None or any(one.is_budget for one in truncations)
             found, weighed = weigh_all(found, checkpoint, known, measure=measure, progress=progress)
             divergences = [planned_divergence(found, weighed, known, one) for one in truncations]
             if save_calibration is not None:
                 write_calibration(known, save_calibration)
-            ran = (*ran, *known.notes, _measured(known))
+            told = (_measured(known),) if any(one is not None for one in divergences) else ()
+            ran = (*ran, *known.notes, *told)
     return PlanReport(
         checkpoint=checkpoint_report(
             found, untouched_reports(found), notes=(*ran, *((_rounded(dtype),) if dtype is not None else ()))

@@ -34,7 +34,7 @@ RUINOUS_ERROR = 0.6
 """Relative error above which nearly all do."""
 NOT_MEASURED = (
     "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say little. "
-    "Compress with the model and its inputs to see, or measure the expanded model on your own task."
+    "Compress with the calibration inputs themselves to see, or measure the expanded model on your own task."
 )
 BEYOND = 1e100
 """Divergence of outputs that are not finite or have another shape; a number, so that JSON can hold it."""
@@ -249,10 +249,13 @@ class CalibrationReport:
     def extent(self) -> float | None:
         """How far the outputs changed, whatever they are; None where it was not measured.
 
-        Of a classifier the divergence itself, in nats; of others as a share of `unrelated`.
+        The divergence as a share of `unrelated`; of a classifier the divergence itself, in nats, or the share of
+        changed answers, whichever is more.
         """
-        if self.divergence is None or self.kind == "classification":
-            return self.divergence
+        if self.divergence is None:
+            return None
+        if self.kind == "classification":
+            return max(self.divergence, 1.0 - self.agreement if self.agreement is not None else 0.0)
         return self.divergence / self.unrelated if self.unrelated else None
 
 
@@ -369,7 +372,7 @@ class Report:
         if extent is None:
             return (f"Measured on {inputs}: measure the expanded model on your own task as well.",)
         meaning, advice = next((words for limit, *words in VERDICTS if extent <= limit), VERDICTS[-1][1:])
-        how = f"a KL divergence of {extent:.2g} nats" + (
+        how = f"a KL divergence of {found.divergence:.2g} nats" + (
             f", the same answer for {found.agreement:.1%}" if found.agreement is not None else ""
         )
         if found.kind != "classification":

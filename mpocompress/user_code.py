@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -148,7 +148,7 @@ def batches_from(spec: str) -> Iterable[object]:
     thing = _named(spec, _BATCHES, "an iterable of batches, or of a function that gives one")
     with _quietly():
         found = _run(spec, thing, _BATCHES) if callable(thing) and not isinstance(thing, Iterable) else thing
-    if not isinstance(found, Iterable):
+    if isinstance(found, torch.Tensor | Mapping) or not isinstance(found, Iterable):
         raise CalibrationError(
             where=shown(spec),
             found=f"a {type(found).__name__}",

@@ -20,7 +20,7 @@ from mpocompress.jobs import Progress
 from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, make_plan
 from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
-from mpocompress.report import INT8, CalibrationReport, MatrixReport, Report
+from mpocompress.report import BEYOND, INT8, CalibrationReport, MatrixReport, Report
 from mpocompress.sites import candidates, low_rank
 from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint
 from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed, put_aside
@@ -44,7 +44,7 @@ ROUNDING_COST = 0.01
 ROUNDING_NOISE = 1e-7
 """What no rounding is blamed for."""
 INSTEAD_OF_INT8 = "float16"
-NOT_FINITE = "The outputs of the compressed model are not finite on the held-out calibration inputs."
+NOT_COMPARABLE = "The outputs of the compressed model are not finite, or of another shape, on calibration inputs."
 NOT_SEEN = "its module runs in a way of its own, or it is not in the given model"
 
 
@@ -65,7 +65,9 @@ class Outcome:
     calibration: CalibrationReport | None = None
 
 
-def work(task: Task, calibration: Calibration | None, *, jobs: int, progress: Progress | None) -> Outcome:
+def work(
+    task: Task, calibration: Calibration | None, *, jobs: int, progress: Progress | None, measure: bool = False
+) -> Outcome:
     """Decompose every matrix of a checkpoint.
 
     Args:
@@ -73,6 +75,7 @@ def work(task: Task, calibration: Calibration | None, *, jobs: int, progress: Pr
         calibration: what was measured with calibration inputs; None to do without.
         jobs: layers or matrices worked on at the same time, without data.
         progress: told how far the work is.
+        measure: whether sensitivities are wanted that this target does not need.
 
     Returns:
         What came of it.
@@ -86,7 +89,7 @@ def work(task: Task, calibration: Calibration | None, *, jobs: int, progress: Pr
     if calibration is None:
         surveyed, done = carry_out(task, jobs=jobs, progress=progress)
         return Outcome(surveyed=surveyed, done=done)
-    return _Work(task, calibration, jobs, progress).outcome()
+    return _Work(task, calibration, measure=measure, jobs=jobs, progress=progress).outcome()
 
 
 def outcome_report(came: Outcome, *, truncation: Truncation, notes: tuple[str, ...] = ()) -> Report:
@@ -105,11 +108,9 @@ def outcome_report(came: Outcome, *, truncation: Truncation, notes: tuple[str, .
     """
     matrices = tuple(one.report for one in came.done)
     found = came.surveyed
-    for_bias = {one.corrected_bias: one.name for one in matrices if one.corrected_bias}
+    moved = {one.corrected_bias for one in matrices}
     skipped = (
-        dataclasses.replace(one, reason=f"a bias, moved to take up the mean error of {for_bias[one.name]}")
-        if one.name in for_bias
-        else one
+        dataclasses.replace(one, reason="a bias, moved by the mean error of its layer") if one.name in moved else one
         for one in found.skipped
     )
     return checkpoint_report(
@@ -124,7 +125,9 @@ def outcome_report(came: Outcome, *, truncation: Truncation, notes: tuple[str, .
 class _Work:
     """One compression with calibration inputs."""
 
-    def __init__(self, task: Task, calibration: Calibration, jobs: int, progress: Progress | None) -> None:
+    def __init__(
+        self, task: Task, calibration: Calibration, *, measure: bool, jobs: int, progress: Progress | None
+    ) -> None:
         self.task, self.calibration, self.progress = task, calibration, progress
         surveyed = survey_checkpoint(
             task.checkpoint,
@@ -136,7 +139,7 @@ class _Work:
             progress=progress,
         )
         self.surveyed, self.weighed = weigh_all(
-            surveyed, task.checkpoint, calibration, measure=task.truncation.is_budget, progress=progress
+            surveyed, task.checkpoint, calibration, measure=measure or task.truncation.is_budget, progress=progress
         )
 
     def _tell(self, step: str, done: int, total: int) -> None:
@@ -167,8 +170,8 @@ class _Work:
             kept += [stand] if stand is not None else []
         changed = {name: value for name, value in values_of(kept).items() if name not in _members(kept)}
         report = self._measured(kept, [one for one in done if one.report.name in rest], mix)
-        if self.calibration.rig is not None and report.divergence is None:
-            surveyed = dataclasses.replace(surveyed, unmet=(*surveyed.unmet, NOT_FINITE))
+        if report.divergence == BEYOND:
+            surveyed = dataclasses.replace(surveyed, unmet=(*surveyed.unmet, NOT_COMPARABLE))
         return Outcome(surveyed=surveyed, done=tuple(done), changed=self._as_stored(changed), calibration=report)
 
     def _as_stored(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -194,8 +197,7 @@ class _Work:
         rig = self.calibration.rig
         if rig is None or not first:
             return first, {}, 1.0
-        costs = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
-        alone = {name: cost for name, cost in costs.items() if math.isfinite(cost)}
+        alone = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
         mix = self._mix(rig, first) if self._pays(first) else 1.0
         if mix == 1.0:
             return first, alone, mix
@@ -327,7 +329,7 @@ class _Work:
         return dataclasses.replace(
             report,
             held_out=rig.batches.count(rig.batches.held_out) if rig.batches.is_held_out else 0,
-            divergence=found.divergence if math.isfinite(found.divergence) else None,
+            divergence=found.divergence,
             unrelated=rig.unrelated(rig.held_out),
             agreement=found.agreement,
         )

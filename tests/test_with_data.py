@@ -164,7 +164,7 @@ def test_biases_alone_move_beside_the_weights(tmp_path: Path) -> None:
     assert changed == members | moved
     assert "embed.weight" not in changed
     reasons = {one.name: one.reason for one in report.skipped}
-    assert reasons["fc.bias"] == "a bias, moved to take up the mean error of fc.weight"
+    assert reasons["fc.bias"] == "a bias, moved by the mean error of its layer"
 
 
 def test_tied_weights_and_biases_stay_as_they_are(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_layer_that_never_runs_gets_its_own_share_and_is_named(tmp_path: Path)
     by_name = {matrix.name: matrix for matrix in report.matrices}
 
     assert report.calibration is not None
-    reason = "never called by its module on the calibration inputs"
+    reason = "never ran on the calibration inputs"
     assert report.calibration.left_out == {"unused.weight_ih_l0": reason, "unused.weight_hh_l0": reason}
     unused = [by_name[f"unused.weight_{side}_l0"] for side in ("ih", "hh")]
     assert all(matrix.weighted_error is None for matrix in unused)
@@ -289,7 +289,7 @@ def test_a_kept_calibration_needs_no_model(tmp_path: Path, deep: Tagger) -> None
     assert found.extent is None
     assert (found.kind, found.samples) == ("classification", 36)
     assert [matrix.bonds for matrix in report.matrices] == [matrix.bonds for matrix in first.matrices]
-    assert "Weight errors are no quality figure" in report.verdict()[0]
+    assert "the outputs were not measured" in report.verdict()[0]
     plain = compress(tmp_path / "model.pt", tmp_path / "plain.pt", truncation=KEEP, selection=SMALL, jobs=1)
     without = kl(deep, expanded(tmp_path / "plain.pt", deep), words(20)[8:])
     assert kl(deep, expanded(small, deep), words(20)[8:]) < without

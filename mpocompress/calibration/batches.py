@@ -15,7 +15,10 @@ DEFAULT_SAMPLES = 512
 HELD_OUT_EVERY = 4
 """One batch in so many is held out."""
 
-_WRITE_ONE = "Give an iterable of what the model is called with: tensors, tuples of arguments, or dicts of named ones."
+_WRITE_ONE = (
+    "Give an iterable of what the model is called with: tensors, tuples of arguments, or dicts of named ones. "
+    "Where batches are inputs with labels, give the inputs alone, or a loss as well."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

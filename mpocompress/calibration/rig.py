@@ -155,7 +155,7 @@ class Rig:
                 found=told_with_its_line(error),
                 why="the model does not take the calibration batches",
                 action="Give batches that the model is called with: a tensor, a tuple of arguments, or a dict of "
-                "named ones.",
+                "named ones; of inputs with labels the inputs alone, or a loss as well.",
             ) from error
 
     def output(self, batch: object) -> Tensor:

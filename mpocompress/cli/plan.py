@@ -55,6 +55,8 @@ def plan(
     """Show what a range of targets would make of MODEL; write nothing."""
     chosen = selection(include, exclude, kinds, min_side, lstm)
     known = calibration(calibrate, samples, output_kind, loss, save_calibration, own_model)
+    if dry_run and known is not None:
+        raise click.UsageError("--dry-run reads no weight and runs no model: leave out --calibrate.")
     if dry_run:
         counted = mpocompress.overview(
             model, sites=sites, selection=chosen, model=own_model, key=key, allow_pickle=allow_pickle

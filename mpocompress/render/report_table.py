@@ -27,6 +27,9 @@ from mpocompress.text import printable, shown_size
 
 WIDE = 110
 """From this many columns on, a table shows everything."""
+WIDE_FELT = 130
+"""The same with what calibration inputs add."""
+FELT = "felt: error as the outputs feel it; alone: divergence with only this matrix compressed."
 
 
 def show_report(report: Report, console: Console) -> None:
@@ -44,6 +47,8 @@ def show_report(report: Report, console: Console) -> None:
         console.print(table)
         if whole:
             console.print(Text(whole), highlight=False)
+        if report.calibration is not None:
+            console.print(FELT, highlight=False)
     _show_dense(report, console)
     _show_left_out(report, console)
     console.print()
@@ -53,7 +58,8 @@ def show_report(report: Report, console: Console) -> None:
 
 def _table(report: Report, width: int) -> tuple[Table, str]:
     """One row for every eligible matrix, and the pattern of names that were shortened."""
-    wide = width >= WIDE
+    felt = report.calibration is not None
+    wide = width >= (WIDE_FELT if felt else WIDE)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("weight", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
@@ -63,7 +69,6 @@ def _table(report: Report, width: int) -> tuple[Table, str]:
         table.add_column("parameters before", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
     table.add_column("smaller", justify="right", no_wrap=True)
-    felt = report.calibration is not None
     if wide or not felt:
         table.add_column("error", justify="right", no_wrap=True)
     if felt:
@@ -116,7 +121,7 @@ def _outputs(found: CalibrationReport) -> Table:
         grid.add_row("same answer", f"{found.agreement:.1%}")
     measured = f"{found.held_out:,} others held out" if found.held_out else "none held out"
     measured = "outputs not measured" if found.divergence is None else measured
-    refit = f", refitted in order (mix {found.mix:g})" if found.mix < 1.0 else ""
+    refit = "; layers refitted in order" if found.mix < 1.0 else ""
     grid.add_row("calibration", f"{counted(found.samples, 'sample', 'samples')} learnt from, {measured}{refit}")
     return grid
 
@@ -178,7 +183,10 @@ def _totals(report: Report) -> Table:
             "file", f"{shown_size(totals.file_size_bytes_before)} -> {shown_size(totals.file_size_bytes_after)}"
         )
     if report.compressed:
-        grid.add_row("error", f"{report.relative_error:.4f} over all eligible weights (relative, Frobenius norm)")
+        plain = "; not as felt" if report.calibration is not None else ""
+        grid.add_row(
+            "error", f"{report.relative_error:.4f} over all eligible weights (relative, Frobenius norm{plain})"
+        )
     if report.matrices:
         grid.add_row("kinds", kinds(matrix.kind_from for matrix in report.matrices))
     grid.add_row("skipped", escape(skipped(report)))

@@ -132,8 +132,8 @@ def test_it_is_never_kept_in_the_place_of_a_checkpoint(tmp_path: Path, place: st
     before = source.read_bytes()
     with pytest.raises(
         OutputError,
-        match=rf"{place}\.safetensors: the name of the checkpoint or of the compressed one; a calibration is kept in a "
-        r"file of its own\. Name another file\.",
+        match=rf"{place}\.safetensors: the checkpoint itself, or what it is compressed to; one would overwrite the "
+        r"other\. Name another file for the calibration\.",
     ):
         compress(
             source,

@@ -200,7 +200,7 @@ def test_batches_that_the_model_does_not_take_are_refused(tmp_path: Path) -> Non
         CalibrationError,
         match=r"Calls: test_rig\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
         r"model does not take the calibration batches\. Give batches that the model is called with: a tensor, a tuple "
-        r"of arguments, or a dict of named ones\.",
+        r"of arguments, or a dict of named ones; of inputs with labels the inputs alone, or a loss as well\.",
     ):
         rig_of(tmp_path, Calls(lambda m, x: m.fc(x), fc=nn.Linear(12, 10)), [torch.ones(2, 5)])
 
