@@ -37,13 +37,13 @@ from mpocompress.planning import PLAN_TARGETS
 from mpocompress.report import Report
 from mpocompress.rewriter import compressed_tensors, dense_tensors, places_of_cores, places_of_members
 from mpocompress.selection import Selection
+from mpocompress.sensitivity import planned_divergence, weigh_all
 from mpocompress.sites import SitesChoice, check_choice
 from mpocompress.survey import survey_checkpoint
 from mpocompress.task import DTYPES, Task, check_dtype, chosen_jobs
 from mpocompress.text import shown
 from mpocompress.truncation import Truncation
 from mpocompress.user_model import UserModel, runnable
-from mpocompress.weighing import planned_divergence, weigh_all
 from mpocompress.with_data import outcome_report, work
 
 StrPath = str | PathLike[str]

@@ -21,19 +21,12 @@ from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, make_plan
 from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
 from mpocompress.report import BEYOND, INT8, CalibrationReport, MatrixReport, Report
+from mpocompress.sensitivity import divergence_with, weigh_all
 from mpocompress.sites import candidates, low_rank
 from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint
 from mpocompress.task import DTYPES, Done, Task, carry_out, decomposed, put_aside
 from mpocompress.truncation import Truncation
-from mpocompress.weighing import (
-    Stand,
-    chosen_shape,
-    divergence_with,
-    refitted_to,
-    standing,
-    values_of,
-    weigh_all,
-)
+from mpocompress.weighing import Stand, chosen_shape, refitted_to, standing, values_of
 
 SHAPES_BELOW = 0.1
 """Fraction of its parameters below which a matrix is tried in other site shapes than low rank."""

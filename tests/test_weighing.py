@@ -19,18 +19,16 @@ from mpocompress.pipeline import calibrate
 from mpocompress.planning import Survey
 from mpocompress.report import BEYOND
 from mpocompress.selection import Selection
+from mpocompress.sensitivity import FRACTIONS, divergence_with, survey_with_data
 from mpocompress.sites import balanced, candidates, low_rank
 from mpocompress.survey import find_layers
 from mpocompress.weighing import (
     CLEARLY,
-    FRACTIONS,
     Stand,
     Weighed,
     chosen_shape,
-    divergence_with,
     refitted_to,
     standing,
-    survey_with_data,
     values_of,
     weigh,
 )
