@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.alignment import unwrapped
-from mpocompress.calibration import CalibrationInputs, calibration_for
+from mpocompress.calibration import CalibrationSource, calibration_for
 from mpocompress.checkpoint import Checkpoint, Spool
 from mpocompress.errors import ModelError
 from mpocompress.jobs import Progress
@@ -38,7 +38,7 @@ def compress_module(
     *,
     sites: SitesChoice = "auto",
     selection: Selection = Selection(),  # noqa: B008 (frozen)
-    calibration: CalibrationInputs | Iterable[object] | None = None,
+    calibration: CalibrationSource | None = None,
     dtype: str | None = None,
     jobs: int | None = None,
     execution: Execution = "auto",
@@ -54,7 +54,8 @@ def compress_module(
         truncation: what to reach.
         sites: a site shape choice for every matrix.
         selection: which layers, and in what form.
-        calibration: inputs that the model is run with, to see what matters to its output; without, weights alone count.
+        calibration: inputs that the model is run with, to see what matters to its output, as in `compress`; without,
+            weights alone count.
         dtype: dtype that the cores are rounded to, as in `compress`; by default that of the weight. The new model holds
             them in the dtype of the weight all the same.
         jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
