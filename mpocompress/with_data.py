@@ -34,8 +34,8 @@ MIXES = (0.5, 0.2, 0.8)
 """Weights on the inputs of the compressed model that a refit is tried with."""
 ROUNDING_COST = 0.01
 """What int8 may add to the divergence of the outputs by one matrix, as a share of it."""
-ROUNDING_NOISE = 1e-7
-"""What no rounding is blamed for."""
+ROUNDING_FREE = 1e-3
+"""What it may add whatever that share is: of a nat, or of the divergence between outputs for different inputs."""
 INSTEAD_OF_INT8 = "float16"
 NOT_COMPARABLE = "The outputs of the compressed model are not finite, or of another shape, on calibration inputs."
 NOT_SEEN = "its module runs in a way of its own, or it is not in the given model"
@@ -49,12 +49,14 @@ class Outcome:
         surveyed: the survey.
         done: every matrix of the chosen forms, in file order.
         changed: name -> new values of biases that took up mean errors.
+        notes: what the reader should know.
         calibration: what the model's outputs lost; None without calibration inputs.
     """
 
     surveyed: Surveyed
     done: tuple[Done, ...]
     changed: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     calibration: CalibrationReport | None = None
 
 
@@ -110,7 +112,7 @@ def outcome_report(came: Outcome, *, truncation: Truncation, notes: tuple[str, .
         dataclasses.replace(found, skipped=tuple(skipped)),
         matrices,
         truncation=truncation,
-        notes=notes,
+        notes=(*notes, *came.notes),
         calibration=came.calibration,
     )
 
@@ -165,7 +167,16 @@ class _Work:
         report = self._measured(kept, [one for one in done if one.report.name in rest], mix)
         if report.divergence == BEYOND:
             surveyed = dataclasses.replace(surveyed, unmet=(*surveyed.unmet, NOT_COMPARABLE))
-        return Outcome(surveyed=surveyed, done=tuple(done), changed=self._as_stored(changed), calibration=report)
+        wide = [name for name, dtype in dtypes.items() if self.task.dtype == INT8 and dtype != INT8]
+        return Outcome(
+            surveyed=surveyed,
+            done=tuple(done),
+            changed=self._as_stored(changed),
+            notes=tuple(
+                f"{name} is stored in {INSTEAD_OF_INT8}: int8 would move the outputs too far." for name in wide
+            ),
+            calibration=report,
+        )
 
     def _as_stored(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.task.checkpoint.tensors[name].dtype) for name, value in biases.items()}
@@ -248,18 +259,17 @@ class _Work:
             return chosen
         rig = self.calibration.rig
         whole = divergence_with(rig, values_of(stands.values())) if rig is not None else 0.0
+        free = ROUNDING_FREE * rig.scale if rig is not None else 0.0
+        budget = self.task.truncation.error_budget
         for done, (name, stand) in enumerate(stands.items()):
             self._tell("rounding", done, len(stands))
             coarse = dataclasses.replace(stand, mpo=rounded(stand.mpo, DTYPES[INT8]))
+            errors = [stand.weighed.error(one.mpo.to(torch.float32).to_matrix()) for one in (stand, coarse)]
+            before, after = errors[0] ** 2, errors[1] ** 2
             if rig is not None:
                 before, after = whole, divergence_with(rig, values_of({**stands, name: coarse}.values()))
-            else:
-                before, after = (
-                    stand.weighed.error(one.mpo.to(torch.float32).to_matrix()) ** 2 for one in (stand, coarse)
-                )
-            budget = self.task.truncation.error_budget
-            missed = budget is not None and not stand.weighed.error(coarse.mpo.to_matrix()) <= budget
-            if missed or not after <= (1.0 + ROUNDING_COST) * before + ROUNDING_NOISE:
+            missed = budget is not None and not errors[1] <= budget
+            if missed or not after - before <= max(ROUNDING_COST * before, free):
                 chosen[name] = INSTEAD_OF_INT8
         return chosen
 

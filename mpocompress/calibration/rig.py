@@ -116,6 +116,11 @@ class Rig:
             outputs.append(self.output(batches[len(outputs)]))
         return Reference(batches=batches[: len(outputs)], outputs=outputs)
 
+    @property
+    def scale(self) -> float:
+        """What a large divergence is: a nat, or that between outputs for different inputs."""
+        return 1.0 if self.measure.kind == "classification" else self.unrelated(self.tuning) or 0.0
+
     def run(self, batch: object) -> object:
         """What the model puts out for a batch, without gradients.
 
