@@ -461,7 +461,7 @@ def stop(*arguments, **named):
 if step == "writing":
     writer._write_torch = stop
 else:
-    pipeline.carry_out = pipeline.dense_tensors = stop
+    pipeline.work = pipeline.dense_tensors = stop
 main()
 """
 
