@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from mpocompress._version import __version__
+from mpocompress.calibration_report import CalibrationReport
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.decomposition import Decomposition
 from mpocompress.errors import FormatError, TargetError
@@ -15,7 +16,7 @@ from mpocompress.mpo import MPO
 from mpocompress.plan_report import PlannedMatrix, PlannedTarget
 from mpocompress.planning import MatrixPlan, make_plan
 from mpocompress.quantised import stored_size_bytes
-from mpocompress.report import CalibrationReport, MatrixReport, Report, Target, Totals
+from mpocompress.report import MatrixReport, Report, Target, Totals
 from mpocompress.survey import Surveyed
 from mpocompress.truncation import Truncation
 

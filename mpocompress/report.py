@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mpocompress.calibration_report import CalibrationReport
 from mpocompress.documents import build, fields_of, read_document, typed
 from mpocompress.errors import FormatError, ReportError
 from mpocompress.layers import core_name, scale_name
@@ -28,23 +29,8 @@ where one entry takes the codes of its whole channel.
 """
 FRAGILE_ERROR = 0.3
 """Relative error above which some real models are known to stop working without data or fine-tuning."""
-OUTPUT_KINDS = ("classification", "embedding", "regression")
-"""What a model puts out: scores or probabilities, directions, or values."""
 RUINOUS_ERROR = 0.6
 """Relative error above which nearly all do."""
-NOT_MEASURED = (
-    "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say little. "
-    "Compress with the calibration inputs themselves to see, or measure the expanded model on your own task."
-)
-BEYOND = 1e100
-"""Divergence of outputs that are not finite or have another shape; a number, so that JSON can hold it."""
-VERDICTS = (
-    (0.02, "hardly changed", "Check it on your own task all the same."),
-    (0.1, "changed a little", "Check it on your own task; fine-tuning brings back most of what was lost."),
-    (0.3, "changed clearly", "Keep more, or fine-tune before use."),
-    (math.inf, "changed beyond use", "Keep more, or leave the most sensitive layers dense; fine-tune before use."),
-)
-"""Extent of a change (see `CalibrationReport.extent`) up to which -> what it means, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,50 +202,6 @@ class MatrixReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CalibrationReport:
-    """What the model's outputs lost, measured with calibration inputs.
-
-    Args:
-        kind: what the model puts out: `classification`, `embedding` or `regression`.
-        measure: how outputs are compared, in words.
-        said: from where the kind is known, in words.
-        samples: how many samples were learnt from.
-        held_out: how many others the divergence was measured on; 0 where it was measured on the same.
-        divergence: of the outputs of the compressed model from those of the original; `BEYOND` where one cannot be
-            compared, None where it was not measured.
-        unrelated: divergence between the original's outputs for different inputs: what a model that tells nothing would
-            have; None where it was not measured.
-        agreement: fraction of rows of outputs whose largest entry stayed the largest; None for other kinds.
-        mix: weight on the inputs of the compressed model that layers were refitted with; 1 where they were not.
-        left_out: name of a matrix or unit -> why it was treated without data.
-    """
-
-    kind: str
-    measure: str
-    said: str
-    samples: int
-    held_out: int
-    divergence: float | None
-    unrelated: float | None
-    agreement: float | None
-    mix: float
-    left_out: Mapping[str, str]
-
-    @property
-    def extent(self) -> float | None:
-        """How far the outputs changed, whatever they are; None where it was not measured.
-
-        The divergence as a share of `unrelated`; of a classifier the divergence itself, in nats, or the share of
-        changed answers, whichever is more.
-        """
-        if self.divergence is None:
-            return None
-        if self.kind == "classification":
-            return max(self.divergence, 1.0 - self.agreement if self.agreement is not None else 0.0)
-        return self.divergence / self.unrelated if self.unrelated else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
     """A tensor that was passed through untouched.
 
@@ -347,10 +289,8 @@ class Report:
         """
         if not self.compressed:
             return ("Nothing was compressed: every eligible matrix was kept dense, for the reason beside it.",)
-        if self.calibration is not None and self.calibration.divergence is not None:
-            return self._measured_verdict(self.calibration)
         if self.calibration is not None:
-            return (NOT_MEASURED,)
+            return self.calibration.verdict({matrix.name: matrix.sensitivity or 0.0 for matrix in self.compressed})
         worst = max(self.compressed, key=lambda matrix: matrix.relative_error)
         said = ["Weight errors are no quality figure: measure the expanded model on your own task before you use it."]
         reached = f"Relative errors reach {worst.relative_error:.2f} ({worst.name})"
@@ -364,26 +304,6 @@ class Report:
                 f"{reached}; above about {FRAGILE_ERROR} some trained models stop working as they are. {advice}"
             )
         return tuple(said)
-
-    def _measured_verdict(self, found: CalibrationReport) -> tuple[str, ...]:
-        """What the divergence of the outputs means, in words."""
-        inputs = "held-out calibration inputs" if found.held_out else "the calibration inputs themselves"
-        extent = found.extent
-        if extent is None:
-            return (f"Measured on {inputs}: measure the expanded model on your own task as well.",)
-        meaning, advice = next((words for limit, *words in VERDICTS if extent <= limit), VERDICTS[-1][1:])
-        how = f"a KL divergence of {found.divergence:.2g} nats" + (
-            f", the same answer for {found.agreement:.1%}" if found.agreement is not None else ""
-        )
-        if found.kind != "classification":
-            how = f"{extent:.1%} of the way to outputs for other inputs"
-        if found.divergence is not None and found.divergence >= BEYOND:
-            how = "some are not finite, or of another shape"
-        said = f"On {inputs} the outputs {meaning}: {how}."
-        worst = max(self.compressed, key=lambda matrix: matrix.sensitivity or 0.0)
-        if extent > VERDICTS[0][0] and worst.sensitivity and len(self.compressed) > 1:
-            said += f" {worst.name} costs most ({worst.sensitivity:.2g} by itself)."
-        return said, advice
 
     def check(self) -> None:
         """Add all figures up.

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.calibration.rig import Rig
+from mpocompress.calibration_report import BEYOND
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.contraction import to_dtype
 from mpocompress.curve import Curve
 from mpocompress.errors import TargetError
 from mpocompress.jobs import Progress
 from mpocompress.planning import Survey, make_plan
-from mpocompress.report import BEYOND
 from mpocompress.sites import low_rank
 from mpocompress.survey import Surveyed, read_matrix
 from mpocompress.truncation import Truncation

@@ -15,12 +15,13 @@ from mpocompress.calibration import Calibration
 from mpocompress.calibration.refitting import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import Unit
+from mpocompress.calibration_report import BEYOND, CalibrationReport
 from mpocompress.decomposition import measured_error
 from mpocompress.jobs import Progress
 from mpocompress.mpo import MPO
 from mpocompress.planning import MatrixPlan, make_plan
 from mpocompress.quantised import QuantisedMPO, quantise, restore, rounded
-from mpocompress.report import BEYOND, INT8, CalibrationReport, MatrixReport, Report
+from mpocompress.report import INT8, MatrixReport, Report
 from mpocompress.sensitivity import divergence_with, weigh_all
 from mpocompress.sites import candidates, low_rank
 from mpocompress.survey import Surveyed, read_matrix, survey_checkpoint

@@ -13,9 +13,9 @@ import torch
 
 import mpocompress
 from mpocompress.bench_report import BenchedKind, ContenderKind
+from mpocompress.calibration_report import OUTPUT_KINDS
 from mpocompress.layers import KindFrom, LayerKind
 from mpocompress.render.words import KIND_NAMES, KIND_SOURCES
-from mpocompress.report import OUTPUT_KINDS
 
 
 def schema(name: str) -> Any:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mpocompress.calibration import Calibration
 from mpocompress.calibration.calibration import Point
+from mpocompress.calibration_report import BEYOND
 from mpocompress.checkpoint import open_checkpoint
 from mpocompress.curve import Curve
 from mpocompress.layers import MatrixSpec
 from mpocompress.pipeline import calibrate
 from mpocompress.planning import Survey
-from mpocompress.report import BEYOND
 from mpocompress.selection import Selection
 from mpocompress.sensitivity import FRACTIONS, divergence_with, survey_with_data
 from mpocompress.sites import balanced, candidates, low_rank

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration import CalibrationInputs
+from mpocompress.calibration_report import BEYOND
 from mpocompress.compressing import compress_module
 from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.pipeline import calibrate, compress, inspect
-from mpocompress.report import BEYOND, Report
+from mpocompress.report import Report
 from mpocompress.selection import Selection
 from mpocompress.truncation import Truncation
 from tests.calibration.rigs import Calls, inputs, numbers, saved, seeded, two_layers

@@ -9,9 +9,9 @@ from mpocompress.calibration.collecting import Loss
 from mpocompress.calibration.outputs import OutputKind
 from mpocompress.calibration.rig import Rig
 from mpocompress.calibration.watching import Unit
+from mpocompress.calibration_report import OUTPUT_KINDS
 from mpocompress.errors import CalibrationError
 from mpocompress.metric import Metric
-from mpocompress.report import OUTPUT_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

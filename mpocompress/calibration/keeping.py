@@ -18,10 +18,10 @@ from torch import Tensor
 from mpocompress._version import __version__
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.calibration.watching import Unit
+from mpocompress.calibration_report import OUTPUT_KINDS
 from mpocompress.documents import build, fields_of, read_document, typed
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from mpocompress.metric import Metric, OutputWeights
-from mpocompress.report import OUTPUT_KINDS
 from mpocompress.text import shown
 
 SUFFIX = ".safetensors"

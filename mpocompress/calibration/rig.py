@@ -15,10 +15,10 @@ from mpocompress.alignment import aligned
 from mpocompress.calibration.batches import Batches
 from mpocompress.calibration.outputs import Measure, OutputKind, measure_for, primary
 from mpocompress.calibration.watching import Watch, find_watches, overheard
+from mpocompress.calibration_report import BEYOND
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, ModelError, MPOCompressError
 from mpocompress.feeding import fed, moved
-from mpocompress.report import BEYOND
 from mpocompress.text import listed, shown
 from mpocompress.user_code import told_with_its_line
 
@@ -88,7 +88,6 @@ class Rig:
         self.device = str(next((one.device for one in self.model.parameters()), torch.device("cpu")))
         names = {place: name for name, places in self._places.items() for place in places}
         self.watches: tuple[Watch, ...] = find_watches(self.model, names)
-        self._original: dict[str, Tensor] = {}
         self.batches = batches
         output, named = primary(self.run(batches.learning[0]))
         first = self._rows(output, batches.learning[0])
@@ -250,17 +249,6 @@ class Rig:
         finally:
             for name, value in before.items():
                 self._set(name, value)
-
-    def has(self, name: str) -> bool:
-        """Whether the model has a tensor of the checkpoint.
-
-        Args:
-            name: its name there.
-
-        Returns:
-            Whether it does.
-        """
-        return name in self._places
 
     def calls(self, module: nn.Module, batch: object) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         """The arguments of every call of a module for a batch.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import mpocompress
+from mpocompress.calibration_report import OUTPUT_KINDS
 from mpocompress.layers import MIN_SIDE
-from mpocompress.report import OUTPUT_KINDS
 from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from mpocompress.calibration_report import CalibrationReport
 from mpocompress.render.words import (
     achieved,
     asked,
@@ -22,7 +23,7 @@ from mpocompress.render.words import (
     skipped,
     times,
 )
-from mpocompress.report import CalibrationReport, MatrixReport, Report
+from mpocompress.report import MatrixReport, Report
 from mpocompress.text import printable, shown_size
 
 WIDE = 110

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.calibration.watching import OWN_WAY, Unit, Watcher, find_watches, overheard, watched
+from tests.calibration.rigs import Calls
 from tests.draw import random_matrix
 
 ROUNDING = 1e-6
@@ -58,19 +59,6 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
-
-
-class Calls(nn.Module):
-    """A module called in a way of the test's own."""
-
-    def __init__(self, call: Callable[[Any, Any], Any], **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.call = call
-
-    def forward(self, x: Any) -> Any:
-        return self.call(self, x)
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
