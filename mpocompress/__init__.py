@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mpocompress.compressing import compress_module
     from mpocompress.decomposition import decompose
     from mpocompress.errors import MPOCompressError
+    from mpocompress.finetuning import FinetuneResult, finetune
     from mpocompress.loading import load
     from mpocompress.looking import look, overview
     from mpocompress.mpo import MPO
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mpocompress.selection import Selection
     from mpocompress.sites import Sites
     from mpocompress.truncation import Truncation
+    from mpocompress.tuning import SelfGenerated, TuningProgress
+    from mpocompress.tuning_report import TuningReport
 
 __all__ = [
     "MPO",
@@ -37,6 +40,7 @@ __all__ = [
     "BenchReport",
     "Calibration",
     "CalibrationInputs",
+    "FinetuneResult",
     "MPOCompressError",
     "MPOLSTMCell",
     "MPOLinear",
@@ -45,8 +49,11 @@ __all__ = [
     "PlanReport",
     "Report",
     "Selection",
+    "SelfGenerated",
     "Sites",
     "Truncation",
+    "TuningProgress",
+    "TuningReport",
     "__version__",
     "bench",
     "calibrate",
@@ -54,6 +61,7 @@ __all__ = [
     "compress_module",
     "decompose",
     "expand",
+    "finetune",
     "inspect",
     "load",
     "look",
@@ -70,6 +78,7 @@ _HOMES = {
     "BenchReport": "bench_report",
     "Calibration": "calibration",
     "CalibrationInputs": "calibration",
+    "FinetuneResult": "finetuning",
     "MPO": "mpo",
     "MPOCompressError": "errors",
     "MPOLSTM": "nn",
@@ -80,14 +89,18 @@ _HOMES = {
     "PlanReport": "plan_report",
     "Report": "report",
     "Selection": "selection",
+    "SelfGenerated": "tuning",
     "Sites": "sites",
     "Truncation": "truncation",
+    "TuningProgress": "tuning",
+    "TuningReport": "tuning_report",
     "bench": "benchmark",
     "calibrate": "pipeline",
     "compress": "pipeline",
     "compress_module": "compressing",
     "decompose": "decomposition",
     "expand": "pipeline",
+    "finetune": "finetuning",
     "inspect": "pipeline",
     "load": "loading",
     "look": "looking",

@@ -85,12 +85,13 @@ def read_document(text: str, *, name: str, version: int, where: str) -> dict[str
     return document
 
 
-def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
+def build(kind: type[Any], entry: Mapping[str, Any], **made: Any) -> Any:
     """A dataclass from a JSON object: lists become tuples, unknown fields are left out, missing ones get their default.
 
     Args:
         kind: the dataclass; its annotations are among those that `_TYPES` knows.
         entry: the object.
+        made: fields that are no plain values, made already.
 
     Returns:
         An instance.
@@ -103,7 +104,8 @@ def build(kind: type[Any], entry: Mapping[str, Any]) -> Any:
     if not isinstance(entry, Mapping):
         raise TypeError(f"{kind.__name__.lower()}: {entry!r:.60} is no object")
     there = [one for one in dataclasses.fields(kind) if one.name in entry or one.default is dataclasses.MISSING]
-    return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in there})
+    plain = [one for one in there if one.name not in made]
+    return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in plain}, **made)
 
 
 def typed(value: Any, annotation: str, name: str) -> Any:

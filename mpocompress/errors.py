@@ -70,6 +70,10 @@ class CalibrationError(MPOCompressError):
     """Calibration inputs cannot be made, the model does not take them, or what was measured is of other weights."""
 
 
+class TuningError(MPOCompressError):
+    """Fine-tuning cannot go on: data the model does not take, nothing to learn from, a run of other settings."""
+
+
 class SitesError(MPOCompressError):
     """Site dims do not fit the matrix, or no site shape of the wanted form exists."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -68,10 +69,37 @@ def load(
     """
     with contextlib.ExitStack() as stack:
         opened = source if not isinstance(source, str | PathLike) else stack.enter_context(open_checkpoint(source))
-        return _load(opened, model, strict, execution)
+        return loaded(opened, model, strict=strict, execution=execution).model
 
 
-def _load(checkpoint: Checkpoint, model: nn.Module, strict: bool, execution: Execution) -> nn.Module:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loaded:
+    """A model with what a compressed file holds.
+
+    Args:
+        model: the model.
+        stored: name in the model -> name in the file, of what is stored as it is.
+    """
+
+    model: nn.Module
+    stored: Mapping[str, str]
+
+
+def loaded(checkpoint: Checkpoint, model: nn.Module, *, strict: bool = True, execution: Execution = "auto") -> Loaded:
+    """Load as `load` does, and say where everything came from.
+
+    Args:
+        checkpoint: the compressed file, open.
+        model: the model.
+        strict: as for `load`.
+        execution: as for `load`.
+
+    Returns:
+        The model, and its names in the file.
+
+    Raises:
+        MPOCompressError: as for `load`.
+    """
     execution = checked(execution)
     report = stored_report(checkpoint, otherwise="Load it with model.load_state_dict, or compress it first.")
     where = checkpoint.path.name
@@ -91,7 +119,7 @@ def _load(checkpoint: Checkpoint, model: nn.Module, strict: bool, execution: Exe
     with swapped(model, changes, weights, execution) as whole, _unchanged_on_error(held):
         _materialise(whole, values)
         _fill(whole, values, weights.values(), strict)
-    return whole
+    return Loaded(model=whole, stored=placement.stored)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mpocompress.calibration_report import CalibrationReport
 from mpocompress.documents import build, fields_of, read_document, typed
 from mpocompress.errors import FormatError, ReportError
 from mpocompress.layers import core_name, scale_name
 from mpocompress.sites import Sites
+from mpocompress.tuning_report import Evaluation, TuningReport
 
 FORMAT, VERSION = "mpocompress", 1
 SUM_TOLERANCE = 1e-5
@@ -256,6 +258,7 @@ class Report:
         unmet: what was asked for and not met, a sentence each.
         notes: what else the reader should know, a sentence each.
         calibration: what the model's outputs lost; None where it was compressed without calibration inputs.
+        tuning: every fine-tuning since, in order. All other figures stay those of the compression.
     """
 
     tool_version: str
@@ -268,6 +271,7 @@ class Report:
     unmet: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     calibration: CalibrationReport | None = None
+    tuning: tuple[TuningReport, ...] = ()
 
     @property
     def compressed(self) -> tuple[MatrixReport, ...]:
@@ -289,6 +293,8 @@ class Report:
         """
         if not self.compressed:
             return ("Nothing was compressed: every eligible matrix was kept dense, for the reason beside it.",)
+        if self.tuning:
+            return self.tuning[-1].verdict()
         if self.calibration is not None:
             return self.calibration.verdict({matrix.name: matrix.sensitivity or 0.0 for matrix in self.compressed})
         worst = max(self.compressed, key=lambda matrix: matrix.relative_error)
@@ -336,6 +342,9 @@ class Report:
                 f"{totals.dense_parameters} -> {totals.parameters} parameters, saved {before - after}",
                 "only eligible matrices change",
             )
+        for number, one in enumerate(self.tuning, start=1):
+            if flaw := one.flaw():
+                _fail(f"fine-tuning {number}", flaw, "its figures tell one story")
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The report as a JSON document; its schema is `mpocompress/schema/report-1.json`.
@@ -377,6 +386,7 @@ class Report:
                 unmet=typed(document.get("unmet", []), "tuple[str, ...]", "unmet"),
                 notes=typed(document.get("notes", []), "tuple[str, ...]", "notes"),
                 calibration=build(CalibrationReport, document["calibration"]) if document.get("calibration") else None,
+                tuning=tuple(_tuning(entry) for entry in document.get("tuning", [])),
             )
             report.check()
         except ReportError as error:
@@ -394,6 +404,13 @@ class Report:
                 action="Compress the original checkpoint again.",
             ) from error
         return report
+
+
+def _tuning(entry: Mapping[str, Any]) -> TuningReport:
+    found: TuningReport = build(
+        TuningReport, entry, evaluations=tuple(build(Evaluation, one) for one in entry["evaluations"])
+    )
+    return found
 
 
 def _fail(where: str, found: str, why: str) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpocompress.errors import CalibrationError, InputsError, ModelError, MPOCompressError
+from mpocompress.errors import CalibrationError, InputsError, ModelError, MPOCompressError, TuningError
+from mpocompress.randomness import Randomness
 from mpocompress.text import listed, shown
 
 _NOT_THEIRS = (f"{Path(__file__).parent}{os.sep}", "importlib", str(Path(torch.__file__).parent))
@@ -64,6 +65,20 @@ _BATCHES = _Role(
     missing="there is nothing to calibrate with",
     failed="the batches could not be made",
     action="Mend that, or name an iterable of what the model is called with, or a function that gives one.",
+)
+_DATA = _Role(
+    error=TuningError,
+    named="training data are named by where they are and what they are called there",
+    missing="there is nothing to train on",
+    failed="the batches could not be made",
+    action="Mend that, or name a function that gives an iterable of inputs, or of pairs of inputs and a target.",
+)
+_SCORE = _Role(
+    error=TuningError,
+    named="a score is named by where it is and what it is called there",
+    missing="there is nothing to judge the model with",
+    failed="the score could not be computed",
+    action="Mend that, or name a function that takes the model and returns a number, larger being better.",
 )
 _LOSS = _Role(
     error=CalibrationError,
@@ -145,45 +160,97 @@ def batches_from(spec: str) -> Iterable[object]:
     Raises:
         CalibrationError: they cannot be imported or made, or cannot be iterated.
     """
-    thing = _named(spec, _BATCHES, "an iterable of batches, or of a function that gives one")
-    with _quietly():
-        found = _run(spec, thing, _BATCHES) if callable(thing) and not isinstance(thing, Iterable) else thing
-    if isinstance(found, torch.Tensor | Mapping) or not isinstance(found, Iterable):
-        raise CalibrationError(
-            where=shown(spec),
-            found=f"a {type(found).__name__}",
-            why="batches are taken from it one after another",
-            action=_BATCHES.action,
-        )
-    return _iterated(spec, found)
+    return _passes(spec, _BATCHES)(None)
 
 
-def loss_function(spec: str) -> Callable[..., Any]:
+def data_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
+    """Import the user's training data, to be gone through as often as is wanted.
+
+    Args:
+        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that gives one.
+
+    Returns:
+        A function of a seed that goes through the data anew, from what it draws on; a function of the user's is called
+        again for it. Iterating raises TuningError for whatever the user's code raises.
+
+    Raises:
+        TuningError: they cannot be imported; the function raises it where they cannot be made or iterated.
+    """
+    return _passes(spec, _DATA)
+
+
+def loss_function(spec: str, error: type[MPOCompressError] = CalibrationError) -> Callable[..., Any]:
     """Import a loss function.
 
     Args:
         spec: `file.py:name` or `package.module:name` of a function of the model's output and a target.
+        error: what is raised.
 
     Returns:
         The function.
 
     Raises:
-        CalibrationError: it cannot be imported, or is no function.
+        MPOCompressError: of that kind; it cannot be imported, or is no function.
     """
-    thing = _named(spec, _LOSS, "a function")
+    role = replace(_LOSS, error=error)
+    thing = _named(spec, role, "a function")
     if not callable(thing):
-        raise CalibrationError(
-            where=shown(spec), found=f"a {type(thing).__name__}", why="a loss is computed", action=_LOSS.action
-        )
+        raise error(where=shown(spec), found=f"a {type(thing).__name__}", why="a loss is computed", action=role.action)
     return thing
 
 
-def _iterated(spec: str, batches: Iterable[object]) -> Iterator[object]:
-    iterator = iter(batches)
+def score_function(spec: str) -> Callable[[nn.Module], object]:
+    """Import a function that judges a model.
+
+    Args:
+        spec: `file.py:name` or `package.module:name` of a function of the model that returns a number.
+
+    Returns:
+        The function; it raises TuningError for whatever the user's raises.
+
+    Raises:
+        TuningError: it cannot be imported, or is no function.
+    """
+    thing = _named(spec, _SCORE, "a function")
+    if not callable(thing):
+        raise TuningError(
+            where=shown(spec), found=f"a {type(thing).__name__}", why=_SCORE.missing, action=_SCORE.action
+        )
+
+    def score(model: nn.Module) -> object:
+        with _quietly():
+            return _run(spec, lambda: thing(model), _SCORE)
+
+    return score
+
+
+def _passes(spec: str, role: _Role) -> Callable[[int | None], Iterator[object]]:
+    thing = _named(spec, role, "an iterable of batches, or of a function that gives one")
+
+    def one_pass(seed: int | None) -> Iterator[object]:
+        draws = Randomness(seed)
+        with _quietly(draws):
+            is_function = callable(thing) and not isinstance(thing, Iterable)
+            found = _run(spec, thing, role) if callable(thing) and is_function else thing
+        if isinstance(found, torch.Tensor | Mapping) or not isinstance(found, Iterable):
+            raise role.error(
+                where=shown(spec),
+                found=f"a {type(found).__name__}",
+                why="batches are taken from it one after another",
+                action=role.action,
+            )
+        return _iterated(spec, found, role, draws)
+
+    return one_pass
+
+
+def _iterated(spec: str, batches: Iterable[object], role: _Role, draws: Randomness) -> Iterator[object]:
+    with _quietly(draws):
+        iterator = _run(spec, lambda: iter(batches), role)
     end = object()
     while True:
-        with _quietly():
-            batch = _run(spec, lambda: next(iterator, end), _BATCHES)
+        with _quietly(draws):
+            batch = _run(spec, lambda: next(iterator, end), role)  # type: ignore[call-overload]
         if batch is end:
             return
         yield batch
@@ -253,9 +320,12 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Run code whose prints go to stderr, and whose random numbers are the same every time and change no others."""
-    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
+def _quietly(draws: Randomness | None = None) -> Iterator[None]:
+    """Run code whose prints go to stderr, and whose random numbers change no others.
+
+    They are the same every time, or go on where those before ended if that is given.
+    """
+    with (draws or Randomness()).drawing(), contextlib.redirect_stdout(sys.stderr):
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.alignment import aligned
 from mpocompress.calibration.batches import Batches
 from mpocompress.calibration.outputs import Measure, OutputKind, measure_for, primary
 from mpocompress.calibration.watching import Watch, find_watches, overheard
 from mpocompress.calibration_report import BEYOND
 from mpocompress.checkpoint import Checkpoint
-from mpocompress.errors import CalibrationError, ModelError, MPOCompressError
+from mpocompress.errors import CalibrationError, MPOCompressError
 from mpocompress.feeding import fed, moved
-from mpocompress.text import listed, shown
+from mpocompress.filling import copied, fill
 from mpocompress.user_code import told_with_its_line
-
-_MOST_SHOWN = 3
 
 SEED = 0
 TUNING_SAMPLES = 48
@@ -82,8 +78,8 @@ class Rig:
     def __init__(
         self, model: nn.Module, checkpoint: Checkpoint, batches: Batches, kind: OutputKind | None = None
     ) -> None:
-        self.model = _copied(model)
-        self._places = _fill(self.model, checkpoint)
+        self.model = copied(model)
+        self._places = fill(self.model, checkpoint)
         self.model.eval().requires_grad_(requires_grad=False)
         self.device = str(next((one.device for one in self.model.parameters()), torch.device("cpu")))
         names = {place: name for name, places in self._places.items() for place in places}
@@ -272,49 +268,6 @@ class Rig:
         with torch.no_grad():
             for place in self._places[name]:
                 _parameter(self.model, place).copy_(value)
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        with torch.no_grad():  # parameters of a scripted module would have a history
-            return copy.deepcopy(model)
-    except Exception as error:
-        raise ModelError(
-            where=type(model).__name__,
-            found=f"copying it failed ({shown(f'{type(error).__name__}: {error}')})",
-            why="the given model is left as it is, and a copy is run",
-            action="Give what builds the model instead, as file.py:name.",
-        ) from error
-
-
-def _fill(model: nn.Module, checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """Load the checkpoint into the model; name in the checkpoint -> the names that its values have in the model."""
-    own = model.state_dict(keep_vars=True)
-    tensors = {name: tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
-    infos = checkpoint.tensors
-    found = aligned(infos, tensors, lambda name, other: infos[name].shape == tuple(tensors[other].shape))
-    places: dict[str, list[str]] = {}
-    filled: set[int] = set()
-    with torch.no_grad():
-        for name, other in found.items():
-            source = infos[name].alias_of or name
-            if id(tensors[other]) not in filled:
-                tensors[other].copy_(checkpoint.tensor(source))
-            filled.add(id(tensors[other]))
-            places.setdefault(source, []).append(other)
-    missing = [name for name, tensor in tensors.items() if id(tensor) not in filled]
-    if missing or not found:
-        raise ModelError(
-            where=type(model).__name__,
-            found=f"{listed(missing, _MOST_SHOWN) or 'no tensor'}, which the checkpoint does not have in that shape",
-            why="the model has to run as it was when it was saved",
-            action="Give the model that the checkpoint was saved from.",
-        )
-    return {
-        name: there
-        for name, others in places.items()
-        if (there := [other for other in others if tensors[other].is_floating_point()])
-    }
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:

@@ -6,6 +6,7 @@ from mpocompress.checkpoint.output import FOLDER, carried_notes, check_target, c
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff
+from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.checkpoint.writing.like import write_like
 from mpocompress.checkpoint.writing.spool import Spool, Spooled
 from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
@@ -26,6 +27,7 @@ __all__ = [
     "left_out",
     "open_checkpoint",
     "open_state",
+    "replacing",
     "restore",
     "sniff",
     "state_extras",

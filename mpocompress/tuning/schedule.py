@@ -1,0 +1,79 @@
+"""How long is trained, and with which step size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DEFAULT_STEPS = 1000
+WARM_UP_SHARE, WARM_UP_STEPS = 0.05, 20
+"""The step size rises over this share of the run, but over no more steps than that."""
+LAST_SHARE = 0.01
+"""What is left of the step size at the end."""
+EVALUATIONS = 20
+"""So often the model is measured in a run."""
+PATIENCE = 8
+"""A run ends when so many evaluations in a row found nothing better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """How long is trained.
+
+    Args:
+        steps: at most so many steps; None for no bound.
+        seconds: at most so long; None for no bound.
+    """
+
+    steps: int | None
+    seconds: float | None
+
+    def share(self, step: int, elapsed_s: float) -> float:
+        """How much of a run is done, from 0 to 1.
+
+        Args:
+            step: steps done.
+            elapsed_s: seconds spent.
+        """
+        parts = [step / self.steps] if self.steps else []
+        parts += [elapsed_s / self.seconds] if self.seconds else []
+        return min(1.0, max(parts))
+
+    def expected_steps(self, step: int, elapsed_s: float) -> int:
+        """How many steps the run will have, as far as can be told.
+
+        Args:
+            step: steps done; at least one where there is no bound on them.
+            elapsed_s: seconds spent.
+        """
+        by_time = math.ceil(self.seconds * step / elapsed_s) if self.seconds and elapsed_s > 0 else math.inf
+        found = min(self.steps or math.inf, by_time)
+        return max(step, int(found)) if found < math.inf else max(step, DEFAULT_STEPS)
+
+
+def step_size_share(share: float, step: int, warm_up: int) -> float:
+    """The step size of a step as a share of the largest one: a straight rise, then a half wave of the cosine.
+
+    Args:
+        share: how much of the run is done.
+        step: steps done.
+        warm_up: steps over which it rises.
+
+    Source:
+        Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv 1608.03983 (cosine).
+
+    Example:
+        >>> step_size_share(0.0, 0, 4), step_size_share(1.0, 100, 4)
+        (0.25, 0.01)
+    """
+    wave = LAST_SHARE + (1 - LAST_SHARE) * (1 + math.cos(math.pi * share)) / 2
+    return min(1.0, (step + 1) / warm_up) * wave
+
+
+def warm_up_steps(expected: int) -> int:
+    """Over how many steps the step size rises.
+
+    Args:
+        expected: steps of the run.
+    """
+    return max(1, min(WARM_UP_STEPS, round(WARM_UP_SHARE * expected)))

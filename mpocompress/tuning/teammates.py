@@ -1,0 +1,129 @@
+"""The processes that train together, one of them being alone as well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from mpocompress.errors import TuningError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """Which of how many processes this is.
+
+    Args:
+        rank: its number; the one with 0 measures, writes and speaks.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that measures, writes and speaks."""
+        return self.rank == 0
+
+    def summed(self, values: list[float]) -> list[float]:
+        """Add numbers up over all processes.
+
+        Args:
+            values: the numbers of this process.
+
+        Returns:
+            The sums, the same in every process.
+        """
+        if self.size == 1:
+            return values
+        held = torch.tensor(values, dtype=torch.float64, device=_device())
+        distributed.all_reduce(held)
+        return held.tolist()
+
+    def told(self, value: Any) -> Any:
+        """What the leading process knows.
+
+        Args:
+            value: a plain value; only that of the leading process matters.
+
+        Returns:
+            That value, in every process.
+        """
+        if self.size == 1:
+            return value
+        held = [value]
+        distributed.broadcast_object_list(held, src=0, device=_device())
+        return held[0]
+
+    def shared(self, tensors: list[Tensor]) -> None:
+        """Give tensors the values that they have in the leading process.
+
+        Args:
+            tensors: written to.
+        """
+        if self.size > 1:
+            for one in tensors:
+                distributed.broadcast(one.detach(), src=0)
+
+    def wrapped(self, model: nn.Module, *, has_unused: bool) -> nn.Module:
+        """A model whose gradients are the mean over all processes.
+
+        Args:
+            model: the model.
+            has_unused: whether some trained parameter takes no part in the output.
+
+        Returns:
+            The model itself where there is one process.
+        """
+        if self.size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=has_unused, broadcast_buffers=False)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+@contextmanager
+def team(device: torch.device) -> Iterator[Team]:
+    """The processes that were started together, as by torchrun.
+
+    A process group is made where there is none and the environment says that there are several processes; it is ended
+    with the block.
+
+    Args:
+        device: where the model is.
+
+    Yields:
+        The team.
+
+    Raises:
+        TuningError: the others cannot be reached.
+    """
+    if not distributed.is_available() or (
+        not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) < 2
+    ):
+        yield Team()
+        return
+    made = not distributed.is_initialized()
+    if made:
+        try:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (ValueError, RuntimeError) as error:
+            raise TuningError(
+                where="processes that train together",
+                found=str(error).splitlines()[0],
+                why="WORLD_SIZE says that there are several, and they cannot be joined",
+                action="Start them with torchrun, or unset WORLD_SIZE.",
+            ) from error
+    try:
+        yield Team(rank=distributed.get_rank(), size=distributed.get_world_size())
+    finally:
+        if made:
+            distributed.destroy_process_group()

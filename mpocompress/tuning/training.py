@@ -1,0 +1,498 @@
+"""The loop: steps, measurements, the best weights so far, and what is needed to go on after a stop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mpocompress.calibration.outputs import primary
+from mpocompress.errors import TuningError
+from mpocompress.feeding import moved
+from mpocompress.nn import MPOWeight
+from mpocompress.randomness import Randomness, mixed
+from mpocompress.tuning.carrying import Carrier, flattened, restored
+from mpocompress.tuning.feed import Example, Feed, Position
+from mpocompress.tuning.judging import Judge
+from mpocompress.tuning.objective import Objective, called
+from mpocompress.tuning.schedule import EVALUATIONS, PATIENCE, Length, step_size_share, warm_up_steps
+from mpocompress.tuning.snapshots import Snapshot, checked_values, write_snapshot
+from mpocompress.tuning.teammates import Team
+from mpocompress.tuning.trial import Way
+from mpocompress.tuning_report import FINISHED, Evaluation
+
+Trained = Literal["all", "cores"]
+"""What is trained: every parameter that may be, or the cores alone."""
+
+LARGEST_NORM = 1.0
+"""Gradients are scaled down to this norm."""
+WEIGHT_DECAY = 0.01
+RELATIVE_STEP = 0.02
+"""Largest step size of a tensor as a share of the root mean square of its entries."""
+LEAST_RMS = 1e-2
+"""Tensors of smaller entries, such as biases that are zero, are taken for tensors of these."""
+SNAPSHOT_S = 300.0
+"""A run is kept on disk whenever it is measured, and when this much time went by."""
+PACE_STEPS = 10
+"""After so many steps it is known how many fit into the time that was asked for."""
+
+INTERRUPTED = "interrupted"
+ENDED_EARLY = "no better for a while"
+DATA_ENDED = "the data ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How is trained.
+
+    Args:
+        length: how long.
+        lr: the largest step size; None for one that suits every tensor.
+        train: what.
+        batches_per_step: batches of every step, over all processes; a multiple of their number.
+        seed: what is drawn with.
+        snapshot: where a run is kept on disk; None for nowhere.
+        fingerprint: what a run has to have in common with one that it goes on from.
+    """
+
+    length: Length
+    lr: float | None
+    train: Trained
+    batches_per_step: int
+    seed: int
+    snapshot: Path | None
+    fingerprint: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningProgress:
+    """How far a run is.
+
+    Args:
+        step: steps done.
+        steps: steps that it will have, as far as is known.
+        share: how much of it is done, from 0 to 1.
+        loss: training loss of the last step; None before the first.
+        evaluation: the last measurement.
+        best_step: the step of the best one.
+        is_new: whether the measurement was made just now.
+        remaining_s: seconds left; None where that is not known.
+    """
+
+    step: int
+    steps: int
+    share: float
+    loss: float | None
+    evaluation: Evaluation
+    best_step: int
+    is_new: bool
+    remaining_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What a run left.
+
+    Args:
+        steps: steps done.
+        expected_steps: steps that it would have had.
+        samples: samples trained on.
+        evaluations: every measurement.
+        best_step: the step whose weights the model has.
+        stopped: why it ended.
+        elapsed_s: seconds spent.
+    """
+
+    steps: int
+    expected_steps: int
+    samples: int
+    evaluations: tuple[Evaluation, ...]
+    best_step: int
+    stopped: str
+    elapsed_s: float
+
+
+def trained_parameters(model: nn.Module, train: Trained) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, each once.
+
+    Args:
+        model: the model.
+        train: which.
+
+    Returns:
+        Name -> parameter; those that are frozen are not among them.
+
+    Raises:
+        TuningError: there are none.
+    """
+    cores = {id(core) for module in model.modules() if isinstance(module, MPOWeight) for core in module.cores}
+    found = {
+        name: one
+        for name, one in model.named_parameters()
+        if one.requires_grad and one.is_floating_point() and (train == "all" or id(one) in cores)
+    }
+    if not found:
+        raise TuningError(
+            where=type(model).__name__,
+            found="no cores to train" if train == "cores" and not cores else "no parameter that requires a gradient",
+            why="there is nothing that training could change",
+            action="Train all parameters, load a compressed file into the model first, or unfreeze some.",
+        )
+    return found
+
+
+class Run:
+    """One fine-tuning of a model, whose weights it changes.
+
+    Args:
+        model: the model, on its device.
+        feed: what is trained on.
+        objective: what is minimised.
+        judge: measures the model.
+        teacher: what it learns from, in evaluation mode; None where it learns from targets alone.
+        carriers: of the states of the model and of the teacher; empty where no state is carried.
+        way: how the models run.
+        has_unused: whether a trained parameter takes no part in the outputs.
+        settings: how is trained.
+        start: the run to go on with; None to begin.
+        team: the processes that train together.
+        progress: told how far the run is; only in the leading process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        feed: Feed,
+        objective: Objective,
+        judge: Judge,
+        teacher: nn.Module | None,
+        carriers: Sequence[Carrier],
+        way: Way,
+        has_unused: bool,
+        settings: Settings,
+        start: Snapshot | None,
+        team: Team,
+        progress: Callable[[TuningProgress], None] | None,
+    ) -> None:
+        self._model, self._feed, self._objective, self._judge = model, feed, objective, judge
+        self._teacher, self._carriers, self._way = teacher, carriers, way
+        self._settings, self._team, self._progress = settings, team, progress
+        self._device = next(iter(model.parameters())).device
+        self._parameters = trained_parameters(model, settings.train)
+        self._state = {**self._parameters, **dict(model.named_buffers())}
+        self._rates = [self._largest_step(one) for one in self._parameters.values()]
+        groups = [{"params": [one]} for one in self._parameters.values()]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+        self._wrapped = team.wrapped(model, has_unused=has_unused)
+        self._step, self._samples, self._before_s = 0, 0, 0.0
+        self._expected = settings.length.expected_steps(0, 0.0)
+        self._position = Position()
+        self._evaluations: tuple[Evaluation, ...] = ()
+        self._losses = (0.0, 0.0)
+        self._best = self._copy()
+        self._start = start
+
+    def go(self) -> Trace:
+        """Train to the end, or as far as it goes; the model has the best weights then.
+
+        Returns:
+            What happened.
+
+        Raises:
+            TuningError: the model cannot be measured, does not take a batch, or puts out NaN from the start.
+            OutputError: the run cannot be kept on disk.
+        """
+        if self._start is not None:
+            self._resume(self._start)
+        else:
+            self._evaluate(None)
+            self._keep()
+        started = kept = time.monotonic()
+        stopped, batches = "", self._batches()
+        with _stopping() as asked:
+            while not stopped:
+                share = self._settings.length.share(self._step, self._elapsed(started))
+                if self._team.told(share) >= 1.0:
+                    stopped = FINISHED
+                    break
+                taken = list(itertools.islice(batches, self._settings.batches_per_step))
+                if len(taken) < self._settings.batches_per_step:
+                    stopped = DATA_ENDED
+                    break
+                loss = self._one_step(taken, share)
+                if not math.isfinite(loss):
+                    stopped = f"the loss was {'NaN' if math.isnan(loss) else 'infinite'} at step {self._step + 1}"
+                    break
+                is_new = self._after_step(taken, loss, started)
+                stopped = self._why_stop(is_new)
+                if self._team.summed([float(asked.is_set())])[0]:
+                    stopped = INTERRUPTED
+                if is_new or stopped == INTERRUPTED or time.monotonic() - kept > SNAPSHOT_S:
+                    self._keep(self._elapsed(started))
+                    kept = time.monotonic()
+                self._tell(loss, is_new=is_new, started=started)
+            if stopped in (DATA_ENDED, FINISHED) and self._evaluations[-1].step != self._step:
+                self._evaluate(self._mean_loss())
+        if self._step == 0 and stopped != INTERRUPTED and stopped != FINISHED:
+            raise TuningError(
+                where="training",
+                found=stopped,
+                why="not one step could be made",
+                action="Look at the data and the loss; give fewer batches a step, or a smaller step size.",
+            )
+        self._put(self._best)
+        return Trace(
+            steps=self._step,
+            expected_steps=max(self._expected, self._step),
+            samples=self._samples,
+            evaluations=self._evaluations,
+            best_step=self._best_step,
+            stopped=stopped,
+            elapsed_s=self._elapsed(started),
+        )
+
+    @property
+    def _best_step(self) -> int:
+        return max(self._evaluations, key=lambda one: one.merit).step
+
+    def _elapsed(self, started: float) -> float:
+        return self._before_s + time.monotonic() - started
+
+    def _largest_step(self, parameter: Tensor) -> float:
+        if self._settings.lr is not None:
+            return self._settings.lr
+        rms = float(parameter.detach().float().square().mean().sqrt()) if parameter.numel() else 0.0
+        return RELATIVE_STEP * max(rms, LEAST_RMS)
+
+    def _batches(self) -> Iterator[tuple[Position, Example]]:
+        """The batches from where the run is, states forgotten where a pass begins."""
+        number = self._position.number
+        for position, example in self._feed.batches(self._position):
+            if position.number != number:
+                number = position.number
+                for carrier in self._carriers:
+                    carrier.forget()
+            yield position, example
+
+    def _one_step(self, taken: Sequence[tuple[Position, Example]], share: float) -> float:
+        """Make a step; its loss over all processes, and nothing changed where that is not finite."""
+        warm_up = warm_up_steps(self._expected)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * step_size_share(share, self._step, warm_up)
+        self._optimizer.zero_grad(set_to_none=True)
+        size, own = self._team.size, 0.0
+        mine = [(place, one) for place, (_, one) in enumerate(taken) if place % size == self._team.rank]
+        for place, example in mine:
+            last = place >= len(taken) - size
+            syncs = nullcontext() if last or size == 1 else self._wrapped.no_sync()  # type: ignore[operator]
+            with syncs, Randomness(mixed(self._settings.seed, 1, self._step, place)).drawing():
+                loss = loss_of(self._wrapped, self._teacher, self._objective, example, self._way, self._device) / len(
+                    mine
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+            own += float(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), LARGEST_NORM))
+        (total,) = (one / size for one in self._team.summed([own]))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            return total if not math.isfinite(total) else norm
+        self._optimizer.step()
+        return total
+
+    def _after_step(self, taken: Sequence[tuple[Position, Example]], loss: float, started: float) -> bool:
+        """Count a step; whether the model was measured after it."""
+        self._step += 1
+        self._samples += sum(one.samples for _, one in taken)
+        self._position = taken[-1][0]
+        self._losses = (self._losses[0] + loss, self._losses[1] + 1.0)
+        length = self._settings.length
+        if self._step == PACE_STEPS and length.seconds:
+            self._expected = self._team.told(length.expected_steps(self._step, self._elapsed(started)))
+        every = max(1, self._expected // EVALUATIONS)
+        if self._step % every and self._step != length.steps:
+            return False
+        self._evaluate(self._mean_loss())
+        return True
+
+    def _mean_loss(self) -> float | None:
+        total, count = self._losses
+        self._losses = (0.0, 0.0)
+        return total / count if count else None
+
+    def _evaluate(self, training_loss: float | None) -> None:
+        """Measure the model, and keep its weights if it is the best so far."""
+        found: Evaluation | None = None
+        if self._team.leads:
+            found = replace(self._judge.measured(self._step), training_loss=training_loss)
+        found = self._team.told(found)
+        if found is None:
+            raise RuntimeError("a measurement got lost")
+        self._model.train()
+        best = max((one.merit for one in self._evaluations), default=-math.inf)
+        if not self._evaluations or found.merit > best:
+            self._best = self._copy()
+        self._evaluations = (*self._evaluations, found)
+
+    def _why_stop(self, is_new: bool) -> str:
+        if not is_new:
+            return ""
+        last = self._evaluations[-1]
+        if not math.isfinite(last.merit):
+            self._evaluations = self._evaluations[:-1]
+            return f"the model put out NaN or Inf at step {self._step}"
+        if self._step == self._settings.length.steps:
+            return FINISHED
+        place = next(n for n, one in enumerate(self._evaluations) if one.step == self._best_step)
+        return ENDED_EARLY if len(self._evaluations) - 1 - place >= PATIENCE else ""
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: one.detach().clone() for name, one in self._state.items()}
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, one in self._state.items():
+                one.copy_(values[name])
+
+    def _keep(self, elapsed_s: float = 0.0) -> None:
+        """Write the run to the disk."""
+        if self._settings.snapshot is None or not self._team.leads:
+            return
+        way = self._way
+        tensors = {f"model.{name}": one for name, one in self._state.items()}
+        tensors |= {f"best.{name}": one for name, one in self._best.items()}
+        for number, held in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": one for name, one in held.items()}
+        for number, carrier in enumerate(self._carriers):
+            tensors |= flattened(carrier.memory, f"memory.{number}.")
+        snapshot = Snapshot(
+            settings=self._settings.fingerprint,
+            way=(way.execution, str(way.low), str(way.teacher_low)),
+            step=self._step,
+            samples=self._samples,
+            elapsed_s=elapsed_s,
+            expected_steps=self._expected,
+            position=self._position,
+            evaluations=self._evaluations,
+            losses=self._losses,
+            is_reshuffled=self._feed.is_reshuffled,
+            tensors=tensors,
+        )
+        write_snapshot(snapshot, self._settings.snapshot)
+
+    def _resume(self, found: Snapshot) -> None:
+        """Go on with a run."""
+        where = str(self._settings.snapshot)
+        for head in ("model.", "best."):
+            checked_values(found.part(head), self._state, where)
+        self._put(found.part("model."))
+        self._best = {name: one.to(self._state[name].device) for name, one in found.part("best.").items()}
+        self._load_optimizer(found)
+        for number, carrier in enumerate(self._carriers):
+            held = {name: one.to(self._device) for name, one in found.tensors.items()}
+            carrier.memory = restored(held, f"memory.{number}.")
+        self._step, self._samples, self._before_s = found.step, found.samples, found.elapsed_s
+        self._expected, self._position = found.expected_steps, found.position
+        self._evaluations, self._losses = found.evaluations, (found.losses[0], found.losses[1])
+        self._feed.is_reshuffled = found.is_reshuffled
+        self._model.train()
+
+    def _load_optimizer(self, found: Snapshot) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, one in found.part("optimizer.").items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = one
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _tell(self, loss: float, *, is_new: bool, started: float) -> None:
+        if self._progress is None or not self._team.leads:
+            return
+        elapsed_s = self._elapsed(started)
+        share = self._settings.length.share(self._step, elapsed_s)
+        spent = elapsed_s - self._before_s
+        done = share - self._settings.length.share(0, self._before_s)
+        self._progress(
+            TuningProgress(
+                step=self._step,
+                steps=self._expected,
+                share=share,
+                loss=loss,
+                evaluation=self._evaluations[-1],
+                best_step=self._best_step,
+                is_new=is_new,
+                remaining_s=spent * (1.0 - share) / done if done > 0 else None,
+            )
+        )
+
+
+def loss_of(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    objective: Objective,
+    example: Example,
+    way: Way,
+    device: torch.device,
+) -> Tensor:
+    """The loss of one batch, open to gradients.
+
+    Args:
+        model: the model.
+        teacher: what it learns from.
+        objective: what is minimised.
+        example: the batch, on any device.
+        way: how the models run.
+        device: where they are.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        TuningError: the models do not take the batch, or their outputs cannot be compared.
+    """
+    there = Example(inputs=moved(example.inputs, str(device)), target=moved(example.target, str(device)))
+    expected = None
+    if teacher is not None and objective.share:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=way.teacher_low):
+            expected = primary(called(teacher, there))[0]
+    with torch.autocast(device.type, torch.bfloat16, enabled=way.low):
+        output = called(model, there)
+    return objective.losses(output, expected, there).total
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Note Ctrl-C, and being told to end, in the block; a second time, a while later, they act at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    first_s = 0.0
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal first_s
+        if asked.is_set() and time.monotonic() - first_s > AGAIN_S:
+            raise KeyboardInterrupt
+        first_s = first_s if asked.is_set() else time.monotonic()
+        asked.set()
+
+    with ExitStack() as stack:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(one)
+            if before not in (signal.SIG_IGN, None):
+                stack.callback(signal.signal, one, before)
+                signal.signal(one, note)
+        yield asked
+
+
+AGAIN_S = 1.0
+"""Signals that come so soon after the first are the same one, sent to a whole group of processes."""
