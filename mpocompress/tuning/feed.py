@@ -15,7 +15,7 @@ from mpocompress.feeding import sample_count
 from mpocompress.randomness import Randomness, mixed
 from mpocompress.user_code import data_passes
 
-AHEAD_BATCHES, AHEAD_SAMPLES = 64, 4096
+AHEAD_BATCHES, AHEAD_SAMPLES = 32, 2048
 """So much is read ahead to hold a part of it out, whichever is reached first."""
 HELD_OUT_EVERY = 8
 """One batch in so many of those is held out."""
