@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mpocompress.selection import Selection
     from mpocompress.sites import Sites
     from mpocompress.truncation import Truncation
+    from mpocompress.tuned_file import finetune_file
     from mpocompress.tuning import SelfGenerated, TuningProgress
     from mpocompress.tuning_report import TuningReport
 
@@ -62,6 +63,7 @@ __all__ = [
     "decompose",
     "expand",
     "finetune",
+    "finetune_file",
     "inspect",
     "load",
     "look",
@@ -101,6 +103,7 @@ _HOMES = {
     "decompose": "decomposition",
     "expand": "pipeline",
     "finetune": "finetuning",
+    "finetune_file": "tuned_file",
     "inspect": "pipeline",
     "load": "loading",
     "look": "looking",

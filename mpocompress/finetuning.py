@@ -39,6 +39,7 @@ from mpocompress.tuning import (
     TuningProgress,
     Way,
     fastest,
+    leads,
     loss_of,
     objective_for,
     read_snapshot,
@@ -50,9 +51,8 @@ from mpocompress.tuning.feed import Example
 from mpocompress.tuning.objective import called
 from mpocompress.tuning.recipe import Recipe, named_thing
 from mpocompress.tuning.snapshots import Snapshot
-from mpocompress.tuning.training import DATA_ENDED, INTERRUPTED
 from mpocompress.tuning.trial import from_words
-from mpocompress.tuning_report import Evaluation, TuningReport
+from mpocompress.tuning_report import DATA_ENDED, Evaluation, TuningReport
 from mpocompress.user_code import loss_function, score_function
 
 _FACTORISED = Way(execution="factorised", low=False, teacher_low=False)
@@ -196,7 +196,10 @@ def finetune(
         seed=seed,
     )
     keeping = Keeping(snapshot=None if snapshot is None else Path(snapshot), resume=resume)
-    return finetuned(model, data, teacher=teacher, recipe=recipe, keeping=keeping, progress=progress)
+    found = finetuned(model, data, teacher=teacher, recipe=recipe, keeping=keeping, progress=progress)
+    if keeping.snapshot is not None and not found.report.is_interrupted and leads():
+        keeping.snapshot.unlink(missing_ok=True)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +227,7 @@ def finetuned(
     progress: Callable[[TuningProgress], None] | None,
     teacher_name: str = "",
     notes: tuple[str, ...] = (),
+    as_stored: Callable[[], bool] | None = None,
 ) -> FinetuneResult:
     """Do what `finetune` does, for a caller who knows more.
 
@@ -236,6 +240,8 @@ def finetuned(
         progress: told how far it is.
         teacher_name: what the teacher is called in the report.
         notes: what the reader of the report should know besides.
+        as_stored: called after the training; rounds the model's weights to what a file will hold, and says whether that
+            changed any, in which case it is measured once more.
 
     Returns:
         The model and the figures.
@@ -320,8 +326,10 @@ def finetuned(
             progress=progress,
         )
         trace = run.go()
+        is_rounded = as_stored is not None and as_stored()
         report = _report(
             trace,
+            as_stored=judge.measured(trace.best_step) if is_rounded and mates.leads else None,
             data=called_data,
             teacher=called_teacher,
             objective=objective,
@@ -333,8 +341,6 @@ def finetuned(
             score=named_thing(recipe.evaluate),
             notes=(*notes, *_half_notes(parameters.values())),
         )
-        if settings.snapshot is not None and report.stopped != INTERRUPTED and mates.leads:
-            settings.snapshot.unlink(missing_ok=True)
     _remember(model, report)
     return FinetuneResult(model=model, report=report, elapsed_s=trace.elapsed_s)
 
@@ -506,6 +512,7 @@ def _half_notes(parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
 def _report(
     trace: Trace,
     *,
+    as_stored: Evaluation | None,
     data: str,
     teacher: str,
     objective: Objective,
@@ -528,6 +535,9 @@ def _report(
         )
     if trace.stopped == DATA_ENDED:
         said.append("The data could be gone through once only, and ended before the steps did.")
+    if trace.cuts:
+        times = "once" if trace.cuts == 1 else "twice"
+        said.append(f"Nothing got better for a while, {times}: it went back to the best weights, with smaller steps.")
     measure = objective.measure
     return TuningReport(
         tool_version=__version__,
@@ -549,6 +559,7 @@ def _report(
         held_out=sum(one.samples for one in feed.held_out) if feed.is_held_out else 0,
         best_step=trace.best_step,
         evaluations=trace.evaluations,
+        as_stored=as_stored,
         stopped=trace.stopped,
         unrelated=unrelated,
         notes=tuple(said),

@@ -407,8 +407,12 @@ class Report:
 
 
 def _tuning(entry: Mapping[str, Any]) -> TuningReport:
+    stored = entry.get("as_stored")
     found: TuningReport = build(
-        TuningReport, entry, evaluations=tuple(build(Evaluation, one) for one in entry["evaluations"])
+        TuningReport,
+        entry,
+        evaluations=tuple(build(Evaluation, one) for one in entry["evaluations"]),
+        as_stored=build(Evaluation, stored) if stored is not None else None,
     )
     return found
 

@@ -8,6 +8,10 @@ from mpocompress.calibration_report import VERDICTS
 
 FINISHED = "finished"
 """Why a run ended that went on to its last step."""
+INTERRUPTED = "interrupted"
+ENDED_EARLY = "no better for a while"
+DATA_ENDED = "the data ended"
+"""Why others did. Whatever else is said there went wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,7 @@ class TuningReport:
         best_step: the step whose weights were kept; 0 if none was better than the start.
         evaluations: the model at the start, and as it went on.
         stopped: `finished`, or why it ended earlier, in words.
+        as_stored: the best weights again, rounded to what the file holds; None where that changed none.
         unrelated: divergence between the teacher's outputs for different inputs; None where it is not known.
         notes: what else the reader should know, a sentence each.
     """
@@ -85,6 +90,7 @@ class TuningReport:
     best_step: int
     evaluations: tuple[Evaluation, ...]
     stopped: str
+    as_stored: Evaluation | None = None
     unrelated: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -95,13 +101,27 @@ class TuningReport:
 
     @property
     def after(self) -> Evaluation:
-        """The model as it was kept."""
+        """The model as it was kept, and as a file holds it."""
+        return self.as_stored or self._best
+
+    @property
+    def _best(self) -> Evaluation:
         return next(one for one in self.evaluations if one.step == self.best_step)
 
     @property
     def is_finished(self) -> bool:
         """Whether it went on to the end."""
         return self.stopped == FINISHED
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was stopped from outside, and could go on."""
+        return self.stopped == INTERRUPTED
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it could not go on."""
+        return self.stopped not in (FINISHED, INTERRUPTED, ENDED_EARLY, DATA_ENDED)
 
     def flaw(self) -> str:
         """What is wrong with the figures, in words; empty where nothing is."""
@@ -110,7 +130,7 @@ class TuningReport:
             return "evaluations are not in order from step 0 on"
         if self.best_step not in steps:
             return f"the best step, {self.best_step}, was not evaluated"
-        if any(one.merit > self.after.merit for one in self.evaluations):
+        if any(one.merit > self._best.merit for one in self.evaluations):
             return f"step {self.best_step} was kept, and another is better"
         if steps[-1] > self.steps or min(self.samples, self.trained_parameters, self.held_out) < 0:
             return "counts that do not belong together"
@@ -123,22 +143,24 @@ class TuningReport:
             A sentence or two.
         """
         before, after = self.before, self.after
+        broke = (f"Training broke off: {self.stopped}. A smaller step size may help.",) if self.is_broken else ()
         if not self.best_step:
             return (
+                *broke,
                 "Fine-tuning made nothing better: the weights are those from before.",
-                "Give more steps or other data, or a smaller step size.",
+                *(() if broke else ("Give more steps or other data, or a smaller step size.",)),
             )
         said = f"Fine-tuning: {self.figure(before)} before, {self.figure(after)} after."
         extent = self.extent(after)
         if extent is None:
-            return (f"{said} Check it on your own task.",)
+            return (*broke, f"{said} Check it on your own task.")
         meaning, _ = next((words for limit, *words in VERDICTS if extent <= limit), VERDICTS[-1][1:])
         where = "held-out batches" if self.held_out else "the training batches themselves"
         advice = "Check it on your own task all the same."
         if extent > VERDICTS[1][0]:
             advice = "More steps or more data may bring it nearer; so does keeping more."
         same = f", with the same answer for {after.agreement:.1%}" if after.agreement is not None else ""
-        return (f"{said} On {where} the outputs {meaning} against the original{same}.", advice)
+        return (*broke, f"{said} On {where} the outputs {meaning} against the original{same}.", advice)
 
     def figure(self, one: Evaluation) -> str:
         """What the best is told by, in text."""

@@ -12,8 +12,10 @@ from mpocompress._version import __version__
 from mpocompress.cli.bench import bench
 from mpocompress.cli.compress import compress
 from mpocompress.cli.expand import expand
+from mpocompress.cli.finetune import finetune
 from mpocompress.cli.inspect import inspect
 from mpocompress.cli.plan import plan
+from mpocompress.cli.terminal import INTERRUPTED
 from mpocompress.errors import (
     CalibrationError,
     InputsError,
@@ -21,15 +23,15 @@ from mpocompress.errors import (
     MPOCompressError,
     OutputExistsError,
     SelectionError,
+    TuningError,
 )
 
-INTERRUPTED = 130
-"""What a shell makes of a process that Ctrl-C ended: 128 and the number of the signal."""
 HINTS: dict[type[MPOCompressError], str] = {
     OutputExistsError: "--force replaces it.",
     CalibrationError: "Calibration inputs are given with --calibrate net.py:batches.",
     InputsError: "Inputs are made with --input net.py:batch.",
     ModelError: "The model is given with --model.",
+    TuningError: "Training data are given with --data net.py:train.",
     SelectionError: "Patterns are given with --include, --exclude, --as, --bond GLOB=N and --layer.",
 }
 
@@ -53,7 +55,7 @@ class DefaultGroup(click.Group):
 
 @click.group(
     cls=DefaultGroup,
-    commands=[compress, plan, inspect, expand, bench],
+    commands=[compress, plan, inspect, finetune, expand, bench],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
@@ -61,7 +63,7 @@ def cli() -> None:
     """Compress a trained PyTorch checkpoint.
 
     LSTM and Linear weights become matrix product operators (MPO). No model code is needed, and none is run unless
-    --model, --calibrate or --loss names it.
+    --model, --data or another option names it.
     `mpocompress MODEL ...` is short for `mpocompress compress MODEL ...`.
 
     \b
@@ -70,11 +72,13 @@ def cli() -> None:
     mpocompress model.pt --keep 1/8 -o small.pt --model net.py:build --calibrate
         net.py:batches                              by what your model's output feels
     mpocompress inspect small.pt                    show it again; or what is in any file
+    mpocompress finetune small.pt --model net.py:build --data net.py:train
+        -o tuned.pt                                 win back what was lost
     mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
     mpocompress bench small.pt                      dense against compressed, here
 
     Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not
-    met; 130 stopped by Ctrl-C, nothing written.
+    met; 130 stopped by Ctrl-C: nothing written, or by finetune the best so far.
     """  # noqa: D301 - click reads the backspace
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mpocompress.jobs import Progress as ProgressCallback
 
 NARROWEST = 80
+INTERRUPTED = 130
+"""What a shell makes of a process that Ctrl-C ended: 128 and the number of the signal."""
 
 
 class _Console(Console):
@@ -62,6 +64,11 @@ def _let_go() -> None:
         except OSError:
             with Path(os.devnull).open("wb") as nowhere:
                 os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that torchrun started together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def stdout() -> Console:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpocompress.calibration_report import CalibrationReport
+from mpocompress.render.tuning_table import show_tuning
 from mpocompress.render.words import (
     achieved,
     asked,
@@ -54,6 +55,9 @@ def show_report(report: Report, console: Console) -> None:
     _show_left_out(report, console)
     console.print()
     console.print(_totals(report))
+    for number, one in enumerate(report.tuning, start=1):
+        console.print(f"\n[bold]Fine-tuning{f' {number}' if len(report.tuning) > 1 else ''}[/]")
+        show_tuning(one, console)
     _show_words(report, console)
 
 

@@ -7,7 +7,7 @@ from mpocompress.tuning.judging import Judge, Score
 from mpocompress.tuning.objective import LossFunction, Objective, objective_for
 from mpocompress.tuning.schedule import Length
 from mpocompress.tuning.snapshots import read_snapshot
-from mpocompress.tuning.teammates import Team, team
+from mpocompress.tuning.teammates import Team, leads, team
 from mpocompress.tuning.training import Run, Settings, Trace, Trained, TuningProgress, loss_of, trained_parameters
 from mpocompress.tuning.trial import Precision, Way, fastest, running
 
@@ -31,6 +31,7 @@ __all__ = [
     "Way",
     "example",
     "fastest",
+    "leads",
     "loss_of",
     "objective_for",
     "read_snapshot",

@@ -10,10 +10,16 @@ WARM_UP_SHARE, WARM_UP_STEPS = 0.05, 20
 """The step size rises over this share of the run, but over no more steps than that."""
 LAST_SHARE = 0.01
 """What is left of the step size at the end."""
-EVALUATIONS = 20
-"""So often the model is measured in a run."""
-PATIENCE = 8
-"""A run ends when so many evaluations in a row found nothing better."""
+EVALUATIONS, FEWEST_EVALUATIONS = 20, 5
+"""So often the model is measured in a run; less often where that would take long, but not below the second number."""
+STEPS_PER_HELD_OUT = 4
+"""Measuring one batch takes a third of a step or so: with this many steps for each, a twelfth of the time."""
+PATIENCE = 4
+"""When so many evaluations in a row found nothing better, the run goes back to the best weights and on from there."""
+STEP_CUT = 0.4
+"""What becomes of the step size then."""
+MOST_CUTS = 2
+"""After so many cuts the next time ends the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +83,18 @@ def warm_up_steps(expected: int) -> int:
         expected: steps of the run.
     """
     return max(1, min(WARM_UP_STEPS, round(WARM_UP_SHARE * expected)))
+
+
+def steps_between(expected: int, held_out: int) -> int:
+    """How many steps lie between two measurements.
+
+    Args:
+        expected: steps of the run.
+        held_out: batches that are measured on.
+
+    Example:
+        >>> steps_between(1000, 4), steps_between(200, 16), steps_between(3, 1)
+        (50, 40, 1)
+    """
+    wanted = max(expected // EVALUATIONS, STEPS_PER_HELD_OUT * held_out)
+    return max(1, min(wanted, expected // FEWEST_EVALUATIONS))

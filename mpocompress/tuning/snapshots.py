@@ -40,6 +40,7 @@ class Snapshot:
         position: in the data.
         evaluations: so far.
         losses: sum of the training losses since the last evaluation, and their number.
+        cuts: how often the step size was cut, and the evaluation after which it was last.
         is_reshuffled: whether the data came in another order in a later pass.
         tensors: `model.`, `best.` and `optimizer.` and so on, name -> values.
     """
@@ -53,6 +54,7 @@ class Snapshot:
     position: Position
     evaluations: tuple[Evaluation, ...]
     losses: tuple[float, ...]
+    cuts: tuple[int, ...]
     is_reshuffled: bool = False
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -157,11 +159,13 @@ def _snapshot(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sna
         position=build(Position, document["position"]),
         evaluations=tuple(build(Evaluation, one) for one in document["evaluations"]),
         losses=typed(document["losses"], "tuple[float, ...]", "losses"),
+        cuts=typed(document["cuts"], "tuple[int, ...]", "cuts"),
         is_reshuffled=typed(document["is_reshuffled"], "bool", "is_reshuffled"),
         tensors=tensors,
     )
-    counts = (found.step, found.samples, found.position.number, found.position.taken)
-    if min(counts) < 0 or not found.evaluations or len(found.losses) != 2 or len(found.way) != 3:
+    counts = (found.step, found.samples, found.position.number, found.position.taken, *found.cuts)
+    sizes = (len(found.losses), len(found.cuts), len(found.way))
+    if min(counts) < 0 or not found.evaluations or sizes != (2, 2, 3) or found.cuts[1] >= len(found.evaluations):
         raise ValueError("counts")
     if any(one.is_floating_point() and not one.isfinite().all() for one in tensors.values()):
         raise ValueError("values that are NaN or Inf")

@@ -86,6 +86,18 @@ class Team:
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=has_unused, broadcast_buffers=False)
 
 
+def leads() -> bool:
+    """Whether this process is the one that writes and speaks, be there a team or not.
+
+    Example:
+        >>> leads()
+        True
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank() == 0
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or int(os.environ.get("RANK", "0")) == 0
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 

@@ -25,11 +25,19 @@ from mpocompress.tuning.carrying import Carrier, flattened, restored
 from mpocompress.tuning.feed import Example, Feed, Position
 from mpocompress.tuning.judging import Judge
 from mpocompress.tuning.objective import Objective, called
-from mpocompress.tuning.schedule import EVALUATIONS, PATIENCE, Length, step_size_share, warm_up_steps
+from mpocompress.tuning.schedule import (
+    MOST_CUTS,
+    PATIENCE,
+    STEP_CUT,
+    Length,
+    step_size_share,
+    steps_between,
+    warm_up_steps,
+)
 from mpocompress.tuning.snapshots import Snapshot, checked_values, write_snapshot
 from mpocompress.tuning.teammates import Team
 from mpocompress.tuning.trial import Way
-from mpocompress.tuning_report import FINISHED, Evaluation
+from mpocompress.tuning_report import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRUPTED, Evaluation
 
 Trained = Literal["all", "cores"]
 """What is trained: every parameter that may be, or the cores alone."""
@@ -45,10 +53,6 @@ SNAPSHOT_S = 300.0
 """A run is kept on disk whenever it is measured, and when this much time went by."""
 PACE_STEPS = 10
 """After so many steps it is known how many fit into the time that was asked for."""
-
-INTERRUPTED = "interrupted"
-ENDED_EARLY = "no better for a while"
-DATA_ENDED = "the data ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,7 @@ class Trace:
         samples: samples trained on.
         evaluations: every measurement.
         best_step: the step whose weights the model has.
+        cuts: how often it went back to the best weights, with a smaller step size.
         stopped: why it ended.
         elapsed_s: seconds spent.
     """
@@ -118,6 +123,7 @@ class Trace:
     samples: int
     evaluations: tuple[Evaluation, ...]
     best_step: int
+    cuts: int
     stopped: str
     elapsed_s: float
 
@@ -200,6 +206,7 @@ class Run:
         self._position = Position()
         self._evaluations: tuple[Evaluation, ...] = ()
         self._losses = (0.0, 0.0)
+        self._cuts, self._cut_at = 0, 0
         self._best = self._copy()
         self._start = start
 
@@ -258,6 +265,7 @@ class Run:
             samples=self._samples,
             evaluations=self._evaluations,
             best_step=self._best_step,
+            cuts=self._cuts,
             stopped=stopped,
             elapsed_s=self._elapsed(started),
         )
@@ -289,7 +297,7 @@ class Run:
         """Make a step; its loss over all processes, and nothing changed where that is not finite."""
         warm_up = warm_up_steps(self._expected)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * step_size_share(share, self._step, warm_up)
+            group["lr"] = rate * STEP_CUT**self._cuts * step_size_share(share, self._step, warm_up)
         self._optimizer.zero_grad(set_to_none=True)
         size, own = self._team.size, 0.0
         mine = [(place, one) for place, (_, one) in enumerate(taken) if place % size == self._team.rank]
@@ -318,7 +326,7 @@ class Run:
         length = self._settings.length
         if self._step == PACE_STEPS and length.seconds:
             self._expected = self._team.told(length.expected_steps(self._step, self._elapsed(started)))
-        every = max(1, self._expected // EVALUATIONS)
+        every = steps_between(self._expected, len(self._feed.held_out))
         if self._step % every and self._step != length.steps:
             return False
         self._evaluate(self._mean_loss())
@@ -344,6 +352,7 @@ class Run:
         self._evaluations = (*self._evaluations, found)
 
     def _why_stop(self, is_new: bool) -> str:
+        """Look at the last measurement: why the run ends with it; and go back where nothing got better for a while."""
         if not is_new:
             return ""
         last = self._evaluations[-1]
@@ -352,8 +361,15 @@ class Run:
             return f"the model put out NaN or Inf at step {self._step}"
         if self._step == self._settings.length.steps:
             return FINISHED
-        place = next(n for n, one in enumerate(self._evaluations) if one.step == self._best_step)
-        return ENDED_EARLY if len(self._evaluations) - 1 - place >= PATIENCE else ""
+        before, recent = self._evaluations[: self._cut_at + 1], self._evaluations[self._cut_at + 1 :]
+        before = (*before, *recent[:-PATIENCE])
+        if len(recent) < PATIENCE or _is_better(recent[-PATIENCE:], before):
+            return ""
+        if self._cuts == MOST_CUTS:
+            return ENDED_EARLY
+        self._put(self._best)
+        self._cuts, self._cut_at = self._cuts + 1, len(self._evaluations) - 1
+        return ""
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: one.detach().clone() for name, one in self._state.items()}
@@ -384,6 +400,7 @@ class Run:
             position=self._position,
             evaluations=self._evaluations,
             losses=self._losses,
+            cuts=(self._cuts, self._cut_at),
             is_reshuffled=self._feed.is_reshuffled,
             tensors=tensors,
         )
@@ -403,6 +420,7 @@ class Run:
         self._step, self._samples, self._before_s = found.step, found.samples, found.elapsed_s
         self._expected, self._position = found.expected_steps, found.position
         self._evaluations, self._losses = found.evaluations, (found.losses[0], found.losses[1])
+        self._cuts, self._cut_at = found.cuts
         self._feed.is_reshuffled = found.is_reshuffled
         self._model.train()
 
@@ -433,6 +451,13 @@ class Run:
                 remaining_s=spent * (1.0 - share) / done if done > 0 else None,
             )
         )
+
+
+def _is_better(recent: Sequence[Evaluation], before: Sequence[Evaluation]) -> bool:
+    """Whether measurements found a better score, or a smaller loss, than those before them."""
+    losses = [[one.loss for one in each if one.loss is not None] for each in (recent, before)]
+    falls = all(losses) and min(losses[0]) < min(losses[1])
+    return falls or max(one.merit for one in recent) > max(one.merit for one in before)
 
 
 def loss_of(
