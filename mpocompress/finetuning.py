@@ -530,8 +530,8 @@ def _report(
         said.append("There was one batch only, so the loss was measured on what was trained on.")
     if feed.is_reshuffled:
         said.append(
-            "The data came in another order in later passes, so the held-out batches were trained on as well: "
-            "their loss is too good."
+            "Later passes gave other batches than the first, so what is held out may have been trained on as well; "
+            "then its loss is too good. Give batches to measure on, to be sure."
         )
     if trace.stopped == DATA_ENDED:
         said.append("The data could be gone through once only, and ended before the steps did.")

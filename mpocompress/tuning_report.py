@@ -150,7 +150,8 @@ class TuningReport:
                 "Fine-tuning made nothing better: the weights are those from before.",
                 *(() if broke else ("Give more steps or other data, or a smaller step size.",)),
             )
-        said = f"Fine-tuning: {self.figure(before)} before, {self.figure(after)} after."
+        name = "score" if after.score is not None else "loss"
+        said = f"Fine-tuning: {name} {_told(before)} before, {_told(after)} after."
         extent = self.extent(after)
         if extent is None:
             return (*broke, f"{said} Check it on your own task.")
@@ -162,12 +163,6 @@ class TuningReport:
         same = f", with the same answer for {after.agreement:.1%}" if after.agreement is not None else ""
         return (*broke, f"{said} On {where} the outputs {meaning} against the original{same}.", advice)
 
-    def figure(self, one: Evaluation) -> str:
-        """What the best is told by, in text."""
-        if one.score is not None:
-            return f"score {one.score:.4g}"
-        return f"loss {one.loss:.3g}" if one.loss is not None else "not measured"
-
     def extent(self, one: Evaluation) -> float | None:
         """How far outputs are from the teacher's, as in `CalibrationReport.extent`; None where it is not known."""
         if one.divergence is None:
@@ -175,3 +170,10 @@ class TuningReport:
         if self.kind == "classification":
             return max(one.divergence, 1.0 - one.agreement if one.agreement is not None else 0.0)
         return one.divergence / self.unrelated if self.unrelated else None
+
+
+def _told(one: Evaluation) -> str:
+    """What the best is told by."""
+    if one.score is not None:
+        return f"{one.score:.4g}"
+    return f"{one.loss:.3g}" if one.loss is not None else "unknown"
