@@ -17,7 +17,7 @@ from mpocompress._version import __version__
 from mpocompress.calibration.outputs import OutputKind
 from mpocompress.errors import TuningError
 from mpocompress.feeding import moved
-from mpocompress.nn import Execution, MPOWeight
+from mpocompress.nn import MPOWeight
 from mpocompress.randomness import Randomness
 from mpocompress.record import record_of, remember
 from mpocompress.text import shown
@@ -39,11 +39,11 @@ from mpocompress.tuning import (
     TuningProgress,
     Way,
     fastest,
+    from_cores,
     leads,
     loss_of,
     objective_for,
     read_snapshot,
-    running,
     team,
     trained_parameters,
 )
@@ -55,7 +55,7 @@ from mpocompress.tuning.trial import from_words
 from mpocompress.tuning_report import DATA_ENDED, Evaluation, TuningReport
 from mpocompress.user_code import loss_function, score_function
 
-_FACTORISED = Way(execution="factorised", low=False, teacher_low=False)
+_PRECISE = Way(low=False, teacher_low=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -296,10 +296,10 @@ def finetuned(
             fingerprint=fingerprint,
         )
         model.train()
+        stack.enter_context(from_cores(model))
         trial = _Trial(model, teacher, objective, feed.first, carriers, device)
-        way = trial.way(recipe.precision, start) if mates.leads else _FACTORISED
+        way = trial.way(recipe.precision, start) if mates.leads else _PRECISE
         way = mates.told(way)
-        stack.enter_context(running(model, way.execution))
         has_unused = mates.size > 1 and mates.summed([float(trial.leaves_out(parameters.values(), way))])[0] > 0
         judge = Judge(
             model,
@@ -424,15 +424,8 @@ class _Trial:
         if start is not None:
             return from_words(start.way)
         lows = [precision == "bfloat16"] if precision != "auto" else [False, True]
-        has_cores = any(isinstance(one, MPOWeight) for one in self._model.modules())
-        executions: tuple[Execution, ...] = ("factorised", "materialised") if has_cores else ("factorised",)
-        ways = {
-            f"{execution}, {low}": Way(execution=execution, low=low, teacher_low=lows[0])
-            for low in lows
-            for execution in executions
-        }
-        runs = {name: partial(self._step, way) for name, way in ways.items()}
-        way = ways[fastest(runs, self._device)]
+        ways = {str(low): Way(low=low, teacher_low=lows[0]) for low in lows}
+        way = ways[fastest({name: partial(self._step, one) for name, one in ways.items()}, self._device)]
         if self._teacher is None or len(lows) == 1:
             return way
         teachers = {str(low): partial(self._taught, low) for low in lows}
@@ -448,7 +441,7 @@ class _Trial:
 
     def _step(self, way: Way, *, keep: bool = False) -> None:
         """A forward and a backward pass."""
-        with running(self._model, way.execution), self._unseen():
+        with self._unseen():
             loss_of(self._model, self._teacher, self._objective, self._example, way, self._device).backward()  # type: ignore[no-untyped-call]
         if not keep:
             self._model.zero_grad(set_to_none=True)

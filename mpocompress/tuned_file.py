@@ -149,7 +149,7 @@ def finetune_file(
                 action="Resume it (--resume), remove the file, or choose another name.",
             )
         build = _builder(model)
-        place = torch.device(device or _usual_device())
+        place = _device(device or _usual_device())
         whole = loaded(checkpoint, build())
         tuned = _Tuned(checkpoint, report, whole)
         original, called, notes = None, "", tuple[str, ...]()
@@ -178,12 +178,11 @@ def finetune_file(
         made.check()
         if not leads():
             return made
-        tensors = tuned.tensors()
         size = write_target(
             target,
             container=container,
             checkpoint=checkpoint,
-            tensors=tensors,
+            tensors=tuned.tensors(),
             aliases={name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None},
             shards=checkpoint.layout.shards if checkpoint.layout is not None else {},
             key="state_dict",
@@ -225,47 +224,36 @@ class _Tuned:
             )
 
     def round(self) -> bool:
-        """Round what was trained to what the file will hold; whether that changed anything that matters."""
-        changed = False
-        with torch.no_grad():
-            for matrix, weight in self._weights():
-                dtype: torch.dtype = getattr(torch, matrix.dtype)
-                for core, value in zip(weight.cores, rounded(_mpo(weight), dtype).cores, strict=True):
-                    changed |= not torch.equal(core, value.to(core.dtype))
-                    core.copy_(value)
-            for name, tensor in self._plain():
-                dtype = self._checkpoint.tensors[name].dtype
-                if tensor.is_floating_point() and dtype != tensor.dtype:
-                    value = tensor.to(dtype).to(tensor.dtype)
-                    changed |= not torch.equal(tensor, value)
-                    tensor.copy_(value)
-        return changed
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Name in the file -> tensor, in its order and in its dtypes, tied ones left out.
+        """Round what was trained to what the file will hold; whether that changed anything.
 
         Raises:
             TuningError: a number that the dtype in the file cannot hold.
         """
+        changed = False
+        with torch.no_grad():
+            for matrix, weight in self._weights():
+                stored = rounded(_mpo(weight), getattr(torch, matrix.dtype)).cores
+                for core, value in zip(weight.cores, stored, strict=True):
+                    changed |= _put(core, value, matrix.name, matrix.dtype)
+            for name, tensor in self._plain():
+                dtype = self._checkpoint.tensors[name].dtype
+                changed |= _put(tensor, tensor.to(dtype), name, str(dtype).removeprefix("torch."))
+        return changed
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name in the file -> tensor, in its order and in its dtypes, tied ones left out."""
         new: dict[str, Tensor] = {}
         for matrix, weight in self._weights():
             mpo = _mpo(weight)
             new |= core_tensors(matrix.name, quantise(mpo) if matrix.scale_names else mpo)
         new |= dict(self._plain())
-        made = {}
-        for name, info in self._checkpoint.tensors.items():
-            if info.alias_of is not None:
-                continue
-            value = new[name].detach().cpu().to(info.dtype) if name in new else self._checkpoint.tensor(name)
-            if name in new and value.is_floating_point() and not value.isfinite().all():
-                raise TuningError(
-                    where=shown(name),
-                    found=f"numbers that {str(info.dtype).removeprefix('torch.')} cannot hold",
-                    why="a file never holds NaN or Inf",
-                    action="Compress with --dtype float32 and train that, or give a smaller step size.",
-                )
-            made[name] = value.contiguous()
-        return made
+        names = [name for name, info in self._checkpoint.tensors.items() if info.alias_of is None]
+        return {name: self._stored_tensor(name, new.get(name)) for name in names}
+
+    def _stored_tensor(self, name: str, new: Tensor | None) -> Tensor:
+        if new is None:
+            return self._checkpoint.tensor(name)
+        return new.detach().cpu().to(self._checkpoint.tensors[name].dtype).contiguous()
 
     def _weights(self) -> Iterator[tuple[MatrixReport, MPOWeight]]:
         for module in self._model.modules():
@@ -280,6 +268,22 @@ class _Tuned:
             info = self._checkpoint.tensors.get(stored)
             if info is not None and isinstance(own.get(name), Tensor):
                 yield info.alias_of or stored, own[name]
+
+
+def _put(tensor: Tensor, value: Tensor, name: str, dtype: str) -> bool:
+    """Give a tensor the values that were rounded; whether they are others."""
+    value = value.to(tensor.dtype)
+    if tensor.is_floating_point() and not value.isfinite().all():
+        raise TuningError(
+            where=shown(name),
+            found=f"trained to numbers that {dtype} cannot hold",
+            why="a file never holds NaN or Inf",
+            action="Compress with --dtype float32 and train that, or give a smaller step size.",
+        )
+    if torch.equal(tensor, value):
+        return False
+    tensor.copy_(value)
+    return True
 
 
 def _mpo(weight: MPOWeight) -> MPO:
@@ -299,6 +303,21 @@ def _usual_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def _device(name: str) -> torch.device:
+    """A device that is there."""
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise TuningError(
+            where="device",
+            found=f"{shown(name)} ({shown(str(error).splitlines()[0])})",
+            why="it cannot be trained there",
+            action="Give a device of this machine, such as cpu.",
+        ) from error
+    return found
 
 
 def _is_of_stopped_run(target: Path, report: Report) -> bool:

@@ -23,7 +23,6 @@ from mpocompress.errors import (
     MPOCompressError,
     OutputExistsError,
     SelectionError,
-    TuningError,
 )
 
 HINTS: dict[type[MPOCompressError], str] = {
@@ -31,7 +30,6 @@ HINTS: dict[type[MPOCompressError], str] = {
     CalibrationError: "Calibration inputs are given with --calibrate net.py:batches.",
     InputsError: "Inputs are made with --input net.py:batch.",
     ModelError: "The model is given with --model.",
-    TuningError: "Training data are given with --data net.py:train.",
     SelectionError: "Patterns are given with --include, --exclude, --as, --bond GLOB=N and --layer.",
 }
 

@@ -9,7 +9,7 @@ from mpocompress.tuning.schedule import Length
 from mpocompress.tuning.snapshots import read_snapshot
 from mpocompress.tuning.teammates import Team, leads, team
 from mpocompress.tuning.training import Run, Settings, Trace, Trained, TuningProgress, loss_of, trained_parameters
-from mpocompress.tuning.trial import Precision, Way, fastest, running
+from mpocompress.tuning.trial import Precision, Way, fastest, from_cores
 
 __all__ = [
     "Carrier",
@@ -31,11 +31,11 @@ __all__ = [
     "Way",
     "example",
     "fastest",
+    "from_cores",
     "leads",
     "loss_of",
     "objective_for",
     "read_snapshot",
-    "running",
     "team",
     "trained_parameters",
 ]

@@ -361,11 +361,15 @@ def _flat(rows: Tensor, kept: Tensor | None) -> Tensor:
 
 def _no_target(found: Tensor, target: object) -> TuningError:
     described = f"{tuple(target.shape)} {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+    if isinstance(target, Tensor) and target.dtype == torch.int64 and target.shape == found.shape[:-1]:
+        action = f"If the outputs are the scores of a classifier, say so: kind classification. Otherwise: {_SAY_LOSS}"
+    else:
+        action = _SAY_LOSS
     return TuningError(
         where="training data",
         found=f"a target of {shown(described)} for outputs of {tuple(found.shape)}",
         why="no loss follows from that: numbers of classes for scores, or values of the same shape",
-        action=_SAY_LOSS,
+        action=action,
     )
 
 

@@ -32,7 +32,7 @@ class Snapshot:
 
     Args:
         settings: what the run was asked for; another run cannot go on from it.
-        way: execution, and whether the model and the teacher multiply in bfloat16.
+        way: whether the model and the teacher multiply in bfloat16.
         step: steps done.
         samples: samples trained on.
         elapsed_s: seconds spent.
@@ -165,7 +165,7 @@ def _snapshot(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sna
     )
     counts = (found.step, found.samples, found.position.number, found.position.taken, *found.cuts)
     sizes = (len(found.losses), len(found.cuts), len(found.way))
-    if min(counts) < 0 or not found.evaluations or sizes != (2, 2, 3) or found.cuts[1] >= len(found.evaluations):
+    if min(counts) < 0 or not found.evaluations or sizes != (2, 2, 2) or found.cuts[1] >= len(found.evaluations):
         raise ValueError("counts")
     if any(one.is_floating_point() and not one.isfinite().all() for one in tensors.values()):
         raise ValueError("values that are NaN or Inf")

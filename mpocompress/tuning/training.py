@@ -243,8 +243,8 @@ class Run:
                     break
                 is_new = self._after_step(taken, loss, started)
                 stopped = self._why_stop(is_new)
-                if self._team.summed([float(asked.is_set())])[0]:
-                    stopped = INTERRUPTED
+                is_asked = self._team.summed([float(asked.is_set())])[0] > 0
+                stopped = stopped or (INTERRUPTED if is_asked else "")
                 if is_new or stopped == INTERRUPTED or time.monotonic() - kept > SNAPSHOT_S:
                     self._keep(self._elapsed(started))
                     kept = time.monotonic()
@@ -392,7 +392,7 @@ class Run:
             tensors |= flattened(carrier.memory, f"memory.{number}.")
         snapshot = Snapshot(
             settings=self._settings.fingerprint,
-            way=(way.execution, str(way.low), str(way.teacher_low)),
+            way=(str(way.low), str(way.teacher_low)),
             step=self._step,
             samples=self._samples,
             elapsed_s=elapsed_s,

@@ -1,4 +1,4 @@
-"""In which form and precision a model trains fastest here, found by running a step of each."""
+"""In which precision a model trains fastest here, found by running a step of each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from mpocompress.errors import TuningError
-from mpocompress.nn import Execution
-from mpocompress.nn.execution import ExecutionChoice, checked
+from mpocompress.nn.execution import ExecutionChoice
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """How a model is asked to multiply while it is trained."""
@@ -30,12 +29,10 @@ class Way:
     """How models run while one of them is trained.
 
     Args:
-        execution: of the layers with cores.
         low: whether the trained model multiplies in bfloat16.
         teacher_low: whether the teacher does.
     """
 
-    execution: Execution
     low: bool
     teacher_low: bool
 
@@ -50,16 +47,13 @@ def from_words(words: Sequence[str]) -> Way:
     """A way as a snapshot has it.
 
     Args:
-        words: execution, and `True` or `False` for the model and for the teacher.
+        words: `True` or `False` for the model and for the teacher.
 
     Returns:
         The way.
-
-    Raises:
-        ExecutionError: an execution that there is not.
     """
-    execution, low, teacher_low = words
-    return Way(execution=checked(execution), low=low == str(True), teacher_low=teacher_low == str(True))
+    low, teacher_low = words
+    return Way(low=low == str(True), teacher_low=teacher_low == str(True))
 
 
 def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> str:
@@ -92,17 +86,19 @@ def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> s
 
 
 @contextmanager
-def running(model: nn.Module, execution: Execution) -> Iterator[None]:
-    """Have the layers with cores run in one way in the block, and each as before after it.
+def from_cores(model: nn.Module) -> Iterator[None]:
+    """Have the layers with cores run from their cores in the block, and each as before after it.
+
+    What is multiplied out is seldom faster to train, and which it is would have to be measured, so that two runs could
+    differ.
 
     Args:
         model: the model; it may have none.
-        execution: how.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, ExecutionChoice)]
     before = [layer.execution for layer in layers]
     for layer in layers:
-        layer.execution = execution
+        layer.execution = "factorised"
     try:
         yield
     finally:
