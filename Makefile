@@ -82,5 +82,5 @@ $(RUNTIME): $(INSTALLED_FROM) | $(BIN)/python
 
 $(DEVELOPMENT): $(INSTALLED_FROM) | $(BIN)/python
 	$(call heading,installing the package with its development and documentation tools)
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs,loops]'
 	@touch $(RUNTIME) $@

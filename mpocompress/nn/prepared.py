@@ -14,6 +14,21 @@ from mpocompress.nn.recording import is_traced
 T = TypeVar("T")
 
 
+class Placed(nn.ParameterList):
+    """Parameters that count how often one is put in its place.
+
+    FSDP2 frees the memory of a parameter after a run and fills it before the next one. The version of the tensor does
+    not count that, and it may be the same memory again; but each time the parameter is put into its module.
+    """
+
+    placed = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, and count it."""
+        self.__dict__["placed"] = self.placed + 1
+        super().__setattr__(name, value)
+
+
 class Store:
     """What was made of the parameters of a layer, and what they were then.
 
@@ -21,11 +36,12 @@ class Store:
         layer: the layer.
     """
 
-    __slots__ = ("_inside", "_memory", "_watched", "made")
+    __slots__ = ("_inside", "_memory", "_placed", "_watched", "made")
 
     def __init__(self, layer: nn.Module) -> None:
         modules = list(layer.modules())
         self._inside = [(one._modules, name, child) for one in modules for name, child in one._modules.items()]
+        self._placed = [(one, one.placed) for one in modules if isinstance(one, Placed)]
         self._watched = [
             (one._parameters, name, tensor, tensor.data_ptr(), _version(tensor))
             for one in modules
@@ -37,7 +53,7 @@ class Store:
         self.made: dict[Hashable, Any] = {}
 
     def is_current(self) -> bool:
-        """Whether every parameter is in the same memory, and was not written to since.
+        """Whether every parameter is in the same memory, and was neither written to nor put there again since.
 
         It is asked at every call of a layer, and a small layer takes a few microseconds. The dictionaries of modules
         are looked into directly, since `torch.func.functional_call` and others put parameters there and ask nobody.
@@ -51,8 +67,11 @@ class Store:
                 return False
             if tensor._version != version if version is not None else not tensor.is_inference():
                 return False
-        for modules, name, child in self._inside:  # noqa: SIM110 - a generator takes longer than all of it
+        for modules, name, child in self._inside:
             if modules.get(name) is not child:
+                return False
+        for parameters, placed in self._placed:  # noqa: SIM110 - a generator takes longer than all of it
+            if parameters.placed != placed:
                 return False
         return True
 

@@ -12,6 +12,7 @@ from mpocompress.contraction import to_matrix
 from mpocompress.errors import SitesError
 from mpocompress.mpo import MPO
 from mpocompress.nn.operands import Layout, Product, as_product, layout_of
+from mpocompress.nn.prepared import Placed
 from mpocompress.nn.recording import is_recorded
 from mpocompress.sites import Sites
 
@@ -53,7 +54,7 @@ class MPOWeight(nn.Module):
         self.sites = mpo.sites
         self._laid = (mpo.bonds, *layout_of(mpo.sites, mpo.bonds))
         self.transposed = transposed
-        self.core = nn.ParameterList(
+        self.core = Placed(
             nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
         )
 

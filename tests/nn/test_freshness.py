@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.func import functional_call, grad
 
 from mpocompress.mpo import MPO
@@ -165,6 +166,16 @@ def swapped_by_hand(layer: nn.Module) -> None:
         torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() * -1.25))  # type: ignore[no-untyped-call]
 
 
+def as_fsdp2_does(layer: nn.Module) -> None:
+    """Values come into the same memory uncounted, then every core is put where it already is."""
+    for one in layer.modules():
+        if isinstance(one, MPOWeight):
+            with torch.no_grad(), _unsafe_preserve_version_counter(one.cores):
+                for site, core in list(one.core.named_parameters()):
+                    core.mul_(-1.25)
+                    setattr(one.core, site, core)
+
+
 def averaged(layer: nn.Module) -> None:
     average = torch.optim.swa_utils.AveragedModel(layer)
     in_place(layer)
@@ -194,6 +205,7 @@ CHANGES: list[Callable[[nn.Module], None]] = [
     vector_to_parameters,
     rounded_and_back,
     swapped_by_hand,
+    as_fsdp2_does,
     averaged,
 ]
 
