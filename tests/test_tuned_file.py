@@ -243,12 +243,19 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_left(
 
 
 def test_numbers_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
+    torch.save(nn.Linear(64, 64).state_dict(), "plain.pt")
     truncation = mpocompress.Truncation(keep=0.25)
-    mpocompress.compress("model.pt", "small.pt", truncation=truncation, dtype="float16", overwrite=True)
+    mpocompress.compress("plain.pt", "small.pt", truncation=truncation, dtype="float16", overwrite=True)
     calls = iter(range(100))
 
     with pytest.raises(TuningError, match="float16 cannot hold"):
-        tuned(lr=1e6, evaluate=lambda _: next(calls), steps=2)
+        tuned(
+            model=lambda: nn.Linear(64, 64),
+            data=[torch.randn(8, 64) for _ in range(4)],
+            evaluate=lambda _: next(calls),
+            lr=1e5,
+            steps=1,
+        )
 
     assert not (folder / "tuned.pt").exists()
 
