@@ -46,6 +46,18 @@ def test_the_generators_of_all_others_stay_where_they_are() -> None:
     assert found == wanted
 
 
+def test_a_seed_is_that_of_torch_and_is_noted_for_no_device_that_begins_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Randomness(0).drawing():
+        torch.manual_seed(5)
+        wanted = float(torch.rand(()))
+    noted: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", noted.append)
+
+    assert in_block(Randomness(5))[0] == wanted
+    assert not noted
+
+
 def test_without_a_seed_it_begins_where_the_generators_are() -> None:
     draws, wanted = Randomness(), drawn()
 
