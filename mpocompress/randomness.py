@@ -70,7 +70,7 @@ def mixed(*numbers: int) -> int:
 def _begin(seed: int) -> None:
     """Seed what is there; `torch.manual_seed` would note it for devices that begin later too, which takes longer."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)

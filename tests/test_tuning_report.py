@@ -78,16 +78,20 @@ def test_figures_that_contradict_each_other_are_found(change: dict[str, Any], fl
         (
             REPORT,
             (
-                "Fine-tuning: loss 0.5 before, loss 0.01 after. On held-out batches the outputs hardly changed against "
-                "the original, with the same answer for 99.0%.",
+                (
+                    "Fine-tuning: loss 0.5 before, loss 0.01 after. On held-out batches the outputs hardly changed "
+                    "against the original, with the same answer for 99.0%."
+                ),
                 "Check it on your own task all the same.",
             ),
         ),
         (
             replace(REPORT, held_out=0, best_step=20, evaluations=(REPORT.before, REPORT.evaluations[2])),
             (
-                "Fine-tuning: loss 0.5 before, loss 0.2 after. On the training batches themselves the outputs changed "
-                "clearly against the original, with the same answer for 80.0%.",
+                (
+                    "Fine-tuning: loss 0.5 before, loss 0.2 after. On the training batches themselves the outputs "
+                    "changed clearly against the original, with the same answer for 80.0%."
+                ),
                 "More steps or more data may bring it nearer; so does keeping more.",
             ),
         ),
@@ -126,7 +130,9 @@ def test_how_far_outputs_are_depends_on_their_kind(
 
 @pytest.mark.parametrize(("extent", "meaning"), [(0.02, "hardly changed"), (0.1, "a little"), (9.0, "beyond use")])
 def test_what_an_extent_means_is_what_it_means_of_calibration(extent: float, meaning: str) -> None:
-    report = replace(REPORT, kind="regression", unrelated=1.0, evaluations=(at(0, 99.0), at(10, 1.0, divergence=extent)))
+    report = replace(
+        REPORT, kind="regression", unrelated=1.0, evaluations=(at(0, 99.0), at(10, 1.0, divergence=extent))
+    )
 
     assert meaning in report.verdict()[0]
 

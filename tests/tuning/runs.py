@@ -105,7 +105,7 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
     return {name for name, value in one.items() if not torch.equal(value, other[name])}
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Raised in the middle of a run."""
 
 
@@ -120,7 +120,7 @@ def at(step: int, act: Callable[[], object]) -> Callable[[TuningProgress], None]
 
 
 def crash() -> None:
-    raise Crash
+    raise CrashError
 
 
 def interrupt() -> None:

@@ -18,7 +18,7 @@ from mpocompress.tuning import Carrier
 from mpocompress.tuning.carrying import flattened, restored
 from tests.calibration.rigs import numbers
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 PARTS = [numbers(3, 4, 8, seed=seed) for seed in range(3)]
 
 

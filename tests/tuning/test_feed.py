@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pack_sequence
 from mpocompress.errors import TuningError
 from mpocompress.tuning.feed import AHEAD_BATCHES, Feed, Position, example, passes_over
 
+BEGINNING = Position()
+
 
 def rows(count: int, size: int = 2) -> list[Tensor]:
     return [torch.full((size, 3), float(number)) for number in range(count)]
@@ -30,7 +32,7 @@ def number(one: Any) -> int:
     return int(one.inputs[0, 0])
 
 
-def taken(found: Feed, count: int, start: Position = Position()) -> list[int]:
+def taken(found: Feed, count: int, start: Position = BEGINNING) -> list[int]:
     return [number(one) for _, one in islice(found.batches(start), count)]
 
 
@@ -47,7 +49,9 @@ def taken(found: Feed, count: int, start: Position = Position()) -> list[int]:
         (64, True, [0, 1, 2, 3]),
     ],
 )
-def test_one_batch_in_eight_is_held_out_and_never_trained_on(count: int, consecutive: bool, held_out: list[int]) -> None:
+def test_one_batch_in_eight_is_held_out_and_never_trained_on(
+    count: int, consecutive: bool, held_out: list[int]
+) -> None:
     found = feed(rows(count), consecutive=consecutive)
     learning = [one for one in range(count) if one not in held_out]
 
@@ -118,10 +122,8 @@ def test_every_pass_draws_anew_and_the_same_for_the_same_seed() -> None:
 
 def test_data_that_come_in_another_order_are_noticed() -> None:
     found = feed(lambda: iter([rows(9)[one] for one in torch.randperm(9).tolist()]))
-    assert len(taken(found, 8)) == 8
-    assert not found.is_reshuffled
-    taken(found, 40)
-    assert found.is_reshuffled
+    seen = [len(taken(found, 8)), found.is_reshuffled, len(taken(found, 40)), found.is_reshuffled]
+    assert seen == [8, False, 40, True]
 
     same = feed(lambda: iter([(one, torch.zeros(2)) for one in rows(9)]))
     taken(same, 40)
@@ -256,7 +258,7 @@ def test_what_the_users_file_does_wrong_is_told(tmp_path: Path, name: str, messa
 
 
 def test_a_pass_can_be_gone_through_beside_another() -> None:
-    found = passes_over(lambda: (torch.rand(2) for _ in range(4)))
+    found: Callable[[int], Iterator[Any]] = passes_over(lambda: (torch.rand(2) for _ in range(4)))
     one, other = found(1), found(2)
     mixed = [torch.cat([next(one), next(other)]) for _ in range(4)]
 

@@ -23,7 +23,8 @@ def teacher(make: type[nn.Module] = Texts) -> Any:
 
 
 def written(model: nn.Module, *, seed: int = 0, **asked: int) -> list[Tensor]:
-    return list(Generated(model, SelfGenerated(**{"batch_size": 4, "length": 7, "batches": 3, **asked}), seed=seed, device=CPU))
+    wanted = SelfGenerated(**{"batch_size": 4, "length": 7, "batches": 3, **asked})
+    return list(Generated(model, wanted, seed=seed, device=CPU))
 
 
 class Chain(nn.Module):
@@ -98,7 +99,8 @@ class LooksBack(Texts):
     """Adds what was said first to every prediction, so that one token after the other gives something else."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids) + 3 * self.head(self.embed(ids[:, :1]))
+        scores: Tensor = super().forward(ids) + 3 * self.head(self.embed(ids[:, :1]))
+        return scores
 
 
 def test_a_teacher_that_looks_back_is_called_with_the_whole_text() -> None:

@@ -80,9 +80,12 @@ def test_the_loss_and_the_distance_are_told_apart() -> None:
 
 def test_a_model_is_measured_in_evaluation_mode_and_without_gradients() -> None:
     modes: list[tuple[bool, bool]] = []
-    model = Calls(lambda self, x: (modes.append((self.training, torch.is_grad_enabled())), self.inner(x))[1])
-    model.inner = nn.Linear(12, 10)
-    model.train()
+
+    def noting(self: Any, x: Any) -> Any:
+        modes.append((self.training, torch.is_grad_enabled()))
+        return self.inner(x)
+
+    model = Calls(noting, inner=nn.Linear(12, 10)).train()
 
     judge(model, pair()[1], of_sizes(4)).measured(0)
 
@@ -95,7 +98,12 @@ def test_what_a_model_draws_is_the_same_at_every_measurement() -> None:
     noisy = nn.Sequential(student, Calls(lambda self, x: x + torch.randn_like(x)))
     state = torch.get_rng_state()
     drawn: list[float] = []
-    found = judge(noisy, teacher, of_sizes(4, 4), score=lambda model: drawn.append(float(torch.rand(()))) or 1.0)
+
+    def score(model: nn.Module) -> float:
+        drawn.append(float(torch.rand(())))
+        return 1.0
+
+    found = judge(noisy, teacher, of_sizes(4, 4), score=score)
 
     assert found.measured(0) == found.measured(0)
     assert drawn[0] == drawn[1]

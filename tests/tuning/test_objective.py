@@ -22,7 +22,7 @@ from mpocompress.tuning.feed import Example
 from mpocompress.tuning.objective import Losses, Objective, called, mean_of, objective_for, own_loss
 from tests.calibration.rigs import Calls, numbers
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 """Losses are computed in float32."""
 KINDS: tuple[OutputKind, ...] = ("classification", "embedding", "regression")
 
@@ -214,7 +214,10 @@ def test_a_given_loss_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda y, t: 1 / 0, r"loss: .*test_objective.py, line \d+: ZeroDivisionError: .*; the loss could not be computed"),
+        (
+            lambda y, t: 1 / 0,
+            r"loss: .*test_objective.py, line \d+: ZeroDivisionError: .*; the loss could not",
+        ),
         (lambda y, t: y.exp(), r"loss: a Tensor of shape \(2, 3, 5\); one number is minimised"),
         (lambda y, t: 3.0, "loss: a float; one number is minimised"),
         (lambda y: y.sum(), "loss: .*TypeError: .*takes 1 positional argument.* a loss is a function of"),
@@ -353,7 +356,11 @@ NAN = Calls(lambda self, x: self.inner(x) * math.nan, inner=linear())
         ({"teacher": linear(), "share": 0.5}, Example(inputs=X), "teacher: 0.5 without targets; the loss is made of"),
         ({"teacher": NAN}, Example(inputs=X), "Calls: NaN or Inf in what it puts out for the first batch"),
         ({"student": NAN}, Example(inputs=X, target=CLASSES), "Calls: NaN or Inf in what it puts out for the first"),
-        ({"teacher": linear()}, Example(inputs=numbers(6, 3)), "Linear: .*RuntimeError: mat1 and mat2.*; the model does"),
+        (
+            {"teacher": linear()},
+            Example(inputs=numbers(6, 3)),
+            "Linear: .*RuntimeError: mat1 and mat2.*; the model",
+        ),
         ({"teacher": linear()}, Example(inputs=(X, X)), "Linear: .*takes 2 positional arguments.* Give batches"),
     ],
 )

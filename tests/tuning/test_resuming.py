@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mpocompress.errors import CheckpointError, FormatError, MPOCompressError, TuningError
 from tests.tuning.runs import (
-    Crash,
+    CrashError,
     Odd,
     Texts,
     at,
@@ -102,7 +102,7 @@ def test_a_run_that_was_interrupted_ends_as_one_without_a_stop(name: str, stop: 
     assert not path.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="Ctrl-C at the step where a run ends by itself makes it go on when it is resumed")
+@pytest.mark.xfail(strict=True, reason="Ctrl-C at the step where a run ends by itself makes it go on when resumed")
 def test_a_run_that_is_interrupted_where_it_would_have_ended_ends_there(tmp_path: Path) -> None:
     path = tmp_path / "small.run"
 
@@ -120,7 +120,7 @@ def test_a_run_that_is_interrupted_where_it_would_have_ended_ends_there(tmp_path
 @pytest.mark.parametrize(("name", "stop"), [("odd", 1), ("carried", 27), ("odd", 42)])
 def test_a_run_that_crashed_goes_on_from_its_last_measurement(name: str, stop: int, tmp_path: Path) -> None:
     path = tmp_path / "small.run"
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         run(name, snapshot=path, progress=at(stop, crash))
     found, report = run(name, snapshot=path, resume=True)
 
@@ -146,15 +146,20 @@ def stopped(folder: Path, name: str = "odd") -> Path:
 
 
 def test_a_run_is_not_gone_on_with_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match="resume: no snapshot; it is not known what to go on with. Give the file"):
+    with pytest.raises(TuningError, match=r"resume: no snapshot; it is not known what to go on with. Give the file"):
         run("list", resume=True)
-    with pytest.raises(CheckpointError, match="small.run: no such file; there is no run to go on with"):
+    with pytest.raises(CheckpointError, match=r"small.run: no such file; there is no run to go on with"):
         run("list", snapshot=tmp_path / "small.run", resume=True)
 
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"seed": 1}, "seed"), ({"lr": 0.1}, "lr"), ({"batches_per_step": 3}, "batches_per_step"), ({"steps": 9}, "steps")],
+    [
+        ({"seed": 1}, "seed"),
+        ({"lr": 0.1}, "lr"),
+        ({"batches_per_step": 3}, "batches_per_step"),
+        ({"steps": 9}, "steps"),
+    ],
 )
 def test_a_run_of_other_settings_is_not_gone_on_with(change: dict[str, Any], name: str, tmp_path: Path) -> None:
     path = stopped(tmp_path)
@@ -176,10 +181,8 @@ def test_a_run_of_other_settings_is_not_gone_on_with(change: dict[str, Any], nam
 def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
     path = stopped(tmp_path)
     student = nn.Sequential(pair(Odd)[0])
-    with pytest.raises(FormatError, match="small.run: .*, on one side only or of another shape or dtype"):
-        tuned(
-            student, random_rows, teacher=pair(Odd)[1], steps=STEPS, lr=0.01, snapshot=path, resume=True
-        )
+    with pytest.raises(FormatError, match=r"small.run: .*, on one side only or of another shape or dtype"):
+        tuned(student, random_rows, teacher=pair(Odd)[1], steps=STEPS, lr=0.01, snapshot=path, resume=True)
 
 
 def changed(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -209,7 +212,7 @@ OF_THE_OPTIMIZER: dict[str, Callable[[dict[str, Tensor]], object]] = {
 def refused(folder: Path, change: Callable[[dict[str, Tensor]], object], name: str = "odd") -> None:
     path = stopped(folder, name)
     changed(path, change)
-    with pytest.raises(MPOCompressError, match="small.run"):
+    with pytest.raises(MPOCompressError, match=r"small.run"):
         run(name, snapshot=path, resume=True)
 
 

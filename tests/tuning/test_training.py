@@ -18,8 +18,7 @@ from mpocompress.errors import OutputError, TuningError
 from mpocompress.tuning import TuningProgress
 from tests.calibration.rigs import Calls, numbers
 from tests.tuning.runs import (
-
-    Crash,
+    CrashError,
     Odd,
     Texts,
     apart,
@@ -36,7 +35,7 @@ from tests.tuning.runs import (
     values,
 )
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 """Both loops add in float32 in other orders, and AdamW divides by small numbers."""
 
 
@@ -90,8 +89,12 @@ def test_weights_learnt_from_targets_and_a_teacher_are_those_of_a_loop_by_hand()
     data = pairs(4)
 
     def loss(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
-        apart_from = lambda: 1 - functional.cosine_similarity(wanted(x), teacher(x).detach()).mean()  # noqa: E731
-        return lambda: 0.75 * apart_from() + 0.25 * (wanted(x) - y).abs().mean()
+        def one() -> Tensor:
+            angle = functional.cosine_similarity(wanted(x), teacher(x).detach()).mean()
+            found: Tensor = 0.75 * (1 - angle) + 0.25 * (wanted(x) - y).abs().mean()
+            return found
+
+        return one
 
     report = tuned(
         found,
@@ -147,7 +150,7 @@ def test_states_are_carried_on_as_in_a_loop_by_hand() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
-    runs = []
+    runs: list[tuple[dict[str, Tensor], Any]] = []
     for seed in (3, 3, 4):
         student, teacher = pair(Odd)
         torch.manual_seed(seed * 100 + len(runs))  # what the caller drew before must not matter
@@ -364,19 +367,19 @@ def test_an_error_in_the_middle_leaves_the_weights_from_before_or_the_best(where
 
     def broken() -> Iterator[Tensor]:
         yield from batches(5)
-        raise Crash
+        raise CrashError
 
     def score(model: nn.Module) -> float:
         seen.append(values(model))
         if where == "score" and len(seen) == 3:
-            raise Crash
+            raise CrashError
         return float(len(seen))
 
     if where == "progress":
         options["progress"] = at(5, crash)
     if where == "data":
         options["held_out"], data = batches(2), lambda: (one for one in LazyAfter(40, broken))
-    with pytest.raises((Crash, TuningError)):
+    with pytest.raises((CrashError, TuningError)):
         tuned(student, data, evaluate=score, **options)
     after = values(student)
     assert same(after, before) or any(same(after, one) for one in seen[: 2 if where == "score" else None])

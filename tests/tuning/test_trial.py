@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from mpocompress.errors import ExecutionError
 from mpocompress.nn import Execution
-from mpocompress.tuning import Way, fastest, running, trial
+from mpocompress.tuning import Way, fastest, running
 from mpocompress.tuning.trial import from_words
 from tests.tuning.runs import pair
 
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 def clock(monkeypatch: pytest.MonkeyPatch, **lasts: float) -> dict[str, Callable[[], object]]:
     """Functions that take as long as is said, by a clock of the test's own."""
     now = [0.0]
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def one(seconds: float) -> Callable[[], object]:
         def run() -> None:
