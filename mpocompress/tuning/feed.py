@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,7 +163,7 @@ class Feed:
         self.is_reshuffled = False
         self.is_held_out = True
         if held_out is not None:
-            self.held_out = tuple(example(batch) for batch in passes_over(held_out)(seed))
+            self.held_out = tuple(example(_copied(batch)) for batch in passes_over(held_out)(seed))
             if not self.held_out:
                 raise TuningError(
                     where="held-out data", found="no batch", why="there is nothing to measure on", action=_WRITE_ONE
@@ -213,7 +214,20 @@ class Feed:
                 return
 
     def _pass(self, number: int) -> Iterator[object]:
-        return self._passes(mixed(self._seed, 0, number))
+        return map(_copied, self._passes(mixed(self._seed, 0, number)))
+
+
+def _copied(value: Any) -> Any:
+    """A batch of its own: data may fill the same tensors again, and several batches are held at a time."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, PackedSequence):
+        return value._replace(data=value.data.clone())
+    if isinstance(value, Mapping):
+        return {name: _copied(one) for name, one in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(map(_copied, value))
+    return value
 
 
 def _alike(one: object, other: object) -> bool:

@@ -120,7 +120,7 @@ class Judge:
             The distance of every sample's output from that of the next; None without a teacher, or for single samples.
         """
         parts = []
-        with torch.no_grad(), ExitStack() as stack:
+        with torch.no_grad(), Randomness(mixed(self._seed, 2)).drawing(), ExitStack() as stack:
             for carrier in self._carriers:
                 stack.enter_context(carrier.afresh())
             for place, one in enumerate(self._held_out):
@@ -158,7 +158,7 @@ class Judge:
                 return float(found)  # type: ignore[arg-type] # whatever the user's function gives
             except MPOCompressError:
                 raise
-            except (TypeError, ValueError) as error:
+            except Exception as error:
                 raise TuningError(
                     where="score",
                     found=shown(told_with_its_line(error)),

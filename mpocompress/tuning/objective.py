@@ -13,6 +13,7 @@ from torch.nn import functional
 from mpocompress.calibration.outputs import SMALLEST_PROBABILITY, Measure, OutputKind, measure_for, primary
 from mpocompress.errors import MPOCompressError, TuningError
 from mpocompress.feeding import fed
+from mpocompress.randomness import Randomness
 from mpocompress.text import shown
 from mpocompress.tuning.feed import Example
 from mpocompress.user_code import told_with_its_line
@@ -98,11 +99,10 @@ class Objective:
         Raises:
             TuningError: outputs that cannot be compared, or a target that has no loss by itself.
         """
-        found = primary(output)[0]
         if self.measure is None and expected is None:
-            total = self._on_target(output, found, example).float()
+            total = self._on_target(output, None, example).float()  # which alone has to understand the output
             return Losses(total=total, distance=None, agreed=None, rows=example.samples)
-        found = _rows_of(found, example)
+        found = _rows_of(primary(output)[0], example)
         kept = _kept_rows(found, example)
         distance, agreed, rows = None, None, int(kept.sum()) if kept is not None else found[..., 0].numel()
         if expected is not None and self.measure is not None:
@@ -163,12 +163,17 @@ class Objective:
             return rows.clamp_min(SMALLEST_PROBABILITY).log()
         return rows.log_softmax(dim=1)
 
-    def _on_target(self, output: object, found: Tensor, example: Example) -> Tensor:
+    def _on_target(self, output: object, found: Tensor | None, example: Example) -> Tensor:
         """The loss on a target."""
         if self.own:
             own = own_loss(output)
             if own is None:
-                raise _no_target(found, None)
+                raise TuningError(
+                    where="the model",
+                    found="an output without a loss, after others that had one",
+                    why="it is what is minimised",
+                    action="Give what the model computes it from with every batch.",
+                )
             return own
         if example.target is None:
             raise TuningError(
@@ -180,7 +185,7 @@ class Objective:
         if self.loss is not None:
             return _given(self.loss, output, example.target)
         target = example.target
-        if not isinstance(target, Tensor) or self.measure is None:
+        if not isinstance(target, Tensor) or found is None:
             raise _no_target(found, target)
         return self._plain_loss(found, target.to(found.device))
 
@@ -228,7 +233,7 @@ def objective_for(
     Raises:
         TuningError: there is neither a teacher nor a target, or the models do not take the batch.
     """
-    with torch.no_grad():
+    with torch.no_grad(), Randomness(0).drawing():
         output = called(student, example)
         judged = output if teacher is None else called(teacher, example)
     has_own = loss is None and example.target is None and own_loss(output) is not None
@@ -359,15 +364,16 @@ def _flat(rows: Tensor, kept: Tensor | None) -> Tensor:
     return rows.reshape(-1, rows.shape[-1]) if kept is None else rows[kept]
 
 
-def _no_target(found: Tensor, target: object) -> TuningError:
+def _no_target(found: Tensor | None, target: object) -> TuningError:
     described = f"{tuple(target.shape)} {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
-    if isinstance(target, Tensor) and target.dtype == torch.int64 and target.shape == found.shape[:-1]:
-        action = f"If the outputs are the scores of a classifier, say so: kind classification. Otherwise: {_SAY_LOSS}"
-    else:
-        action = _SAY_LOSS
+    outputs = tuple(found.shape) if found is not None else "no known kind"
+    action = _SAY_LOSS
+    is_classes = isinstance(target, Tensor) and target.dtype == torch.int64
+    if is_classes and found is not None and isinstance(target, Tensor) and target.shape == found.shape[:-1]:
+        action = f"If the outputs are the scores of a classifier, say so: kind classification. Otherwise: {action}"
     return TuningError(
         where="training data",
-        found=f"a target of {shown(described)} for outputs of {tuple(found.shape)}",
+        found=f"a target of {shown(described)} for outputs of {outputs}",
         why="no loss follows from that: numbers of classes for scores, or values of the same shape",
         action=action,
     )

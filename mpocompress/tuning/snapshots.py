@@ -167,9 +167,14 @@ def _snapshot(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sna
     sizes = (len(found.losses), len(found.cuts), len(found.way))
     if min(counts) < 0 or not found.evaluations or sizes != (2, 2, 2) or found.cuts[1] >= len(found.evaluations):
         raise ValueError("counts")
-    if any(one.is_floating_point() and not one.isfinite().all() for one in tensors.values()):
+    others = [one for name, one in tensors.items() if not name.startswith(("model.", "best."))]
+    if not all(map(_is_finite, others)):
         raise ValueError("values that are NaN or Inf")
     return found
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
 
 
 def checked_values(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
@@ -181,7 +186,8 @@ def checked_values(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], wh
         where: the file, for the message.
 
     Raises:
-        FormatError: a name, shape or dtype differs.
+        FormatError: a name, shape or dtype differs, or a value is not finite where none of the model's is (a mask may
+            hold minus infinity).
     """
     odd = next(
         (
@@ -199,4 +205,12 @@ def checked_values(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], wh
             found=f"{shown(odd)}, on one side only or of another shape or dtype",
             why="the run is of another model",
             action="Resume with the same model, or start again without resuming.",
+        )
+    damaged = next((name for name, one in found.items() if _is_finite(wanted[name]) and not _is_finite(one)), None)
+    if damaged is not None:
+        raise FormatError(
+            where=Path(where).name,
+            found=f"{shown(damaged)}, with values that are NaN or Inf",
+            why="the run is not whole",
+            action=_DAMAGED,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,8 +107,8 @@ def _device() -> torch.device:
 def team(device: torch.device) -> Iterator[Team]:
     """The processes that were started together, as by torchrun.
 
-    A process group is made where there is none and the environment says that there are several processes; it is ended
-    with the block.
+    A process group is made where there is none and the environment says that there are several processes. It is ended
+    with the process: a second one would read the addresses of the first from their store, and wait for ever.
 
     Args:
         device: where the model is.
@@ -123,10 +124,10 @@ def team(device: torch.device) -> Iterator[Team]:
     ):
         yield Team()
         return
-    made = not distributed.is_initialized()
-    if made:
+    if not distributed.is_initialized():
         try:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(_end)
         except (ValueError, RuntimeError) as error:
             raise TuningError(
                 where="processes that train together",
@@ -134,8 +135,9 @@ def team(device: torch.device) -> Iterator[Team]:
                 why="WORLD_SIZE says that there are several, and they cannot be joined",
                 action="Start them with torchrun, or unset WORLD_SIZE.",
             ) from error
-    try:
-        yield Team(rank=distributed.get_rank(), size=distributed.get_world_size())
-    finally:
-        if made:
-            distributed.destroy_process_group()
+    yield Team(rank=distributed.get_rank(), size=distributed.get_world_size())
+
+
+def _end() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch.nn.utils.rnn import pack_sequence
 from mpocompress.calibration.batches import gathered
 from mpocompress.errors import CalibrationError
 from mpocompress.feeding import fed, moved, sample_count
+from mpocompress.user_code import batches_from, data_passes
 
 
 def rows(count: int, size: int = 2) -> list[Tensor]:
@@ -132,6 +136,12 @@ def given():
     return several
 
 number = 3
+
+def drawn():
+    import random
+    import numpy
+    for _ in range(5):
+        yield torch.tensor([[float(torch.rand(())), float(numpy.random.rand()), random.random()]])
 """
 
 
@@ -151,6 +161,26 @@ def test_batches_are_taken_from_a_file(user_file: Path, name: str, capsys: pytes
     assert first.learning[1].equal(second.learning[1])  # type: ignore[attr-defined]
     assert torch.get_rng_state().equal(state)
     assert capsys.readouterr().out == ""
+
+
+def test_random_batches_from_a_file_differ_and_are_the_same_again(user_file: Path) -> None:
+    """A generator goes on drawing from where it was at the batch before, whatever is drawn in between."""
+
+    def state() -> tuple[list[int], list[int], object]:
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index] # noqa: NPY002
+
+    before = state()
+    batches: Iterable[Any] = batches_from(f"{user_file}:drawn")
+    found = [one[0].tolist() for one in batches]
+    assert state() == before
+    seeded = data_passes(f"{user_file}:drawn")
+    one, again, other = ([batch[0].tolist() for batch in cast(Any, seeded(seed))] for seed in (3, 3, 4))
+
+    for column in range(3):
+        assert len({row[column] for row in found}) == 5
+        assert len({row[column] for row in (*one, *other)}) == 10
+    assert one == again
+    assert state() == before
 
 
 @pytest.mark.parametrize(
