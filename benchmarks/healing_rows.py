@@ -144,6 +144,7 @@ def _healed(
         teacher=subject.module,
         steps=settings.steps,
         lr=settings.lr,
+        kind=settings.kind,
         held_out=data.held_out,
         carry_state=settings.carry_state,
         batches_per_step=settings.batches_per_step,

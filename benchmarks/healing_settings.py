@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.quality_rows import DATA_AWARE, DATA_FREE
+from mpocompress.calibration.outputs import OutputKind
 from mpocompress.tuning import Precision
 
 
@@ -15,6 +16,7 @@ class Settings:
 
     Args:
         keeps: fractions of the parameters that are kept.
+        kind: what the model puts out, which says how far two outputs are apart.
         steps: at most so many; a run that finds nothing better for a while ends earlier.
         batch: samples of a batch, or streams of text side by side.
         length: characters of a window, for text that goes on from batch to batch; None for samples by themselves.
@@ -26,6 +28,7 @@ class Settings:
     """
 
     keeps: tuple[str, ...]
+    kind: OutputKind
     steps: int
     batch: int
     length: int | None = None
@@ -37,11 +40,11 @@ class Settings:
 
 
 SETTINGS: Mapping[str, Settings] = {
-    "fashion": Settings(keeps=("1/8", "1/32"), steps=450, batch=128),
-    "resemblyzer": Settings(keeps=("1/8",), steps=300, batch=32),
-    "kjv": Settings(keeps=("1/8", "1/32"), steps=250, batch=64, length=64, carry_state=True),
+    "fashion": Settings(keeps=("1/8", "1/32"), kind="classification", steps=450, batch=128),
+    "resemblyzer": Settings(keeps=("1/8",), kind="embedding", steps=300, batch=32),
+    "kjv": Settings(keeps=("1/8", "1/32"), kind="classification", steps=250, batch=64, length=64, carry_state=True),
 }
-QUICK = Settings(keeps=("1/8",), steps=40, batch=32)
+QUICK = Settings(keeps=("1/8",), kind="classification", steps=40, batch=32)
 """For a few bundled images: does everything run?"""
 
 GOALS: Mapping[str, Mapping[str, float]] = {
