@@ -37,6 +37,8 @@ class Subject:
         name: shown above its tables.
         module: the dense model, in evaluation mode.
         calibration: what it may be called with while it is compressed; nothing of it is in the test.
+        training: makes all that it may be trained on, of which the calibration is a part; nothing of it is in the test.
+            Inputs, one after the other, or of `kjv` a text of tokens, shape (length,).
         figures: what `scores` returns, in words.
         larger_is_better: whether it is.
         scores: a model that is called like `module` -> how good it is on the test inputs, the main figure first.
@@ -48,6 +50,7 @@ class Subject:
     name: str
     module: nn.Module
     calibration: Sequence[Tensor]
+    training: Callable[[], Tensor]
     figures: tuple[str, ...]
     larger_is_better: bool
     scores: Callable[[nn.Module], tuple[float, ...]]
@@ -91,6 +94,7 @@ def fashion(folder: Path | None, calibration: int = CALIBRATION_IMAGES, test: in
         shown, _ = data.read_split(folder, "train")
         images, labels = data.read_split(folder, "t10k")
     images, labels = images[:test], labels[:test]
+    trained = shown if folder is not None else shown[len(images) :]
 
     def scores(model: nn.Module) -> tuple[float, ...]:
         return (100 * float(example.accuracy(model, images, labels)),)
@@ -99,6 +103,7 @@ def fashion(folder: Path | None, calibration: int = CALIBRATION_IMAGES, test: in
         name="fashion",
         module=module,
         calibration=torch.split(example.prepare(shown[-calibration:]), BATCH),
+        training=lambda: example.prepare(trained),
         figures=("accuracy in %",),
         larger_is_better=True,
         scores=scores,
@@ -130,6 +135,7 @@ def kjv(checkpoint: Path, text: Path) -> Subject:
         name="kjv",
         module=module,
         calibration=torch.split(texts, BATCH),
+        training=lambda: held.train,
         figures=("perplexity over that of the dense model",),
         larger_is_better=False,
         scores=scores,
@@ -172,6 +178,7 @@ def resemblyzer(folder: Path, audio: Path, cache: Path | None = None) -> Subject
         name="resemblyzer",
         module=module,
         calibration=torch.split(calibration, BATCH),
+        training=lambda: pieces["calibration"],
         figures=("cosine to the embedding of the dense model", "the same, each model's mean embedding taken off"),
         larger_is_better=True,
         scores=scores,

@@ -20,12 +20,12 @@ def command_line(script: str) -> str:
     """The command that was given, to be shown beside its figures.
 
     Args:
-        script: path of the script from the root of the repository.
+        script: path of the script from the root of the repository, or `-m` and the module.
 
     Returns:
         The command as typed in a shell.
     """
-    return shlex.join(["python", script, *sys.argv[1:]])
+    return shlex.join(["python", *script.split(), *sys.argv[1:]])
 
 
 def environment(versions: Sequence[str], clock: Clock) -> dict[str, str]:
