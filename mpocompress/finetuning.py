@@ -27,6 +27,7 @@ from mpocompress.tuning import (
     Generated,
     Judge,
     LossFunction,
+    Modes,
     Objective,
     Precision,
     Run,
@@ -253,8 +254,11 @@ def finetuned(
     called_data, called_teacher = named_thing(data), teacher_name or named_thing(type(teacher) if teacher else None)
     kind = recipe.kind
     with ExitStack() as stack:
-        mates = stack.enter_context(team(device))
+        mates = team(device)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(_as_before(model, teacher))
+        modes = Modes(model)
         stack.enter_context(_only_trained(model, parameters.values()))
         if teacher is not None:
             teacher.eval()
@@ -265,6 +269,13 @@ def finetuned(
                     found="no teacher",
                     why="it is the original model that writes them",
                     action="Give the original model as the teacher, or data.",
+                )
+            if recipe.carry_state:
+                raise TuningError(
+                    where="generated texts",
+                    found="a state that is carried from one to the next",
+                    why="every text begins anew",
+                    action="Leave carry_state out.",
                 )
             data, kind = Generated(teacher, data, seed=recipe.seed, device=device), kind or "classification"
         each = _batches_per_step(recipe, mates)
@@ -295,7 +306,7 @@ def finetuned(
             snapshot=keeping.snapshot,
             fingerprint=fingerprint,
         )
-        model.train()
+        modes.train()
         stack.enter_context(from_cores(model))
         trial = _Trial(model, teacher, objective, feed.first, carriers, device)
         way = trial.way(recipe.precision, start) if mates.leads else _PRECISE
@@ -319,6 +330,7 @@ def finetuned(
             teacher=teacher,
             carriers=carriers,
             way=way,
+            modes=modes,
             has_unused=has_unused,
             settings=settings,
             start=start,
@@ -347,11 +359,12 @@ def finetuned(
 
 def _device(model: nn.Module, teacher: nn.Module | None) -> torch.device:
     """Where the model is."""
-    if teacher is model:
+    trained = {id(one) for one in model.parameters()}
+    if teacher is not None and any(id(one) in trained for one in teacher.parameters()):
         raise TuningError(
             where="teacher",
-            found="the model that is trained",
-            why="its outputs are what it already puts out",
+            found="the model that is trained" if teacher is model else "parameters of the model that is trained",
+            why="it would change with every step",
             action="Give the original model; `compress_module` leaves it as it is.",
         )
     places = {
@@ -455,14 +468,17 @@ class _Trial:
     @contextmanager
     def _unseen(self) -> Iterator[None]:
         """Let neither random numbers, nor states, nor buffers change."""
-        before = [(one, one.detach().clone()) for one in self._model.buffers()]
-        with Randomness().drawing(), ExitStack() as stack:
-            for carrier in self._carriers:
-                stack.enter_context(carrier.afresh())
-            yield
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        before = {name: one.detach().clone() for name, one in self._model.named_buffers()}
+        try:
+            with Randomness().drawing(), ExitStack() as stack:
+                for carrier in self._carriers:
+                    stack.enter_context(carrier.afresh())
+                yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in self._model.named_buffers():
+                    if name in before:
+                        buffer.copy_(before[name])
 
 
 def _there(example: Example, device: torch.device) -> Example:

@@ -79,7 +79,7 @@ def test_figures_that_contradict_each_other_are_found(change: dict[str, Any], fl
             REPORT,
             (
                 (
-                    "Fine-tuning: loss 0.5 before, loss 0.01 after. On held-out batches the outputs hardly changed "
+                    "Fine-tuning: loss 0.5 before, 0.01 after. On held-out batches the outputs hardly changed "
                     "against the original, with the same answer for 99.0%."
                 ),
                 "Check it on your own task all the same.",
@@ -89,13 +89,13 @@ def test_figures_that_contradict_each_other_are_found(change: dict[str, Any], fl
             replace(REPORT, held_out=0, best_step=20, evaluations=(REPORT.before, REPORT.evaluations[2])),
             (
                 (
-                    "Fine-tuning: loss 0.5 before, loss 0.2 after. On the training batches themselves the outputs "
+                    "Fine-tuning: loss 0.5 before, 0.2 after. On the training batches themselves the outputs "
                     "changed clearly against the original, with the same answer for 80.0%."
                 ),
                 "More steps or more data may bring it nearer; so does keeping more.",
             ),
         ),
-        (SCORED, ("Fine-tuning: score 0.5 before, score 0.75 after. Check it on your own task.",)),
+        (SCORED, ("Fine-tuning: score 0.5 before, 0.75 after. Check it on your own task.",)),
         (
             replace(REPORT, best_step=0),
             (
@@ -138,6 +138,12 @@ def test_what_an_extent_means_is_what_it_means_of_calibration(extent: float, mea
 
 
 def test_what_was_not_measured_is_said_not_to_be() -> None:
-    assert REPORT.figure(at(1)) == "not measured"
-    assert REPORT.figure(at(1, 0.123456)) == "loss 0.123"
-    assert REPORT.figure(at(1, 0.1, score=12.34567)) == "score 12.35"
+    said = replace(REPORT, evaluations=(at(0), at(10, 0.123456))).verdict()[0]
+
+    assert said.startswith("Fine-tuning: loss unknown before, 0.123 after.")
+
+
+def test_a_score_is_told_before_a_loss() -> None:
+    said = replace(REPORT, evaluations=(at(0, 0.5, score=1.0), at(10, 0.4, score=12.34567))).verdict()[0]
+
+    assert said.startswith("Fine-tuning: score 1 before, 12.35 after.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FormatError, TuningError
 from mpocompress.nn import MPOLSTM
 from mpocompress.text import shown
 
@@ -41,6 +42,7 @@ class Carrier:
                 action="Train without carrying the state.",
             )
         self.memory: Memory = {}
+        self._layers = layers
         self._is_active = True
         self._handles = []
         for path, layer in layers.items():
@@ -52,6 +54,34 @@ class Carrier:
     def forget(self) -> None:
         """Let the next batch begin without a memory."""
         self.memory = {}
+
+    def take(self, memory: Memory, where: str) -> None:
+        """Go on from a memory that was read from a file.
+
+        Args:
+            memory: of the layers of this model.
+            where: the file, for the message.
+
+        Raises:
+            FormatError: it is of other layers.
+        """
+        odd = [path for path, state in memory.items() if path not in self._layers or not self._fits(path, state)]
+        if odd:
+            raise FormatError(
+                where=Path(where).name,
+                found=f"a carried state that does not fit {shown(odd[0])}",
+                why="the run is of another model, or damaged",
+                action="Resume with the same model, or start again without resuming.",
+            )
+        self.memory = memory
+
+    def _fits(self, path: str, state: tuple[Tensor, ...]) -> bool:
+        layer: Any = self._layers[path]
+        has_cell = isinstance(layer, nn.LSTM | MPOLSTM)
+        widths = [layer.proj_size or layer.hidden_size, layer.hidden_size][: 2 if has_cell else 1]
+        return [one.shape[-1] for one in state] == widths and all(
+            one.dim() in (2, 3) and one.shape[0] == layer.num_layers for one in state
+        )
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.outputs import primary
 from mpocompress.errors import TuningError
 from mpocompress.randomness import Randomness, mixed
 from mpocompress.tuning.carrying import Carrier
 from mpocompress.tuning.feed import Example
-from mpocompress.tuning.objective import called
+from mpocompress.tuning.objective import called, compared
 
 _PROBE_LENGTH = 6
 _CLOSE = 1e-3
@@ -133,4 +132,4 @@ class Generated:
 
     def _logits(self, tokens: Tensor) -> Tensor:
         with torch.no_grad(), Randomness(self._seed).drawing():
-            return primary(called(self._teacher, Example(inputs=tokens)))[0]
+            return compared(called(self._teacher, Example(inputs=tokens)))

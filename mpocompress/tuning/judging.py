@@ -9,14 +9,13 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.outputs import primary
 from mpocompress.errors import MPOCompressError, TuningError
 from mpocompress.feeding import moved
 from mpocompress.randomness import Randomness, mixed
 from mpocompress.text import shown
 from mpocompress.tuning.carrying import Carrier
 from mpocompress.tuning.feed import Example
-from mpocompress.tuning.objective import Objective, called, mean_of
+from mpocompress.tuning.objective import Objective, called, compared, mean_of
 from mpocompress.tuning_report import Evaluation
 from mpocompress.user_code import told_with_its_line
 
@@ -138,7 +137,7 @@ class Judge:
             return None
         if place in self._remembered:
             return self._remembered[place].to(self._device)
-        found = primary(called(self._teacher, example))[0]
+        found = compared(called(self._teacher, example))
         held = (found, *self._remembered.values())
         self._remembers &= sum(one.numel() * one.element_size() for one in held) <= REMEMBERED_BYTES
         if self._remembers:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpocompress.calibration.outputs import SMALLEST_PROBABILITY, Measure, OutputKind, measure_for, primary
-from mpocompress.errors import MPOCompressError, TuningError
+from mpocompress.errors import CalibrationError, MPOCompressError, TuningError
 from mpocompress.feeding import fed
 from mpocompress.randomness import Randomness
 from mpocompress.text import shown
@@ -89,7 +90,7 @@ class Objective:
 
         Args:
             output: what the model puts out, open to gradients.
-            expected: what the teacher puts out, as `primary` gives it; None without one.
+            expected: what the teacher puts out, as `compared` gives it; None without one.
             example: the batch.
             exact: whether agreement is counted too.
 
@@ -102,7 +103,7 @@ class Objective:
         if self.measure is None and expected is None:
             total = self._on_target(output, None, example).float()  # which alone has to understand the output
             return Losses(total=total, distance=None, agreed=None, rows=example.samples)
-        found = _rows_of(primary(output)[0], example)
+        found = _rows_of(compared(output), example)
         kept = _kept_rows(found, example)
         distance, agreed, rows = None, None, int(kept.sum()) if kept is not None else found[..., 0].numel()
         if expected is not None and self.measure is not None:
@@ -266,7 +267,8 @@ def objective_for(
     found = Objective(measure=None, share=share, loss=loss, own=has_own)
     if teacher is None and (loss is not None or has_own):
         return found
-    expected, named = primary(judged)
+    with _as_tuning_error():
+        expected, named = primary(judged)
     rows = _rows_of(expected, example)
     if not bool(rows.isfinite().any(dim=-1).all()) or bool(rows.isnan().any()):
         raise TuningError(
@@ -275,7 +277,8 @@ def objective_for(
             why="there is nothing to learn from that",
             action="Look at this batch and at the weights.",
         )
-    measure = measure_for([_flat(rows, _kept_rows(rows, example))], named=named, kind=kind)
+    with _as_tuning_error():
+        measure = measure_for([_flat(rows, _kept_rows(rows, example))], named=named, kind=kind)
     scale = float(rows.float().square().mean()) if measure.kind == "regression" and teacher is not None else 1.0
     return replace(found, measure=measure, scale=scale or 1.0)
 
@@ -305,6 +308,30 @@ def called(model: nn.Module, example: Example) -> object:
             action="Give batches that it is called with: a tensor, a tuple of arguments, or a dict of named ones; or "
             "pairs of that and a target. Two arguments without a target are written as a dict, or as ((a, b), None).",
         ) from error
+
+
+def compared(output: object) -> Tensor:
+    """What of an output is compared with that of another model.
+
+    Args:
+        output: what a model returned.
+
+    Returns:
+        The tensor that is called `logits`, otherwise the first one of floating point numbers.
+
+    Raises:
+        TuningError: there is none.
+    """
+    with _as_tuning_error():
+        return primary(output)[0]
+
+
+@contextmanager
+def _as_tuning_error() -> Iterator[None]:
+    try:
+        yield
+    except CalibrationError as error:
+        raise TuningError(where=error.where, found=error.found, why=error.why, action=error.action) from error
 
 
 def own_loss(output: object) -> Tensor | None:

@@ -14,7 +14,7 @@ from mpocompress.tuning.generating import SelfGenerated
 from mpocompress.tuning.judging import Score
 from mpocompress.tuning.objective import LossFunction
 from mpocompress.tuning.schedule import DEFAULT_STEPS, Length
-from mpocompress.tuning.training import Trained
+from mpocompress.tuning.settings import Trained
 from mpocompress.tuning.trial import Precision
 
 

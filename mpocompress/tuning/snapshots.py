@@ -41,6 +41,7 @@ class Snapshot:
         evaluations: so far.
         losses: sum of the training losses since the last evaluation, and their number.
         cuts: how often the step size was cut, and the evaluation after which it was last.
+        moved: numbers of the parameters that were moved so far, which the optimizer knows.
         is_reshuffled: whether the data came in another order in a later pass.
         tensors: `model.`, `best.` and `optimizer.` and so on, name -> values.
     """
@@ -55,6 +56,7 @@ class Snapshot:
     evaluations: tuple[Evaluation, ...]
     losses: tuple[float, ...]
     cuts: tuple[int, ...]
+    moved: tuple[int, ...]
     is_reshuffled: bool = False
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -160,6 +162,7 @@ def _snapshot(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sna
         evaluations=tuple(build(Evaluation, one) for one in document["evaluations"]),
         losses=typed(document["losses"], "tuple[float, ...]", "losses"),
         cuts=typed(document["cuts"], "tuple[int, ...]", "cuts"),
+        moved=typed(document["moved"], "tuple[int, ...]", "moved"),
         is_reshuffled=typed(document["is_reshuffled"], "bool", "is_reshuffled"),
         tensors=tensors,
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +82,7 @@ class Team:
         """
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=has_unused, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=has_unused)
 
 
 def leads() -> bool:
@@ -103,8 +101,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 
 
-@contextmanager
-def team(device: torch.device) -> Iterator[Team]:
+def team(device: torch.device) -> Team:
     """The processes that were started together, as by torchrun.
 
     A process group is made where there is none and the environment says that there are several processes. It is ended
@@ -113,7 +110,7 @@ def team(device: torch.device) -> Iterator[Team]:
     Args:
         device: where the model is.
 
-    Yields:
+    Returns:
         The team.
 
     Raises:
@@ -122,8 +119,7 @@ def team(device: torch.device) -> Iterator[Team]:
     if not distributed.is_available() or (
         not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) < 2
     ):
-        yield Team()
-        return
+        return Team()
     if not distributed.is_initialized():
         try:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -135,7 +131,7 @@ def team(device: torch.device) -> Iterator[Team]:
                 why="WORLD_SIZE says that there are several, and they cannot be joined",
                 action="Start them with torchrun, or unset WORLD_SIZE.",
             ) from error
-    yield Team(rank=distributed.get_rank(), size=distributed.get_world_size())
+    return Team(rank=distributed.get_rank(), size=distributed.get_world_size())
 
 
 def _end() -> None:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.outputs import primary
 from mpocompress.errors import TuningError
 from mpocompress.feeding import moved
 from mpocompress.nn import MPOWeight
@@ -24,23 +19,22 @@ from mpocompress.randomness import Randomness, mixed
 from mpocompress.tuning.carrying import Carrier, flattened, restored
 from mpocompress.tuning.feed import Example, Feed, Position
 from mpocompress.tuning.judging import Judge
-from mpocompress.tuning.objective import Objective, called
+from mpocompress.tuning.modes import Modes
+from mpocompress.tuning.objective import Objective, called, compared
 from mpocompress.tuning.schedule import (
     MOST_CUTS,
     PATIENCE,
     STEP_CUT,
-    Length,
     step_size_share,
     steps_between,
     warm_up_steps,
 )
+from mpocompress.tuning.settings import Settings, Trace, Trained, TuningProgress
 from mpocompress.tuning.snapshots import Snapshot, checked_values, write_snapshot
+from mpocompress.tuning.stopping import stopping
 from mpocompress.tuning.teammates import Team
 from mpocompress.tuning.trial import Way
 from mpocompress.tuning_report import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRUPTED, Evaluation
-
-Trained = Literal["all", "cores"]
-"""What is trained: every parameter that may be, or the cores alone."""
 
 LARGEST_NORM = 1.0
 """Gradients are scaled down to this norm."""
@@ -51,81 +45,10 @@ LEAST_RMS = 1e-2
 """Tensors of smaller entries, such as biases that are zero, are taken for tensors of these."""
 SNAPSHOT_S = 300.0
 """A run is kept on disk whenever it is measured, and when this much time went by."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of every parameter, beside how often it moved it."""
 PACE_STEPS = 10
 """After so many steps it is known how many fit into the time that was asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How is trained.
-
-    Args:
-        length: how long.
-        lr: the largest step size; None for one that suits every tensor.
-        train: what.
-        batches_per_step: batches of every step, over all processes; a multiple of their number.
-        seed: what is drawn with.
-        snapshot: where a run is kept on disk; None for nowhere.
-        fingerprint: what a run has to have in common with one that it goes on from.
-    """
-
-    length: Length
-    lr: float | None
-    train: Trained
-    batches_per_step: int
-    seed: int
-    snapshot: Path | None
-    fingerprint: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuningProgress:
-    """How far a run is.
-
-    Args:
-        step: steps done.
-        steps: steps that it will have, as far as is known.
-        share: how much of it is done, from 0 to 1.
-        loss: training loss of the last step; None before the first.
-        evaluation: the last measurement.
-        best_step: the step of the best one.
-        is_new: whether the measurement was made just now.
-        remaining_s: seconds left; None where that is not known.
-    """
-
-    step: int
-    steps: int
-    share: float
-    loss: float | None
-    evaluation: Evaluation
-    best_step: int
-    is_new: bool
-    remaining_s: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """What a run left.
-
-    Args:
-        steps: steps done.
-        expected_steps: steps that it would have had.
-        samples: samples trained on.
-        evaluations: every measurement.
-        best_step: the step whose weights the model has.
-        cuts: how often it went back to the best weights, with a smaller step size.
-        stopped: why it ended.
-        elapsed_s: seconds spent.
-    """
-
-    steps: int
-    expected_steps: int
-    samples: int
-    evaluations: tuple[Evaluation, ...]
-    best_step: int
-    cuts: int
-    stopped: str
-    elapsed_s: float
 
 
 def trained_parameters(model: nn.Module, train: Trained) -> dict[str, nn.Parameter]:
@@ -168,6 +91,7 @@ class Run:
         teacher: what it learns from, in evaluation mode; None where it learns from targets alone.
         carriers: of the states of the model and of the teacher; empty where no state is carried.
         way: how the models run.
+        modes: of the model while it is trained.
         has_unused: whether a trained parameter takes no part in the outputs.
         settings: how is trained.
         start: the run to go on with; None to begin.
@@ -185,6 +109,7 @@ class Run:
         teacher: nn.Module | None,
         carriers: Sequence[Carrier],
         way: Way,
+        modes: Modes,
         has_unused: bool,
         settings: Settings,
         start: Snapshot | None,
@@ -194,9 +119,9 @@ class Run:
         self._model, self._feed, self._objective, self._judge = model, feed, objective, judge
         self._teacher, self._carriers, self._way = teacher, carriers, way
         self._settings, self._team, self._progress = settings, team, progress
+        self._modes = modes
         self._device = next(iter(model.parameters())).device
         self._parameters = trained_parameters(model, settings.train)
-        self._state = {**self._parameters, **dict(model.named_buffers())}
         self._rates = [self._largest_step(one) for one in self._parameters.values()]
         groups = [{"params": [one]} for one in self._parameters.values()]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
@@ -220,6 +145,13 @@ class Run:
             TuningError: the model cannot be measured, does not take a batch, or puts out NaN from the start.
             OutputError: the run cannot be kept on disk.
         """
+        try:
+            return self._go()
+        except BaseException:
+            self._put(self._best)
+            raise
+
+    def _go(self) -> Trace:
         if self._start is not None:
             self._resume(self._start)
         else:
@@ -227,7 +159,7 @@ class Run:
             self._keep()
         started = kept = time.monotonic()
         stopped, batches = "", self._batches()
-        with _stopping() as asked:
+        with stopping() as asked:
             while not stopped:
                 share = self._settings.length.share(self._step, self._elapsed(started))
                 if self._team.told(share) >= 1.0:
@@ -251,6 +183,7 @@ class Run:
                 self._tell(loss, is_new=is_new, started=started)
             if stopped in (DATA_ENDED, FINISHED) and self._evaluations[-1].step != self._step:
                 self._evaluate(self._mean_loss())
+                stopped = self._flaw() or stopped
         if self._step == 0 and stopped != INTERRUPTED and stopped != FINISHED:
             raise TuningError(
                 where="training",
@@ -261,7 +194,7 @@ class Run:
         self._put(self._best)
         return Trace(
             steps=self._step,
-            expected_steps=max(self._expected, self._step),
+            expected_steps=self._step if stopped == FINISHED else max(self._expected, self._step),
             samples=self._samples,
             evaluations=self._evaluations,
             best_step=self._best_step,
@@ -345,7 +278,7 @@ class Run:
         found = self._team.told(found)
         if found is None:
             raise RuntimeError("a measurement got lost")
-        self._model.train()
+        self._modes.train()
         best = max((one.merit for one in self._evaluations), default=-math.inf)
         if not self._evaluations or found.merit > best:
             self._best = self._copy()
@@ -355,10 +288,9 @@ class Run:
         """Look at the last measurement: why the run ends with it; and go back where nothing got better for a while."""
         if not is_new:
             return ""
-        last = self._evaluations[-1]
-        if not math.isfinite(last.merit):
-            self._evaluations = self._evaluations[:-1]
-            return f"the model put out NaN or Inf at step {self._step}"
+        flaw = self._flaw()
+        if flaw:
+            return flaw
         if self._step == self._settings.length.steps:
             return FINISHED
         before, recent = self._evaluations[: self._cut_at + 1], self._evaluations[self._cut_at + 1 :]
@@ -371,13 +303,26 @@ class Run:
         self._cuts, self._cut_at = self._cuts + 1, len(self._evaluations) - 1
         return ""
 
+    def _flaw(self) -> str:
+        """Why the last measurement ends the run, and does not count; empty where it does not."""
+        if math.isfinite(self._evaluations[-1].merit):
+            return ""
+        self._evaluations = self._evaluations[:-1]
+        return f"the model put out NaN or Inf at step {self._step}"
+
+    @property
+    def _state(self) -> dict[str, Tensor]:
+        """All that a step may change; buffers may be other tensors after it."""
+        return {**self._parameters, **dict(self._model.named_buffers())}
+
     def _copy(self) -> dict[str, Tensor]:
         return {name: one.detach().clone() for name, one in self._state.items()}
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, one in self._state.items():
-                one.copy_(values[name])
+                if name in values:
+                    one.copy_(values[name])
 
     def _keep(self, elapsed_s: float = 0.0) -> None:
         """Write the run to the disk."""
@@ -386,7 +331,8 @@ class Run:
         way = self._way
         tensors = {f"model.{name}": one for name, one in self._state.items()}
         tensors |= {f"best.{name}": one for name, one in self._best.items()}
-        for number, held in self._optimizer.state_dict()["state"].items():
+        moments = self._optimizer.state_dict()["state"]
+        for number, held in moments.items():
             tensors |= {f"optimizer.{number}.{name}": one for name, one in held.items()}
         for number, carrier in enumerate(self._carriers):
             tensors |= flattened(carrier.memory, f"memory.{number}.")
@@ -401,6 +347,7 @@ class Run:
             evaluations=self._evaluations,
             losses=self._losses,
             cuts=(self._cuts, self._cut_at),
+            moved=tuple(moments),
             is_reshuffled=self._feed.is_reshuffled,
             tensors=tensors,
         )
@@ -416,17 +363,26 @@ class Run:
         self._load_optimizer(found)
         for number, carrier in enumerate(self._carriers):
             held = {name: one.to(self._device) for name, one in found.tensors.items()}
-            carrier.memory = restored(held, f"memory.{number}.")
+            carrier.take(restored(held, f"memory.{number}."), where)
         self._step, self._samples, self._before_s = found.step, found.samples, found.elapsed_s
         self._expected, self._position = found.expected_steps, found.position
         self._evaluations, self._losses = found.evaluations, (found.losses[0], found.losses[1])
         self._cuts, self._cut_at = found.cuts
         self._feed.is_reshuffled = found.is_reshuffled
-        self._model.train()
+        self._modes.train()
 
     def _load_optimizer(self, found: Snapshot) -> None:
+        """Take over the moments, which every parameter that was ever moved has."""
+        held = found.part("optimizer.")
+        wanted = {
+            f"{number}.{name}": one if name in MOMENTS else torch.zeros(())
+            for number, one in enumerate(self._parameters.values())
+            for name in ("step", *MOMENTS)
+            if number in found.moved
+        }
+        checked_values(held, wanted, str(self._settings.snapshot))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, one in found.part("optimizer.").items():
+        for name, one in held.items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = one
         groups = self._optimizer.state_dict()["param_groups"]
@@ -488,36 +444,7 @@ def loss_of(
     expected = None
     if teacher is not None and objective.share:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=way.teacher_low):
-            expected = primary(called(teacher, there))[0]
+            expected = compared(called(teacher, there))
     with torch.autocast(device.type, torch.bfloat16, enabled=way.low):
         output = called(model, there)
     return objective.losses(output, expected, there).total
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Note Ctrl-C, and being told to end, in the block; a second time, a while later, they act at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    first_s = 0.0
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal first_s
-        if asked.is_set() and time.monotonic() - first_s > AGAIN_S:
-            raise KeyboardInterrupt
-        first_s = first_s if asked.is_set() else time.monotonic()
-        asked.set()
-
-    with ExitStack() as stack:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            before = signal.getsignal(one)
-            if before not in (signal.SIG_IGN, None):
-                stack.callback(signal.signal, one, before)
-                signal.signal(one, note)
-        yield asked
-
-
-AGAIN_S = 1.0
-"""Signals that come so soon after the first are the same one, sent to a whole group of processes."""

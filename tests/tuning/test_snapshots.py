@@ -31,7 +31,7 @@ TENSORS = {
 }
 RUN = Snapshot(
     settings=SETTINGS,
-    way=("factorised", "False", "True"),
+    way=("False", "True"),
     step=7,
     samples=21,
     elapsed_s=1.5,
@@ -39,6 +39,8 @@ RUN = Snapshot(
     position=Position(number=2, taken=3),
     evaluations=(Evaluation(step=0, loss=0.5), Evaluation(step=5, loss=0.25, score=0.1, training_loss=0.4)),
     losses=(0.75, 2.0),
+    cuts=(1, 0),
+    moved=(0,),
     is_reshuffled=True,
     tensors=TENSORS,
 )

@@ -74,13 +74,13 @@ def test_a_step_has_as_many_batches_for_every_process(outcomes: list[dict[str, A
 
 
 def test_a_process_by_itself_is_a_team() -> None:
-    with team(torch.device("cpu")) as found:
-        assert found == Team(rank=0, size=1)
-        assert found.leads
-        assert (found.summed([1.5, 2.0]), found.told({"a": 1})) == ([1.5, 2.0], {"a": 1})
-        layer = nn.Linear(2, 2)
-        found.shared([layer.weight])
-        assert found.wrapped(layer, has_unused=False) is layer
+    found = team(torch.device("cpu"))
+    assert found == Team(rank=0, size=1)
+    assert found.leads
+    assert (found.summed([1.5, 2.0]), found.told({"a": 1})) == ([1.5, 2.0], {"a": 1})
+    layer = nn.Linear(2, 2)
+    found.shared([layer.weight])
+    assert found.wrapped(layer, has_unused=False) is layer
     assert not Team(rank=1, size=2).leads
 
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpocompress.errors import ExecutionError
-from mpocompress.nn import Execution
-from mpocompress.tuning import Way, fastest, running
+from mpocompress.tuning import Way, fastest, from_cores
 from mpocompress.tuning.trial import from_words
 from tests.tuning.runs import pair
 
@@ -61,36 +59,36 @@ def test_what_is_slow_at_first_is_not_taken_for_slow(monkeypatch: pytest.MonkeyP
     assert fastest({**runs, "second": slow_at_first}, CPU) == "second"
 
 
-@pytest.mark.parametrize("execution", ["factorised", "materialised"])
-def test_layers_run_in_one_way_in_a_block_and_as_before_after_it(execution: Execution) -> None:
+def test_layers_run_from_their_cores_in_a_block_and_as_before_after_it() -> None:
     student, _ = pair()
     student[0].execution = "materialised"
 
     def leave() -> None:
-        with running(student, execution):
-            assert [student[place].execution for place in (0, 2)] == [execution] * 2
+        with from_cores(student):
+            assert [student[place].execution for place in (0, 2)] == ["factorised"] * 2
             raise KeyError
 
     with pytest.raises(KeyError):
         leave()
     assert [student[place].execution for place in (0, 2)] == ["materialised", "auto"]
-    with running(nn.Linear(2, 2), execution):
+    with from_cores(nn.Linear(2, 2)):
         pass
 
 
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("teacher_low", [False, True])
-@pytest.mark.parametrize("execution", ["factorised", "materialised"])
-def test_a_way_is_read_back_from_its_words(execution: Execution, low: bool, teacher_low: bool) -> None:
-    way = Way(execution=execution, low=low, teacher_low=teacher_low)
+def test_a_way_is_read_back_from_its_words(low: bool, teacher_low: bool) -> None:
+    way = Way(low=low, teacher_low=teacher_low)
 
-    assert from_words((execution, str(low), str(teacher_low))) == way
+    assert from_words((str(low), str(teacher_low))) == way
     words = way.words()
     assert words.startswith("bfloat16" if low else "float32")
     assert words.endswith("bfloat16" if teacher_low else "float32")
     assert (", teacher in " in words) == (low != teacher_low)
 
 
-def test_a_way_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ExecutionError, match="execution: got 'sideways'"):
-        from_words(("sideways", "False", "False"))
+def test_what_does_not_run_here_is_left_out() -> None:
+    def fail() -> None:
+        raise RuntimeError("no such product")
+
+    assert fastest({"first": lambda: time.sleep(0.006), "second": fail}, CPU) == "first"
