@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from mpocompress._version import __version__
 from mpocompress.calibration.outputs import OutputKind
 from mpocompress.errors import TuningError
-from mpocompress.feeding import moved
 from mpocompress.nn import MPOWeight
-from mpocompress.randomness import Randomness
 from mpocompress.record import record_of, remember
-from mpocompress.text import shown
 from mpocompress.tuning import (
     Carrier,
     Feed,
@@ -28,32 +23,30 @@ from mpocompress.tuning import (
     Judge,
     LossFunction,
     Modes,
-    Objective,
     Precision,
+    Recipe,
     Run,
     Score,
     SelfGenerated,
     Settings,
     Team,
-    Trace,
     Trained,
+    Trial,
     TuningProgress,
     Way,
-    fastest,
     from_cores,
+    from_words,
+    half_notes,
     leads,
-    loss_of,
+    named_thing,
     objective_for,
     read_snapshot,
+    reported,
     team,
     trained_parameters,
 )
-from mpocompress.tuning.feed import Example
-from mpocompress.tuning.objective import called
-from mpocompress.tuning.recipe import Recipe, named_thing
 from mpocompress.tuning.snapshots import Snapshot
-from mpocompress.tuning.trial import from_words
-from mpocompress.tuning_report import DATA_ENDED, Evaluation, TuningReport
+from mpocompress.tuning_report import Evaluation, TuningReport
 from mpocompress.user_code import loss_function, score_function
 
 _PRECISE = Way(low=False, teacher_low=False)
@@ -282,7 +275,7 @@ def finetuned(
         feed = Feed(data, held_out=recipe.held_out, seed=recipe.seed, consecutive=recipe.carry_state)
         model.eval()
         objective = objective_for(
-            model, teacher, _there(feed.first, device), loss=loss, share=recipe.teacher_share, kind=kind
+            model, teacher, feed.first.on(device), loss=loss, share=recipe.teacher_share, kind=kind
         )
         carriers = [Carrier(one) for one in (model, teacher) if one is not None] if recipe.carry_state else []
         for one in carriers:
@@ -308,8 +301,10 @@ def finetuned(
         )
         modes.train()
         stack.enter_context(from_cores(model))
-        trial = _Trial(model, teacher, objective, feed.first, carriers, device)
-        way = trial.way(recipe.precision, start) if mates.leads else _PRECISE
+        trial = Trial(model, teacher, objective, feed.first, carriers, device)
+        way = from_words(start.way) if start is not None else _PRECISE
+        if start is None and mates.leads:
+            way = trial.way(recipe.precision)
         way = mates.told(way)
         has_unused = mates.size > 1 and mates.summed([float(trial.leaves_out(parameters.values(), way))])[0] > 0
         judge = Judge(
@@ -339,7 +334,7 @@ def finetuned(
         )
         trace = run.go()
         is_rounded = as_stored is not None and as_stored()
-        report = _report(
+        report = reported(
             trace,
             as_stored=judge.measured(trace.best_step) if is_rounded and mates.leads else None,
             data=called_data,
@@ -351,7 +346,7 @@ def finetuned(
             trained=sum(one.numel() for one in parameters.values()),
             unrelated=judge.unrelated() if mates.leads else None,
             score=named_thing(recipe.evaluate),
-            notes=(*notes, *_half_notes(parameters.values())),
+            notes=(*notes, *half_notes(parameters.values())),
         )
     _remember(model, report)
     return FinetuneResult(model=model, report=report, elapsed_s=trace.elapsed_s)
@@ -417,74 +412,6 @@ def _start(keeping: Keeping, fingerprint: Mapping[str, str]) -> Snapshot | None:
     return read_snapshot(keeping.snapshot, fingerprint)
 
 
-class _Trial:
-    """Steps that are run for what they show, and change nothing."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        teacher: nn.Module | None,
-        objective: Objective,
-        example: Example,
-        carriers: Sequence[Carrier],
-        device: torch.device,
-    ) -> None:
-        self._model, self._teacher, self._objective = model, teacher, objective
-        self._example, self._carriers, self._device = _there(example, device), carriers, device
-
-    def way(self, precision: Precision, start: Snapshot | None) -> Way:
-        """How the models run: as in the run that is resumed, or as is fastest here."""
-        if start is not None:
-            return from_words(start.way)
-        lows = [precision == "bfloat16"] if precision != "auto" else [False, True]
-        ways = {str(low): Way(low=low, teacher_low=lows[0]) for low in lows}
-        way = ways[fastest({name: partial(self._step, one) for name, one in ways.items()}, self._device)]
-        if self._teacher is None or len(lows) == 1:
-            return way
-        teachers = {str(low): partial(self._taught, low) for low in lows}
-        return dataclasses.replace(way, teacher_low=fastest(teachers, self._device) == str(True))
-
-    def leaves_out(self, parameters: Iterable[nn.Parameter], way: Way) -> bool:
-        """Whether a trained parameter takes no part in the loss."""
-        parameters = list(parameters)
-        self._step(way, keep=True)
-        found = any(one.grad is None for one in parameters)
-        self._model.zero_grad(set_to_none=True)
-        return found
-
-    def _step(self, way: Way, *, keep: bool = False) -> None:
-        """A forward and a backward pass."""
-        with self._unseen():
-            loss_of(self._model, self._teacher, self._objective, self._example, way, self._device).backward()  # type: ignore[no-untyped-call]
-        if not keep:
-            self._model.zero_grad(set_to_none=True)
-
-    def _taught(self, low: bool) -> None:
-        """What the teacher does in a step."""
-        with torch.no_grad(), self._unseen(), torch.autocast(self._device.type, torch.bfloat16, enabled=low):
-            if self._teacher is not None:
-                called(self._teacher, self._example)
-
-    @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """Let neither random numbers, nor states, nor buffers change."""
-        before = {name: one.detach().clone() for name, one in self._model.named_buffers()}
-        try:
-            with Randomness().drawing(), ExitStack() as stack:
-                for carrier in self._carriers:
-                    stack.enter_context(carrier.afresh())
-                yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in self._model.named_buffers():
-                    if name in before:
-                        buffer.copy_(before[name])
-
-
-def _there(example: Example, device: torch.device) -> Example:
-    return Example(inputs=moved(example.inputs, str(device)), target=moved(example.target, str(device)))
-
-
 @contextmanager
 def _as_before(*models: nn.Module | None) -> Iterator[None]:
     """Put every module back into the mode it was in before the block."""
@@ -509,70 +436,6 @@ def _only_trained(model: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator
         for one in frozen:
             one.requires_grad = True
         model.zero_grad(set_to_none=True)
-
-
-def _half_notes(parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
-    low = sorted({str(one.dtype).removeprefix("torch.") for one in parameters} & {"float16", "bfloat16"})
-    if not low:
-        return ()
-    return (f"Weights were trained in {' and '.join(low)}, where small steps are lost; float32 is finer.",)
-
-
-def _report(
-    trace: Trace,
-    *,
-    as_stored: Evaluation | None,
-    data: str,
-    teacher: str,
-    objective: Objective,
-    feed: Feed,
-    settings: Settings,
-    way: Way,
-    trained: int,
-    unrelated: float | None,
-    score: str,
-    notes: tuple[str, ...],
-) -> TuningReport:
-    """The figures of a run."""
-    said = list(notes)
-    if not feed.is_held_out:
-        said.append("There was one batch only, so the loss was measured on what was trained on.")
-    if feed.is_reshuffled:
-        said.append(
-            "Later passes gave other batches than the first, so what is held out may have been trained on as well; "
-            "then its loss is too good. Give batches to measure on, to be sure."
-        )
-    if trace.stopped == DATA_ENDED:
-        said.append("The data could be gone through once only, and ended before the steps did.")
-    if trace.cuts:
-        times = "once" if trace.cuts == 1 else "twice"
-        said.append(f"Nothing got better for a while, {times}: it went back to the best weights, with smaller steps.")
-    measure = objective.measure
-    return TuningReport(
-        tool_version=__version__,
-        data=data,
-        teacher=teacher,
-        loss=objective.words(),
-        kind=measure.kind if measure is not None else "",
-        said=measure.said if measure is not None else "",
-        trained=settings.train,
-        trained_parameters=trained,
-        steps=trace.steps,
-        asked_steps=trace.expected_steps,
-        batches_per_step=settings.batches_per_step,
-        samples=trace.samples,
-        learning_rate=settings.lr,
-        precision=way.words(),
-        seed=settings.seed,
-        measured_on=f"the score of {shown(score)}" if score else "the loss on held-out batches",
-        held_out=sum(one.samples for one in feed.held_out) if feed.is_held_out else 0,
-        best_step=trace.best_step,
-        evaluations=trace.evaluations,
-        as_stored=as_stored,
-        stopped=trace.stopped,
-        unrelated=unrelated,
-        notes=tuple(said),
-    )
 
 
 def _remember(model: nn.Module, report: TuningReport) -> None:

@@ -26,8 +26,7 @@ from mpocompress.record import record_of
 from mpocompress.report import MatrixReport, Report
 from mpocompress.rewriter import core_tensors
 from mpocompress.text import shown
-from mpocompress.tuning import LossFunction, Precision, Score, Trained, TuningProgress, leads
-from mpocompress.tuning.recipe import Recipe
+from mpocompress.tuning import LossFunction, Precision, Recipe, Score, Trained, TuningProgress, leads
 from mpocompress.user_code import model_builder
 
 StrPath = str | PathLike[str]

@@ -6,12 +6,15 @@ from mpocompress.tuning.generating import Generated, SelfGenerated
 from mpocompress.tuning.judging import Judge, Score
 from mpocompress.tuning.modes import Modes
 from mpocompress.tuning.objective import LossFunction, Objective, objective_for
+from mpocompress.tuning.recipe import Recipe, named_thing
+from mpocompress.tuning.reporting import half_notes, reported
 from mpocompress.tuning.schedule import Length
 from mpocompress.tuning.settings import Settings, Trace, Trained, TuningProgress
 from mpocompress.tuning.snapshots import read_snapshot
 from mpocompress.tuning.teammates import Team, leads, team
-from mpocompress.tuning.training import Run, loss_of, trained_parameters
-from mpocompress.tuning.trial import Precision, Way, fastest, from_cores
+from mpocompress.tuning.training import Run, trained_parameters
+from mpocompress.tuning.trial import Trial
+from mpocompress.tuning.way import Precision, Way, from_cores, from_words
 
 __all__ = [
     "Carrier",
@@ -23,6 +26,7 @@ __all__ = [
     "Modes",
     "Objective",
     "Precision",
+    "Recipe",
     "Run",
     "Score",
     "SelfGenerated",
@@ -30,15 +34,18 @@ __all__ = [
     "Team",
     "Trace",
     "Trained",
+    "Trial",
     "TuningProgress",
     "Way",
     "example",
-    "fastest",
     "from_cores",
+    "from_words",
+    "half_notes",
     "leads",
-    "loss_of",
+    "named_thing",
     "objective_for",
     "read_snapshot",
+    "reported",
     "team",
     "trained_parameters",
 ]

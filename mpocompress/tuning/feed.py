@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mpocompress.errors import TuningError
-from mpocompress.feeding import sample_count
+from mpocompress.feeding import moved, sample_count
 from mpocompress.randomness import Randomness, mixed
 from mpocompress.user_code import data_passes
 
@@ -46,6 +46,14 @@ class Example:
     def samples(self) -> int:
         """How many samples it holds."""
         return sample_count(self.inputs)
+
+    def on(self, device: torch.device) -> Example:
+        """The same batch on a device.
+
+        Args:
+            device: the device.
+        """
+        return Example(inputs=moved(self.inputs, str(device)), target=moved(self.target, str(device)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

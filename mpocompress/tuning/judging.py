@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.feeding import moved
 from mpocompress.randomness import Randomness, mixed
 from mpocompress.text import shown
 from mpocompress.tuning.carrying import Carrier
@@ -78,9 +77,7 @@ class Judge:
             for carrier in self._carriers:
                 stack.enter_context(carrier.afresh())
             for place, one in enumerate(self._held_out):
-                example = Example(
-                    inputs=moved(one.inputs, str(self._device)), target=moved(one.target, str(self._device))
-                )
+                example = one.on(self._device)
                 expected = self._expected(place, example)
                 found = self._objective.losses(called(self._model, example), expected, example, exact=True)
                 losses.append((float(found.total), found.rows))
@@ -123,8 +120,7 @@ class Judge:
             for carrier in self._carriers:
                 stack.enter_context(carrier.afresh())
             for place, one in enumerate(self._held_out):
-                example = Example(inputs=moved(one.inputs, str(self._device)))
-                expected = self._expected(place, example)
+                expected = self._expected(place, one.on(self._device))
                 if expected is not None and expected.dim() > 1 and len(expected) > 1:
                     rows, others = (each.reshape(-1, each.shape[-1]) for each in (expected, expected.roll(1, dims=0)))
                     parts.append((float(self._objective.distance(rows, others)), len(rows)))

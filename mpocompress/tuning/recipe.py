@@ -15,7 +15,7 @@ from mpocompress.tuning.judging import Score
 from mpocompress.tuning.objective import LossFunction
 from mpocompress.tuning.schedule import DEFAULT_STEPS, Length
 from mpocompress.tuning.settings import Trained
-from mpocompress.tuning.trial import Precision
+from mpocompress.tuning.way import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

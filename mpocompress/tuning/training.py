@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import TuningError
-from mpocompress.feeding import moved
 from mpocompress.nn import MPOWeight
 from mpocompress.randomness import Randomness, mixed
 from mpocompress.tuning.carrying import Carrier, flattened, restored
 from mpocompress.tuning.feed import Example, Feed, Position
 from mpocompress.tuning.judging import Judge
+from mpocompress.tuning.loss import loss_of
 from mpocompress.tuning.modes import Modes
-from mpocompress.tuning.objective import Objective, called, compared
+from mpocompress.tuning.objective import Objective
 from mpocompress.tuning.schedule import (
     MOST_CUTS,
     PATIENCE,
@@ -33,7 +33,7 @@ from mpocompress.tuning.settings import Settings, Trace, Trained, TuningProgress
 from mpocompress.tuning.snapshots import Snapshot, checked_values, write_snapshot
 from mpocompress.tuning.stopping import stopping
 from mpocompress.tuning.teammates import Team
-from mpocompress.tuning.trial import Way
+from mpocompress.tuning.way import Way
 from mpocompress.tuning_report import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRUPTED, Evaluation
 
 LARGEST_NORM = 1.0
@@ -414,37 +414,3 @@ def _is_better(recent: Sequence[Evaluation], before: Sequence[Evaluation]) -> bo
     losses = [[one.loss for one in each if one.loss is not None] for each in (recent, before)]
     falls = all(losses) and min(losses[0]) < min(losses[1])
     return falls or max(one.merit for one in recent) > max(one.merit for one in before)
-
-
-def loss_of(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    objective: Objective,
-    example: Example,
-    way: Way,
-    device: torch.device,
-) -> Tensor:
-    """The loss of one batch, open to gradients.
-
-    Args:
-        model: the model.
-        teacher: what it learns from.
-        objective: what is minimised.
-        example: the batch, on any device.
-        way: how the models run.
-        device: where they are.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        TuningError: the models do not take the batch, or their outputs cannot be compared.
-    """
-    there = Example(inputs=moved(example.inputs, str(device)), target=moved(example.target, str(device)))
-    expected = None
-    if teacher is not None and objective.share:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=way.teacher_low):
-            expected = compared(called(teacher, there))
-    with torch.autocast(device.type, torch.bfloat16, enabled=way.low):
-        output = called(model, there)
-    return objective.losses(output, expected, there).total

@@ -1,21 +1,23 @@
-"""In which precision a model trains fastest here, found by running a step of each."""
+"""Steps before the first one: in which precision a model trains fastest here, and what takes part in its loss."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from mpocompress.errors import TuningError
-from mpocompress.nn.execution import ExecutionChoice
-
-Precision = Literal["auto", "float32", "bfloat16"]
-"""How a model is asked to multiply while it is trained."""
+from mpocompress.randomness import Randomness
+from mpocompress.tuning.carrying import Carrier
+from mpocompress.tuning.feed import Example
+from mpocompress.tuning.loss import loss_of
+from mpocompress.tuning.objective import Objective, called
+from mpocompress.tuning.way import Precision, Way
 
 SHORT_S = 0.004
 """A step that takes no longer is not worth choosing for: it runs factorised, in float32."""
@@ -24,36 +26,90 @@ CLEARLY = 1.15
 ROUNDS = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """How models run while one of them is trained.
+class Trial:
+    """Steps that are run for what they show, and change nothing.
 
     Args:
-        low: whether the trained model multiplies in bfloat16.
-        teacher_low: whether the teacher does.
+        model: the model, ready to be trained.
+        teacher: what it learns from; None without one.
+        objective: what is minimised.
+        example: a batch, on any device.
+        carriers: of the states of both; empty where no state is carried.
+        device: where the models are.
     """
 
-    low: bool
-    teacher_low: bool
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        objective: Objective,
+        example: Example,
+        carriers: Sequence[Carrier],
+        device: torch.device,
+    ) -> None:
+        self._model, self._teacher, self._objective = model, teacher, objective
+        self._example, self._carriers, self._device = example.on(device), carriers, device
 
-    def words(self) -> str:
-        """The precision, in words."""
-        if self.low == self.teacher_low:
-            return "bfloat16" if self.low else "float32"
-        return f"{'bfloat16' if self.low else 'float32'}, teacher in {'bfloat16' if self.teacher_low else 'float32'}"
+    def way(self, precision: Precision) -> Way:
+        """How the models run fastest here.
 
+        Args:
+            precision: what was asked for.
 
-def from_words(words: Sequence[str]) -> Way:
-    """A way as a snapshot has it.
+        Returns:
+            The way.
 
-    Args:
-        words: `True` or `False` for the model and for the teacher.
+        Raises:
+            TuningError: a step of it fails.
+        """
+        lows = [precision == "bfloat16"] if precision != "auto" else [False, True]
+        ways = {str(low): Way(low=low, teacher_low=lows[0]) for low in lows}
+        way = ways[fastest({name: partial(self._step, one) for name, one in ways.items()}, self._device)]
+        if self._teacher is None or len(lows) == 1:
+            return way
+        teachers = {str(low): partial(self._taught, low) for low in lows}
+        return replace(way, teacher_low=fastest(teachers, self._device) == str(True))
 
-    Returns:
-        The way.
-    """
-    low, teacher_low = words
-    return Way(low=low == str(True), teacher_low=teacher_low == str(True))
+    def leaves_out(self, parameters: Iterable[nn.Parameter], way: Way) -> bool:
+        """Whether a trained parameter takes no part in the loss.
+
+        Args:
+            parameters: what is trained.
+            way: how the models run.
+        """
+        parameters = list(parameters)
+        self._step(way, keep=True)
+        found = any(one.grad is None for one in parameters)
+        self._model.zero_grad(set_to_none=True)
+        return found
+
+    def _step(self, way: Way, *, keep: bool = False) -> None:
+        """A forward and a backward pass."""
+        with self._unseen():
+            loss_of(self._model, self._teacher, self._objective, self._example, way, self._device).backward()  # type: ignore[no-untyped-call]
+        if not keep:
+            self._model.zero_grad(set_to_none=True)
+
+    def _taught(self, low: bool) -> None:
+        """What the teacher does in a step."""
+        with torch.no_grad(), self._unseen(), torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+            if self._teacher is not None:
+                called(self._teacher, self._example)
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Let neither random numbers, nor states, nor buffers change."""
+        before = {name: one.detach().clone() for name, one in self._model.named_buffers()}
+        try:
+            with Randomness().drawing(), ExitStack() as stack:
+                for carrier in self._carriers:
+                    stack.enter_context(carrier.afresh())
+                yield
+        finally:
+            with torch.no_grad():
+                for name, buffer in self._model.named_buffers():
+                    if name in before:
+                        buffer.copy_(before[name])
 
 
 def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> str:
@@ -83,27 +139,6 @@ def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> s
                 best[name] = min(best[name], seconds)
     quick = min(best, key=lambda name: best[name])
     return quick if best[quick] * CLEARLY < best[first] else first
-
-
-@contextmanager
-def from_cores(model: nn.Module) -> Iterator[None]:
-    """Have the layers with cores run from their cores in the block, and each as before after it.
-
-    What is multiplied out is seldom faster to train, and which it is would have to be measured, so that two runs could
-    differ.
-
-    Args:
-        model: the model; it may have none.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, ExecutionChoice)]
-    before = [layer.execution for layer in layers]
-    for layer in layers:
-        layer.execution = "factorised"
-    try:
-        yield
-    finally:
-        for layer, one in zip(layers, before, strict=True):
-            layer.execution = one
 
 
 def _does_run(run: Callable[[], object]) -> bool:

@@ -10,8 +10,7 @@ import pytest
 from torch import nn
 
 from mpocompress.errors import TuningError
-from mpocompress.tuning import SelfGenerated
-from mpocompress.tuning.recipe import Recipe, named_thing
+from mpocompress.tuning import Recipe, SelfGenerated, named_thing
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpocompress.tuning import Way, fastest, from_cores
-from mpocompress.tuning.trial import from_words
+from mpocompress.tuning import Way, from_cores, from_words
+from mpocompress.tuning.trial import fastest
 from tests.tuning.runs import pair
 
 CPU = torch.device("cpu")
