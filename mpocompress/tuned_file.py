@@ -110,7 +110,7 @@ def finetune_file(
         >>> import mpocompress
         >>> torch.save(nn.Linear(64, 64).state_dict(), "net.pt")
         >>> _ = mpocompress.compress("net.pt", "small-net.pt", truncation=mpocompress.Truncation(max_bond=8))
-        >>> batches = [torch.randn(32, 64) for _ in range(16)]
+        >>> batches = [torch.randn(32, 64) * torch.linspace(0.0, 2.0, 64) for _ in range(16)]
         >>> report = finetune_file("small-net.pt", "tuned.pt", model=nn.Linear(64, 64), data=batches, steps=40)
         >>> report.tuning[0].after.loss < report.tuning[0].before.loss
         True

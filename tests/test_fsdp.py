@@ -61,6 +61,7 @@ def one_process(tmp_path: Path) -> Iterator[DeviceMesh]:
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
 def test_what_was_prepared_is_not_used_after_a_step(one_process: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     # As from the allocator of a GPU, parameters come back to the memory that they had.
     monkeypatch.setattr("torch.distributed.fsdp._fully_shard._fsdp_param.free_storage", lambda tensor: None)

@@ -263,7 +263,7 @@ def test_a_field_that_is_missing_is_refused_in_words(path: tuple[str | int, ...]
         place = place[key]
     del place[path[-1]]
 
-    if path[0] in ("unmet", "notes") or (len(path) > 1 and path[0] == "aliases"):
+    if path[0] in ("unmet", "notes", "tuning") or (len(path) > 1 and path[0] == "aliases"):
         read(changed)
         return
     if path[0] == "calibration" or path[-1] in LATER:  # written by no release before they came

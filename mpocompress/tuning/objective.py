@@ -70,7 +70,7 @@ class Objective:
         """What is minimised, in words."""
         parts = []
         if self.share and self.measure is not None:
-            parts.append(f"{self.measure.words} to the outputs of the teacher")
+            parts.append(f"{self.measure.words.partition(',')[0]} to the outputs of the teacher")
         if self.share < 1.0:
             parts.append(self._task_words())
         if len(parts) == 1:

@@ -18,6 +18,7 @@ from mpocompress.randomness import Randomness, mixed
 from mpocompress.tuning.carrying import Carrier, flattened, restored
 from mpocompress.tuning.feed import Example, Feed, Position
 from mpocompress.tuning.judging import Judge
+from mpocompress.tuning.lessons import Lessons
 from mpocompress.tuning.loss import loss_of
 from mpocompress.tuning.modes import Modes
 from mpocompress.tuning.objective import Objective
@@ -39,6 +40,7 @@ from mpocompress.tuning_report import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRU
 LARGEST_NORM = 1.0
 """Gradients are scaled down to this norm."""
 WEIGHT_DECAY = 0.01
+BETAS = (0.9, 0.999)
 RELATIVE_STEP = 0.02
 """Largest step size of a tensor as a share of the root mean square of its entries."""
 LEAST_RMS = 1e-2
@@ -117,18 +119,24 @@ class Run:
         progress: Callable[[TuningProgress], None] | None,
     ) -> None:
         self._model, self._feed, self._objective, self._judge = model, feed, objective, judge
-        self._teacher, self._carriers, self._way = teacher, carriers, way
+        self._carriers, self._way = carriers, way
         self._settings, self._team, self._progress = settings, team, progress
         self._modes = modes
         self._device = next(iter(model.parameters())).device
         self._parameters = trained_parameters(model, settings.train)
         self._rates = [self._largest_step(one) for one in self._parameters.values()]
         groups = [{"params": [one]} for one in self._parameters.values()]
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+        self._optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=WEIGHT_DECAY)
         self._wrapped = team.wrapped(model, has_unused=has_unused)
         self._step, self._samples, self._before_s = 0, 0, 0.0
         self._expected = settings.length.expected_steps(0, 0.0)
         self._position = Position()
+        self._lessons = None
+        if teacher is not None and objective.share:
+            first = start.position.number if start is not None else 0
+            self._lessons = Lessons(
+                teacher, is_stateful=bool(carriers), low=way.teacher_low, first=first, device=self._device
+            )
         self._evaluations: tuple[Evaluation, ...] = ()
         self._losses = (0.0, 0.0)
         self._cuts, self._cut_at = 0, 0
@@ -233,14 +241,13 @@ class Run:
             group["lr"] = rate * STEP_CUT**self._cuts * step_size_share(share, self._step, warm_up)
         self._optimizer.zero_grad(set_to_none=True)
         size, own = self._team.size, 0.0
-        mine = [(place, one) for place, (_, one) in enumerate(taken) if place % size == self._team.rank]
-        for place, example in mine:
+        mine = [(place, *one) for place, one in enumerate(taken) if place % size == self._team.rank]
+        for place, position, example in mine:
             last = place >= len(taken) - size
             syncs = nullcontext() if last or size == 1 else self._wrapped.no_sync()  # type: ignore[operator]
             with syncs, Randomness(mixed(self._settings.seed, 1, self._step, place)).drawing():
-                loss = loss_of(self._wrapped, self._teacher, self._objective, example, self._way, self._device) / len(
-                    mine
-                )
+                expected = None if self._lessons is None else self._lessons.expected(example, position.number)
+                loss = loss_of(self._wrapped, expected, self._objective, example, self._way, self._device) / len(mine)
                 loss.backward()  # type: ignore[no-untyped-call]
             own += float(loss.detach())
         norm = float(nn.utils.clip_grad_norm_(self._parameters.values(), LARGEST_NORM))

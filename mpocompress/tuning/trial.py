@@ -9,14 +9,14 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mpocompress.errors import TuningError
 from mpocompress.randomness import Randomness
 from mpocompress.tuning.carrying import Carrier
 from mpocompress.tuning.feed import Example
 from mpocompress.tuning.loss import loss_of
-from mpocompress.tuning.objective import Objective, called
+from mpocompress.tuning.objective import Objective, called, compared
 from mpocompress.tuning.way import Precision, Way
 
 SHORT_S = 0.004
@@ -49,6 +49,10 @@ class Trial:
     ) -> None:
         self._model, self._teacher, self._objective = model, teacher, objective
         self._example, self._carriers, self._device = example.on(device), carriers, device
+        self._expected: Tensor | None = None
+        if teacher is not None and objective.share:
+            with torch.no_grad(), self._unseen():
+                self._expected = compared(called(teacher, self._example))
 
     def way(self, precision: Precision) -> Way:
         """How the models run fastest here.
@@ -86,7 +90,7 @@ class Trial:
     def _step(self, way: Way, *, keep: bool = False) -> None:
         """A forward and a backward pass."""
         with self._unseen():
-            loss_of(self._model, self._teacher, self._objective, self._example, way, self._device).backward()  # type: ignore[no-untyped-call]
+            loss_of(self._model, self._expected, self._objective, self._example, way, self._device).backward()  # type: ignore[no-untyped-call]
         if not keep:
             self._model.zero_grad(set_to_none=True)
 
