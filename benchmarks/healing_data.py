@@ -44,19 +44,25 @@ def material(training: Tensor, settings: Settings) -> Material:
     if len(training) < least:
         raise click.ClickException(f"{len(training):,} inputs to train on, {least:,} are needed")
     if settings.length is None:
-        return _samples(training, settings.batch, settings.held_out)
+        return _samples(training, settings)
     return _windows(training, settings.batch, settings.length, settings.held_out)
 
 
-def _samples(training: Tensor, batch: int, held_out: int) -> Material:
+def _samples(training: Tensor, settings: Settings) -> Material:
     """Samples by themselves, in another order in every pass; those left over in a pass are not seen in it."""
+    batch = settings.batch
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(CHOICE_SEED))
-    kept, trained = order[: held_out * batch], order[held_out * batch :]
+    kept, trained = order[: settings.held_out * batch], order[settings.held_out * batch :]
+    whole = len(trained) // batch * batch
 
     def batches() -> Iterator[Tensor]:
-        shuffled = trained[torch.randperm(len(trained))]
-        for chosen in torch.split(shuffled[: len(shuffled) // batch * batch], batch):
-            yield training[chosen]
+        if settings.is_regrouped:
+            chosen = torch.split(trained[torch.randperm(len(trained))][:whole], batch)
+        else:
+            together = torch.split(trained[:whole], batch)
+            chosen = tuple(together[place] for place in torch.randperm(len(together)).tolist())
+        for places in chosen:
+            yield training[places]
 
     return Material(batches=batches, held_out=torch.split(training[kept], batch))
 

@@ -22,6 +22,8 @@ class Settings:
         length: characters of a window, for text that goes on from batch to batch; None for samples by themselves.
         carry_state: whether the memory goes on with the text.
         batches_per_step: batches of every step.
+        is_regrouped: whether samples come with others in every pass; otherwise batches stay as they are, come in another
+            order, and the teacher runs once for each.
         held_out: batches of training data that are not trained on, by which the best weights are told.
         lr: the largest step size; None for that which `finetune` gives every tensor.
         precision: of the products; `auto`, what a user gets, is told by timing, and may differ between methods.
@@ -34,15 +36,16 @@ class Settings:
     length: int | None = None
     carry_state: bool = False
     batches_per_step: int = 1
+    is_regrouped: bool = True
     held_out: int = 4
     lr: float | None = None
     precision: Precision = "float32"
 
 
 SETTINGS: Mapping[str, Settings] = {
-    "fashion": Settings(keeps=("1/8", "1/32"), kind="classification", steps=450, batch=128),
-    "resemblyzer": Settings(keeps=("1/8",), kind="embedding", steps=300, batch=32),
-    "kjv": Settings(keeps=("1/8", "1/32"), kind="classification", steps=250, batch=64, length=64, carry_state=True),
+    "fashion": Settings(keeps=("1/8", "1/32"), kind="classification", steps=300, batch=64),
+    "resemblyzer": Settings(keeps=("1/8",), kind="embedding", steps=280, batch=32, is_regrouped=False),
+    "kjv": Settings(keeps=("1/8", "1/32"), kind="classification", steps=300, batch=16, length=64, carry_state=True),
 }
 QUICK = Settings(keeps=("1/8",), kind="classification", steps=40, batch=32)
 """For a few bundled images: does everything run?"""

@@ -276,9 +276,7 @@ def test_what_is_minimised_is_told_from_the_first_batch() -> None:
     assert only.scale == pytest.approx(float(teacher(X).detach().square().mean()))
     assert (both.scale, targets.scale) == (1.0, 1.0)
     assert only.words() == "relative squared error to the outputs of the teacher"
-    assert both.words() == (
-        "0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (cross entropy on targets)"
-    )
+    assert both.words() == ("0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (cross entropy on targets)")
     assert targets.words() == "cross entropy on targets"
 
 
