@@ -22,8 +22,8 @@ class Settings:
         length: characters of a window, for text that goes on from batch to batch; None for samples by themselves.
         carry_state: whether the memory goes on with the text.
         batches_per_step: batches of every step.
-        is_regrouped: whether samples come with others in every pass; otherwise batches stay as they are, come in another
-            order, and the teacher runs once for each.
+        is_regrouped: whether samples come with others in every pass; otherwise batches stay as they are, only come in
+            another order, and the teacher runs once for each.
         held_out: batches of training data that are not trained on, by which the best weights are told.
         lr: the largest step size; None for that which `finetune` gives every tensor.
         precision: of the products; `auto`, what a user gets, is told by timing, and may differ between methods.

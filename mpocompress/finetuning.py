@@ -133,8 +133,9 @@ def finetune(
             suits the outputs, or that which the model computes itself.
         steps: how many at most; 1,000 where neither steps nor minutes are given.
         minutes: how long at most, by the clock.
-        lr: the largest step size of AdamW, for every tensor. By default each tensor has its own: 2 % of the root mean
-            square of its entries at the start, or of 0.01 where they are smaller.
+        lr: the largest step size of AdamW, for every tensor. By default each tensor has its own: a share
+            of the root mean square of its entries at the start, or of 0.01 where they are smaller; the share is larger,
+            the further the outputs are from the teacher's.
         train: `all` parameters, or `cores` alone.
         kind: what the model puts out, which says how outputs are compared: `classification` (KL divergence),
             `embedding` (1 - cosine) or `regression` (squared error); told from the outputs by default.

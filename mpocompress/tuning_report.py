@@ -58,6 +58,8 @@ class TuningReport:
         batches_per_step: batches of every step, over all processes.
         samples: samples trained on, counted as often as they were seen.
         learning_rate: the largest step size; None where every tensor had one that suits its size.
+        relative_step: that of a tensor as a share of the root mean square of its entries at the start; None where one
+            was given for all.
         precision: `float32`, or that of the products where they were made in another one.
         seed: what was drawn with.
         measured_on: what the best was told by, in words.
@@ -90,6 +92,7 @@ class TuningReport:
     best_step: int
     evaluations: tuple[Evaluation, ...]
     stopped: str
+    relative_step: float | None = None
     as_stored: Evaluation | None = None
     unrelated: float | None = None
     notes: tuple[str, ...] = ()

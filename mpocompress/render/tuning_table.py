@@ -40,7 +40,8 @@ def _how(report: TuningReport) -> Table:
     grid.add_column()
     batches = f", {report.batches_per_step} batches each" if report.batches_per_step > 1 else ""
     asked = f" of {report.asked_steps:,}" if report.asked_steps != report.steps else ""
-    rate = "a step size for every tensor" if report.learning_rate is None else f"step size {report.learning_rate:g}"
+    rate = "" if report.learning_rate is None else f"step size {report.learning_rate:g}, "
+    rate = f"steps of {report.relative_step:.2%} of a tensor, " if report.relative_step is not None else rate
     what = "cores" if report.trained == "cores" else "parameters"
     rows = [
         ("trained on", f"{report.data}: {counted(report.samples, 'sample', 'samples')} seen"),
@@ -48,7 +49,7 @@ def _how(report: TuningReport) -> Table:
         ("learnt from", report.teacher or "targets alone"),
         ("loss", report.loss),
         ("outputs", f"{report.kind}: {report.said}" if report.kind else ""),
-        ("trained", f"{report.trained_parameters:,} {what}, AdamW, {rate}, {report.precision}, seed {report.seed}"),
+        ("trained", f"{report.trained_parameters:,} {what}, AdamW, {rate}{report.precision}, seed {report.seed}"),
         ("kept", f"step {report.best_step:,}, the best by {report.measured_on}{_held_out(report)}"),
         ("stopped", "" if report.is_finished else report.stopped),
     ]

@@ -92,6 +92,7 @@ def reported(
         batches_per_step=settings.batches_per_step,
         samples=trace.samples,
         learning_rate=settings.lr,
+        relative_step=trace.relative_step,
         precision=way.words(),
         seed=settings.seed,
         measured_on=f"the score of {shown(score)}" if score else "the loss on held-out batches",

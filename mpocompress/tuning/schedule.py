@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 
 DEFAULT_STEPS = 1000
-WARM_UP_SHARE, WARM_UP_STEPS = 0.05, 20
+WARM_UP_SHARE, WARM_UP_STEPS = 0.2, 100
 """The step size rises over this share of the run, but over no more steps than that."""
+STEP_PER_ROOT, STEP_RANGE = 0.04, (0.0005, 0.03)
+USUAL_STEP = 0.01
+"""The relative step size for a divergence of 1, its bounds, and that where no divergence is known."""
 LAST_SHARE = 0.01
 """What is left of the step size at the end."""
 EVALUATIONS, FEWEST_EVALUATIONS = 20, 5
@@ -98,3 +101,23 @@ def steps_between(expected: int, held_out: int) -> int:
     """
     wanted = max(expected // EVALUATIONS, STEPS_PER_HELD_OUT * held_out)
     return max(1, min(wanted, expected // FEWEST_EVALUATIONS))
+
+
+def relative_step(divergence: float | None) -> float:
+    """The largest step size of a tensor, as a share of the root mean square of its entries.
+
+    The divergence of a model that is near to another grows with the square of the distance of their weights. So the way
+    to go is in proportion to its root: a good start is moved by small steps, which would not leave it, a bad one by
+    large ones.
+
+    Args:
+        divergence: of the outputs from those of the teacher, at the start; None without a teacher.
+
+    Example:
+        >>> relative_step(0.25), relative_step(1e-6), relative_step(9.0), relative_step(None)
+        (0.02, 0.0005, 0.03, 0.01)
+    """
+    if divergence is None:
+        return USUAL_STEP
+    least, most = STEP_RANGE
+    return min(most, max(least, STEP_PER_ROOT * math.sqrt(divergence)))

@@ -73,6 +73,7 @@ class Trace:
         evaluations: every measurement.
         best_step: the step whose weights the model has.
         cuts: how often it went back to the best weights, with a smaller step size.
+        relative_step: the largest step size of a tensor as a share of its size; None where the user gave one.
         stopped: why it ended.
         elapsed_s: seconds spent.
     """
@@ -83,5 +84,6 @@ class Trace:
     evaluations: tuple[Evaluation, ...]
     best_step: int
     cuts: int
+    relative_step: float | None
     stopped: str
     elapsed_s: float

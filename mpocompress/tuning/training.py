@@ -26,6 +26,7 @@ from mpocompress.tuning.schedule import (
     MOST_CUTS,
     PATIENCE,
     STEP_CUT,
+    relative_step,
     step_size_share,
     steps_between,
     warm_up_steps,
@@ -40,9 +41,7 @@ from mpocompress.tuning_report import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRU
 LARGEST_NORM = 1.0
 """Gradients are scaled down to this norm."""
 WEIGHT_DECAY = 0.01
-BETAS = (0.9, 0.999)
-RELATIVE_STEP = 0.02
-"""Largest step size of a tensor as a share of the root mean square of its entries."""
+BETAS = (0.9, 0.98)
 LEAST_RMS = 1e-2
 """Tensors of smaller entries, such as biases that are zero, are taken for tensors of these."""
 SNAPSHOT_S = 300.0
@@ -124,7 +123,7 @@ class Run:
         self._modes = modes
         self._device = next(iter(model.parameters())).device
         self._parameters = trained_parameters(model, settings.train)
-        self._rates = [self._largest_step(one) for one in self._parameters.values()]
+        self._sizes = [_size(one) for one in self._parameters.values()]
         groups = [{"params": [one]} for one in self._parameters.values()]
         self._optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=WEIGHT_DECAY)
         self._wrapped = team.wrapped(model, has_unused=has_unused)
@@ -207,6 +206,7 @@ class Run:
             evaluations=self._evaluations,
             best_step=self._best_step,
             cuts=self._cuts,
+            relative_step=self._relative_step if self._settings.lr is None else None,
             stopped=stopped,
             elapsed_s=self._elapsed(started),
         )
@@ -218,11 +218,15 @@ class Run:
     def _elapsed(self, started: float) -> float:
         return self._before_s + time.monotonic() - started
 
-    def _largest_step(self, parameter: Tensor) -> float:
+    def _largest_steps(self) -> list[float]:
+        """The largest step size of every trained tensor."""
         if self._settings.lr is not None:
-            return self._settings.lr
-        rms = float(parameter.detach().float().square().mean().sqrt()) if parameter.numel() else 0.0
-        return RELATIVE_STEP * max(rms, LEAST_RMS)
+            return [self._settings.lr] * len(self._parameters)
+        return [self._relative_step * rms for rms in self._sizes]
+
+    @property
+    def _relative_step(self) -> float:
+        return relative_step(self._evaluations[0].divergence)
 
     def _batches(self) -> Iterator[tuple[Position, Example]]:
         """The batches from where the run is, states forgotten where a pass begins."""
@@ -237,7 +241,7 @@ class Run:
     def _one_step(self, taken: Sequence[tuple[Position, Example]], share: float) -> float:
         """Make a step; its loss over all processes, and nothing changed where that is not finite."""
         warm_up = warm_up_steps(self._expected)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+        for group, rate in zip(self._optimizer.param_groups, self._largest_steps(), strict=True):
             group["lr"] = rate * STEP_CUT**self._cuts * step_size_share(share, self._step, warm_up)
         self._optimizer.zero_grad(set_to_none=True)
         size, own = self._team.size, 0.0
@@ -414,6 +418,12 @@ class Run:
                 remaining_s=spent * (1.0 - share) / done if done > 0 else None,
             )
         )
+
+
+def _size(tensor: Tensor) -> float:
+    """The root mean square of its entries, which its step size goes by."""
+    rms = float(tensor.detach().float().square().mean().sqrt()) if tensor.numel() else 0.0
+    return max(rms, LEAST_RMS)
 
 
 def _is_better(recent: Sequence[Evaluation], before: Sequence[Evaluation]) -> bool:

@@ -32,8 +32,8 @@ def test_whichever_bound_is_nearer_counts(
     assert length.expected_steps(step, elapsed_s) == expected
 
 
-@pytest.mark.parametrize(("expected", "wanted"), [(1, 1), (10, 1), (60, 3), (400, 20), (100_000, 20)])
-def test_the_step_size_rises_over_a_twentieth_of_the_run_and_over_twenty_steps_at_most(
+@pytest.mark.parametrize(("expected", "wanted"), [(1, 1), (10, 2), (60, 12), (400, 80), (100_000, 100)])
+def test_the_step_size_rises_over_a_fifth_of_the_run_and_over_a_hundred_steps_at_most(
     expected: int, wanted: int
 ) -> None:
     assert warm_up_steps(expected) == wanted

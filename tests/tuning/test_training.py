@@ -42,9 +42,11 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 def by_hand(model: nn.Module, losses: Sequence[Callable[[], Tensor]], *, steps: int, lr: float | None) -> None:
     """AdamW as its paper has it, with the schedule of the documentation; a step takes the mean of some losses."""
     parameters = [one for one in model.parameters() if one.requires_grad]
-    rates = [lr or 0.02 * max(0.01, float(one.detach().square().mean().sqrt())) for one in parameters]
+    start = float(torch.stack([one().detach() for one in losses]).mean())
+    share = min(0.03, max(0.0005, 0.04 * math.sqrt(start)))
+    rates = [lr or share * max(0.01, float(one.detach().square().mean().sqrt())) for one in parameters]
     first, second = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
-    each, warm_up = len(losses) // steps, max(1, min(20, round(0.05 * steps)))
+    each, warm_up = len(losses) // steps, max(1, min(100, round(0.2 * steps)))
     for step in range(steps):
         share = min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
         loss = torch.stack([one() for one in losses[step * each : (step + 1) * each]]).mean()
@@ -54,8 +56,8 @@ def by_hand(model: nn.Module, losses: Sequence[Callable[[], Tensor]], *, steps: 
             for place, (one, rate) in enumerate(zip(parameters, rates, strict=True)):
                 gradient = gradients[place] / max(1.0, norm)
                 first[place] = 0.9 * first[place] + 0.1 * gradient
-                second[place] = 0.999 * second[place] + 0.001 * gradient**2
-                mean, square = first[place] / (1 - 0.9 ** (step + 1)), second[place] / (1 - 0.999 ** (step + 1))
+                second[place] = 0.98 * second[place] + 0.02 * gradient**2
+                mean, square = first[place] / (1 - 0.9 ** (step + 1)), second[place] / (1 - 0.98 ** (step + 1))
                 one.mul_(1 - rate * share * 0.01).sub_(rate * share * mean / (square.sqrt() + 1e-8))
 
 
@@ -75,11 +77,12 @@ def test_weights_are_those_of_a_loop_by_hand(each: int, lr: float | None) -> Non
         return lambda: functional.mse_loss(wanted(x), teacher(x).detach()) / scale
 
     report = tuned(
-        found, data, teacher=teacher, held_out=data, steps=8, lr=lr, batches_per_step=each, kind="regression"
+        found, data, teacher=teacher, held_out=data, steps=10, lr=lr, batches_per_step=each, kind="regression"
     ).report
-    by_hand(wanted, [loss(data[place % 5]) for place in range(8 * each)], steps=8, lr=lr)
+    by_hand(wanted, [loss(data[place % 5]) for place in range(10 * each)], steps=10, lr=lr)
 
-    assert (report.best_step, report.steps, report.samples) == (8, 8, 8 * each * 6)
+    assert (report.best_step, report.steps, report.samples) == (10, 10, 10 * each * 6)
+    assert (report.relative_step is None) == (lr is not None)
     close(found, wanted)
     assert apart(values(found), values(pair()[0])) == set(values(found)), "every tensor was trained"
 
