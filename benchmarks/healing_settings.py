@@ -44,7 +44,7 @@ class Settings:
 
 SETTINGS: Mapping[str, Settings] = {
     "fashion": Settings(keeps=("1/8", "1/32"), kind="classification", steps=300, batch=64),
-    "resemblyzer": Settings(keeps=("1/8",), kind="embedding", steps=280, batch=32, is_regrouped=False),
+    "resemblyzer": Settings(keeps=("1/8",), kind="embedding", steps=120, batch=32, is_regrouped=False),
     "kjv": Settings(keeps=("1/8", "1/32"), kind="classification", steps=300, batch=16, length=64, carry_state=True),
 }
 QUICK = Settings(keeps=("1/8",), kind="classification", steps=40, batch=32)

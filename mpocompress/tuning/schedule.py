@@ -8,9 +8,10 @@ from dataclasses import dataclass
 DEFAULT_STEPS = 1000
 WARM_UP_SHARE, WARM_UP_STEPS = 0.2, 100
 """The step size rises over this share of the run, but over no more steps than that."""
-STEP_PER_ROOT, STEP_RANGE = 0.04, (0.0005, 0.03)
-USUAL_STEP = 0.01
-"""The relative step size for a divergence of 1, its bounds, and that where no divergence is known."""
+STEP_PER_ROOT, OTHER_STEP_PER_ROOT = 0.04, 0.02
+"""The relative step size for a divergence of 1: of classifiers, where that is one nat, and of other models."""
+STEP_RANGE, USUAL_STEP = (0.0005, 0.03), 0.01
+"""Its bounds, and that where no divergence is known."""
 LAST_SHARE = 0.01
 """What is left of the step size at the end."""
 EVALUATIONS, FEWEST_EVALUATIONS = 20, 5
@@ -103,7 +104,7 @@ def steps_between(expected: int, held_out: int) -> int:
     return max(1, min(wanted, expected // FEWEST_EVALUATIONS))
 
 
-def relative_step(divergence: float | None) -> float:
+def relative_step(divergence: float | None, kind: str = "classification") -> float:
     """The largest step size of a tensor, as a share of the root mean square of its entries.
 
     The divergence of a model that is near to another grows with the square of the distance of their weights. So the way
@@ -112,6 +113,7 @@ def relative_step(divergence: float | None) -> float:
 
     Args:
         divergence: of the outputs from those of the teacher, at the start; None without a teacher.
+        kind: what the models put out, which says what a divergence is.
 
     Example:
         >>> relative_step(0.25), relative_step(1e-6), relative_step(9.0), relative_step(None)
@@ -120,4 +122,5 @@ def relative_step(divergence: float | None) -> float:
     if divergence is None:
         return USUAL_STEP
     least, most = STEP_RANGE
-    return min(most, max(least, STEP_PER_ROOT * math.sqrt(divergence)))
+    each = STEP_PER_ROOT if kind == "classification" else OTHER_STEP_PER_ROOT
+    return min(most, max(least, each * math.sqrt(divergence)))

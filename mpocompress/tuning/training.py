@@ -226,7 +226,8 @@ class Run:
 
     @property
     def _relative_step(self) -> float:
-        return relative_step(self._evaluations[0].divergence)
+        measure = self._objective.measure
+        return relative_step(self._evaluations[0].divergence, measure.kind if measure is not None else "")
 
     def _batches(self) -> Iterator[tuple[Position, Example]]:
         """The batches from where the run is, states forgotten where a pass begins."""

@@ -43,7 +43,7 @@ def by_hand(model: nn.Module, losses: Sequence[Callable[[], Tensor]], *, steps: 
     """AdamW as its paper has it, with the schedule of the documentation; a step takes the mean of some losses."""
     parameters = [one for one in model.parameters() if one.requires_grad]
     start = float(torch.stack([one().detach() for one in losses]).mean())
-    share = min(0.03, max(0.0005, 0.04 * math.sqrt(start)))
+    share = min(0.03, max(0.0005, 0.02 * math.sqrt(start)))
     rates = [lr or share * max(0.01, float(one.detach().square().mean().sqrt())) for one in parameters]
     first, second = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
     each, warm_up = len(losses) // steps, max(1, min(100, round(0.2 * steps)))
