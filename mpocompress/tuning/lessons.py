@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from mpocompress.randomness import Randomness
 from mpocompress.tuning.feed import Example
 from mpocompress.tuning.objective import called, compared
 
@@ -54,7 +55,8 @@ class Lessons:
             return self._held[key]
         if number > self._first + 1 and not self._is_full:
             self._held, self._is_remembering = {}, False
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._low):
+        low = torch.autocast(self._device.type, torch.bfloat16, enabled=self._low)
+        with torch.no_grad(), Randomness(0).drawing(), low:  # whatever it draws is the same, remembered or not
             found = compared(called(self._teacher, example.on(self._device)))
         if key is not None and self._is_remembering:
             size = sum(one.numel() * one.element_size() for one in (found, *self._held.values()))
