@@ -148,10 +148,11 @@ class TuningReport:
         before, after = self.before, self.after
         broke = (f"Training broke off: {self.stopped}. A smaller step size may help.",) if self.is_broken else ()
         if not self.best_step:
+            advice = "Resume it." if self.is_interrupted else "Give more steps or other data, or a smaller step size."
             return (
                 *broke,
                 "Fine-tuning made nothing better: the weights are those from before.",
-                *(() if broke else ("Give more steps or other data, or a smaller step size.",)),
+                *(() if broke else (advice,)),
             )
         name = "score" if after.score is not None else "loss"
         said = f"Fine-tuning: {name} {_told(before)} before, {_told(after)} after."
