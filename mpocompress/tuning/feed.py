@@ -17,7 +17,8 @@ from mpocompress.randomness import Randomness, mixed
 from mpocompress.user_code import data_passes
 
 AHEAD_BATCHES, AHEAD_SAMPLES = 32, 2048
-"""So much is read ahead to hold a part of it out, whichever is reached first."""
+AHEAD_BYTES = 2**28
+"""So much is read ahead to hold a part of it out, whichever is reached first; but as many batches as one is taken of."""
 HELD_OUT_EVERY = 8
 """One batch in so many of those is held out."""
 
@@ -157,11 +158,13 @@ class Feed:
         self._seed = seed
         self._first = self._pass(0)
         self._ahead: list[object] = []
-        samples = 0
-        for batch in itertools.islice(self._first, AHEAD_BATCHES):
+        samples = size = 0
+        for batch in itertools.islice(self._first, AHEAD_BATCHES if held_out is None else 1):
             self._ahead.append(batch)
             samples += example(batch).samples
-            if samples >= AHEAD_SAMPLES and len(self._ahead) >= HELD_OUT_EVERY:
+            size += sum(one.numel() * one.element_size() for one in _tensors(batch))
+            is_enough = samples >= AHEAD_SAMPLES or size >= AHEAD_BYTES
+            if is_enough and len(self._ahead) >= HELD_OUT_EVERY:
                 break
         if not self._ahead:
             raise TuningError(
