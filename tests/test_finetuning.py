@@ -316,7 +316,7 @@ def test_a_model_that_computes_its_loss_is_trained_with_it() -> None:
     assert both.report.loss.startswith("0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (the loss")
     assert alone.after.merit > alone.before.merit
     only = tuned(pair(Computing)[0], [{"x": x} for x in batches()], teacher=teacher)
-    assert only.report.loss == "KL divergence, nats to the outputs of the teacher"
+    assert only.report.loss == "KL divergence to the outputs of the teacher"
 
 
 def test_batches_of_one_sample_are_trained_on() -> None:

@@ -18,7 +18,7 @@ from mpocompress.user_code import data_passes
 
 AHEAD_BATCHES, AHEAD_SAMPLES = 32, 2048
 AHEAD_BYTES = 2**28
-"""So much is read ahead to hold a part of it out, whichever is reached first; but as many batches as one is taken of."""
+"""So much is read ahead to hold a part of it out, whichever is reached first; but one batch can be held out of it."""
 HELD_OUT_EVERY = 8
 """One batch in so many of those is held out."""
 
