@@ -72,7 +72,7 @@ def measure(
     """
     for subject in chosen(quick=quick, **files):
         settings: Settings = QUICK if quick else SETTINGS[subject.name]
-        settings = replace(settings, steps=steps or settings.steps)
+        settings = replace(settings, steps=steps, steps_at={}) if steps else settings
         ledger.add_model(described(subject, settings))
         usual_keeps = tuple(GOALS[subject.name]) if asked and not quick else settings.keeps
         found = rows(

@@ -142,7 +142,7 @@ def _healed(
         model,
         data.batches,
         teacher=subject.module,
-        steps=settings.steps,
+        steps=settings.steps_at.get(keep, settings.steps),
         lr=settings.lr,
         kind=settings.kind,
         held_out=data.held_out,
