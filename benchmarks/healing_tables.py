@@ -66,9 +66,10 @@ def notes(model: Described, rows: Sequence[Row]) -> Iterator[str]:
     each = model.settings
     batch = f"{each.batch} streams of {each.length} characters" if each.length else f"{each.batch} samples"
     others = "".join(f" ({steps} at {keep})" for keep, steps in each.steps_at.items())
+    memory = "with" if each.carry_state else "without"
     yield (
         f"{rows[0].dense_parameters:,} parameters in the compressed layers. Fine-tuning: at most {each.steps}{others} "
-        f"steps of {each.batches_per_step} x {batch}, {'with' if each.carry_state else 'without'} the memory carried on, "
+        f"steps of {each.batches_per_step} x {batch}, {memory} the memory carried on, "
         f"{each.held_out} batches held out; seeds {', '.join(map(str, sorted({row.seed for row in rows})))}."
     )
     precisions: dict[str, dict[str, None]] = {}
