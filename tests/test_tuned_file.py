@@ -65,8 +65,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with torch.no_grad():
         for one in net.lstm.parameters():
             one.mul_(2.0)
-        for one in 4 * batches():
-            net(one)  # for the statistics of the batch norm
+        for batch in 4 * batches():
+            net(batch)  # for the statistics of the batch norm
     torch.save({"model": net.state_dict(), "epoch": 3}, tmp_path / "model.pt")
     mpocompress.compress(tmp_path / "model.pt", tmp_path / "small.pt", truncation=mpocompress.Truncation(keep=0.25))
     monkeypatch.chdir(tmp_path)
