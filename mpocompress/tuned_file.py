@@ -171,9 +171,8 @@ def finetune_file(
             notes=notes,
             as_stored=tuned.round,
         )
-        made = dataclasses.replace(
-            report, tuning=(*report.tuning, found.report), notes=(*report.notes, *carried_notes(container, checkpoint))
-        )
+        carried = [note for note in carried_notes(container, checkpoint) if note not in report.notes]
+        made = dataclasses.replace(report, tuning=(*report.tuning, found.report), notes=(*report.notes, *carried))
         made.check()
         if not leads():
             return made

@@ -195,11 +195,6 @@ class Feed:
         """The first batch that is trained on."""
         return example(next(batch for place, batch in enumerate(self._ahead) if place not in self._places))
 
-    @property
-    def has_targets(self) -> bool:
-        """Whether the first batch comes with a target."""
-        return self.first.target is not None
-
     def batches(self, start: Position = Position()) -> Iterator[tuple[Position, Example]]:
         """The batches from a place on, until a pass gives none any more.
 

@@ -58,7 +58,7 @@ def test_one_batch_in_eight_is_held_out_and_never_trained_on(
     assert [number(one) for one in found.held_out] == held_out
     assert taken(found, 2 * len(learning)) == learning * 2, "pass after pass, in order"
     assert number(found.first) == learning[0]
-    assert (found.is_held_out, found.is_reshuffled, found.has_targets) == (True, False, False)
+    assert (found.is_held_out, found.is_reshuffled) == (True, False)
 
 
 def test_a_single_batch_is_trained_on_and_measured_on() -> None:

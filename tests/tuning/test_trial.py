@@ -87,8 +87,14 @@ def test_a_way_is_read_back_from_its_words(low: bool, teacher_low: bool) -> None
     assert (", teacher in " in words) == (low != teacher_low)
 
 
-def test_what_does_not_run_here_is_left_out() -> None:
+def test_what_does_not_run_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
     def fail() -> None:
+        tried.append("second")
         raise RuntimeError("no such product")
 
-    assert fastest({"first": lambda: time.sleep(0.006), "second": fail}, CPU) == "first"
+    runs = clock(monkeypatch, first=0.006, third=0.001)
+
+    assert fastest({"first": runs["first"], "second": fail, "third": runs["third"]}, CPU) == "third"
+    assert tried == ["second"]
