@@ -116,9 +116,9 @@ def finetune(
 ) -> FinetuneResult:
     """Train a compressed model, by default towards the outputs of the original one; no labels are needed.
 
-    AdamW with a warm-up and a cosine schedule, gradients clipped to norm 1, the model measured twenty times on batches
-    that it is not trained on, and the best weights kept. The layers with cores run from their cores. Parameters that
-    are frozen stay as they are, and ties hold. Ctrl-C ends it with the best weights so far. Under torchrun the
+    AdamW with a warm-up and a cosine schedule, gradients clipped to norm 1, the model measured up to twenty times on
+    batches that it is not trained on, and the best weights kept. The layers with cores run from their cores. Parameters
+    that are frozen stay as they are, and ties hold. Ctrl-C ends it with the best weights so far. Under torchrun the
     processes share every step, and the result is that of one process with the same `batches_per_step`, up to rounding.
 
     Args:
