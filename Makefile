@@ -55,6 +55,7 @@ docs: $(DEVELOPMENT) ## build the documentation into docs/_build/html, warnings 
 reference: $(DEVELOPMENT) ## write the generated pages of the documentation again
 	@$(BIN)/python -m tools.cli_reference
 	@$(BIN)/python -m tools.forms_page
+	@$(BIN)/python -m tools.architecture_page
 
 .PHONY: format
 format: $(DEVELOPMENT) ## format the code and apply the safe fixes

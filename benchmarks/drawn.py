@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress import MPO, Sites
-from mpocompress.sites import balanced, folded, low_rank
-from mpocompress.stored_layers import Twins
+from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.mpo.sites import balanced, folded, low_rank
 
 SEED = 0
 GATES = 4

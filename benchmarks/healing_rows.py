@@ -19,7 +19,7 @@ from benchmarks.quality_models import Subject
 from benchmarks.quality_rows import FRACTIONS, OURS
 from benchmarks.second_moments import second_moments
 from mpocompress import Truncation
-from mpocompress.tuning_report import INTERRUPTED
+from mpocompress.reports.finetuning import INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.quality_rows import DATA_AWARE, DATA_FREE
-from mpocompress.calibration.outputs import OutputKind
-from mpocompress.tuning import Precision
+from mpocompress.calibration.divergence import OutputKind
+from mpocompress.finetuning import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

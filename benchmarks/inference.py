@@ -23,10 +23,10 @@ from benchmarks.inference_peers import peer_case
 from benchmarks.inference_rows import LENGTH, Row, groups, quick_groups
 from benchmarks.tables import command_line, environment, markdown_table, rich_table
 from mpocompress import __version__
-from mpocompress.bench_report import Case, Timed
+from mpocompress.benchmarking.comparison import Conditions
+from mpocompress.cli.render.formatting import seconds
 from mpocompress.jobs import blas_threads
-from mpocompress.render.words import seconds
-from mpocompress.side_by_side import Conditions
+from mpocompress.reports.benchmark import Case, Timed
 from mpocompress.text import shown_size
 
 WIDTH = 170

@@ -11,11 +11,17 @@ import torch
 
 from benchmarks.drawn import linear_twins, lstm_twins
 from benchmarks.inference_rows import LENGTH
-from mpocompress.bench_report import Case, Timed
-from mpocompress.contenders import Contender, compressed_contender, dense_contenders, largest_difference, race
-from mpocompress.layer_bench import fed_layer
-from mpocompress.side_by_side import Conditions
-from mpocompress.stored_layers import Twins
+from mpocompress.benchmarking.comparison import Conditions
+from mpocompress.benchmarking.contenders import (
+    Contender,
+    compressed_contender,
+    dense_contenders,
+    largest_difference,
+    race,
+)
+from mpocompress.benchmarking.layers import fed_layer
+from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.reports.benchmark import Case, Timed
 
 SIZES, BATCHES, BONDS = (64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64), (4, 16, 64)
 QUICK_SIZES, QUICK_BATCHES, QUICK_BONDS = (64,), (1, 2), (4,)

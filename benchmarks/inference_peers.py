@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks.drawn import lstm_twins, random_mpo, with_weights
 from benchmarks.recurrent_peers import PEERS, PeerLSTM
 from mpocompress import MPO, Sites
-from mpocompress.bench_report import Case
-from mpocompress.contenders import (
+from mpocompress.benchmarking.comparison import Conditions
+from mpocompress.benchmarking.contenders import (
     Contender,
     Feed,
     compressed_contender,
@@ -22,9 +22,9 @@ from mpocompress.contenders import (
     largest_difference,
     race,
 )
-from mpocompress.layer_bench import fed_layer
-from mpocompress.side_by_side import Conditions
-from mpocompress.stored_layers import Twins
+from mpocompress.benchmarking.layers import fed_layer
+from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.reports.benchmark import Case
 
 OURS, OURS_ALIGNED = "mpocompress", "mpocompress, cores of the others"
 

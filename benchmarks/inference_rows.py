@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.drawn import LSTM_TWINS, linear_twins, lstm_twins
-from mpocompress.bench_report import Case
-from mpocompress.contenders import Feed
-from mpocompress.layer_bench import fed_layer
-from mpocompress.side_by_side import EXECUTIONS, Conditions, side_by_side
-from mpocompress.stored_layers import Twins
+from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, side_by_side
+from mpocompress.benchmarking.contenders import Feed
+from mpocompress.benchmarking.layers import fed_layer
+from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.reports.benchmark import Case
 
 LENGTH = 100
 

@@ -14,7 +14,7 @@ from benchmarks.quality_baselines import BASELINES, FLOAT_BYTES, Layers, rounded
 from benchmarks.quality_models import Subject
 from benchmarks.second_moments import second_moments
 from mpocompress import MPOCompressError, Truncation
-from mpocompress.int8 import int8_copy
+from mpocompress.benchmarking.torch_int8 import int8_copy
 
 DATA_FREE, DATA_AWARE, DATA_AWARE_INT8 = "mpocompress", "mpocompress + data", "mpocompress + data, int8"
 DENSE = "not compressed"

@@ -21,10 +21,10 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.tables import WIDTH, command_line, markdown_table, rich_table
-from mpocompress.curve import best_under_cap, competing
-from mpocompress.decomposition import computable, survey
-from mpocompress.shortlist import shortlist
-from mpocompress.sites import balanced, candidates, folded
+from mpocompress.mpo.sites import balanced, candidates, folded
+from mpocompress.mpo.tt_svd import computable
+from mpocompress.planning.curves import best_under_cap, competing, survey
+from mpocompress.planning.shortlist import shortlist
 
 HEADER = ("matrix", "bond", "seed", "left", "taken", "best", "error of taken", "error of best", "excess")
 

@@ -11,29 +11,32 @@ from typing import TYPE_CHECKING
 from mpocompress._version import __version__
 
 if TYPE_CHECKING:
-    from mpocompress.bench_report import BenchReport
-    from mpocompress.benchmark import bench
+    from mpocompress.benchmarking.bench import bench
     from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
+    from mpocompress.calibration.calibrate import calibrate
     from mpocompress.checkpoint import open_checkpoint
-    from mpocompress.compressing import compress_module
-    from mpocompress.decomposition import decompose
+    from mpocompress.compression.compress import compress
+    from mpocompress.compression.expand import expand
+    from mpocompress.compression.inspection import inspect, look, overview
+    from mpocompress.compression.plan import plan
     from mpocompress.errors import MPOCompressError
-    from mpocompress.finetuning import FinetuneResult, finetune
-    from mpocompress.loading import load
-    from mpocompress.looking import look, overview
-    from mpocompress.mpo import MPO
+    from mpocompress.finetuning import SelfGenerated, TuningProgress
+    from mpocompress.finetuning.finetune import FinetuneResult, finetune
+    from mpocompress.finetuning.finetune_file import finetune_file
+    from mpocompress.layers.selection import Selection
+    from mpocompress.modules.compress import compress_module
+    from mpocompress.modules.load import load
+    from mpocompress.modules.save import save
+    from mpocompress.mpo.mpo import MPO
+    from mpocompress.mpo.sites import Sites
     from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
-    from mpocompress.overview_report import Overview
-    from mpocompress.pipeline import calibrate, compress, expand, inspect, plan
-    from mpocompress.plan_report import PlanReport
-    from mpocompress.report import Report
-    from mpocompress.saving import save
-    from mpocompress.selection import Selection
-    from mpocompress.sites import Sites
-    from mpocompress.truncation import Truncation
-    from mpocompress.tuned_file import finetune_file
-    from mpocompress.tuning import SelfGenerated, TuningProgress
-    from mpocompress.tuning_report import TuningReport
+    from mpocompress.planning.single_matrix import decompose
+    from mpocompress.planning.target import Truncation
+    from mpocompress.reports.benchmark import BenchReport
+    from mpocompress.reports.compression import Report
+    from mpocompress.reports.finetuning import TuningReport
+    from mpocompress.reports.overview import Overview
+    from mpocompress.reports.plan import PlanReport
 
 __all__ = [
     "MPO",
@@ -77,41 +80,41 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BenchReport": "bench_report",
+    "BenchReport": "reports.benchmark",
     "Calibration": "calibration",
     "CalibrationInputs": "calibration",
-    "FinetuneResult": "finetuning",
-    "MPO": "mpo",
+    "FinetuneResult": "finetuning.finetune",
+    "MPO": "mpo.mpo",
     "MPOCompressError": "errors",
     "MPOLSTM": "nn",
     "MPOLSTMCell": "nn",
     "MPOLinear": "nn",
     "MPOWeight": "nn",
-    "Overview": "overview_report",
-    "PlanReport": "plan_report",
-    "Report": "report",
-    "Selection": "selection",
-    "SelfGenerated": "tuning",
-    "Sites": "sites",
-    "Truncation": "truncation",
-    "TuningProgress": "tuning",
-    "TuningReport": "tuning_report",
-    "bench": "benchmark",
-    "calibrate": "pipeline",
-    "compress": "pipeline",
-    "compress_module": "compressing",
-    "decompose": "decomposition",
-    "expand": "pipeline",
-    "finetune": "finetuning",
-    "finetune_file": "tuned_file",
-    "inspect": "pipeline",
-    "load": "loading",
-    "look": "looking",
+    "Overview": "reports.overview",
+    "PlanReport": "reports.plan",
+    "Report": "reports.compression",
+    "Selection": "layers.selection",
+    "SelfGenerated": "finetuning",
+    "Sites": "mpo.sites",
+    "Truncation": "planning.target",
+    "TuningProgress": "finetuning",
+    "TuningReport": "reports.finetuning",
+    "bench": "benchmarking.bench",
+    "calibrate": "calibration.calibrate",
+    "compress": "compression.compress",
+    "compress_module": "modules.compress",
+    "decompose": "planning.single_matrix",
+    "expand": "compression.expand",
+    "finetune": "finetuning.finetune",
+    "finetune_file": "finetuning.finetune_file",
+    "inspect": "compression.inspection",
+    "load": "modules.load",
+    "look": "compression.inspection",
     "open_checkpoint": "checkpoint",
-    "overview": "looking",
-    "plan": "pipeline",
+    "overview": "compression.inspection",
+    "plan": "compression.plan",
     "read_calibration": "calibration",
-    "save": "saving",
+    "save": "modules.save",
     "set_execution": "nn",
     "write_calibration": "calibration",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import islice
+from os import PathLike
 
 _LONGEST = 120
 
@@ -79,3 +80,6 @@ def shown_size(size_bytes: int) -> str:
         if value < 999.95 or unit == "TB":
             break
     return f"{value:.1f} {unit}"
+
+
+StrPath = str | PathLike[str]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mpocompress.sites import Sites
+from mpocompress.mpo.sites import Sites
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 """Distance from 1 to the next number: rounding once moves an entry by at most half of it, relatively."""

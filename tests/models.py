@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress import loading
-from mpocompress.pipeline import compress, expand
-from mpocompress.report import Report
-from mpocompress.selection import LSTMChoice, Selection
-from mpocompress.truncation import Truncation
+from mpocompress.compression.compress import compress
+from mpocompress.compression.expand import expand
+from mpocompress.layers.selection import LSTMChoice, Selection
+from mpocompress.modules import load as loading
+from mpocompress.planning.target import Truncation
+from mpocompress.reports.compression import Report
 from tests.draw import decaying, random_matrix
 
 BOND = 6

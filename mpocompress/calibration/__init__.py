@@ -1,8 +1,11 @@
-"""Calibration: the user's model run on the user's inputs, and what that says about every weight."""
+"""Calibration: running the user's model on example inputs to measure what every weight matrix receives.
 
+Collects second moments of inputs and output gradients, compares model outputs, and refits cores layer by layer.
+"""
+
+from mpocompress.calibration.calibrate import CalibrationSource, calibrated, calibration_for
 from mpocompress.calibration.calibration import Calibration, CalibrationInputs
-from mpocompress.calibration.keeping import check_calibration_file, read_calibration, write_calibration
-from mpocompress.calibration.making import CalibrationSource, calibrated, calibration_for
+from mpocompress.calibration.file import check_calibration_file, read_calibration, write_calibration
 
 __all__ = [
     "Calibration",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mpocompress.errors import CalibrationError
-from mpocompress.feeding import sample_count
-from mpocompress.user_code import batches_from
+from mpocompress.user.batches import sample_count
+from mpocompress.user.code import batches_from
 
 DEFAULT_SAMPLES = 512
 HELD_OUT_EVERY = 4

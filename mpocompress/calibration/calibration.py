@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mpocompress.calibration.collecting import Loss
-from mpocompress.calibration.outputs import OutputKind
+from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.moments import Loss
 from mpocompress.calibration.rig import Rig
-from mpocompress.calibration.watching import Unit
-from mpocompress.calibration_report import OUTPUT_KINDS
 from mpocompress.errors import CalibrationError
-from mpocompress.metric import Metric
+from mpocompress.mpo.metric import Metric
+from mpocompress.reports.calibration import OUTPUT_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.batches import Batches
-from mpocompress.calibration.outputs import Measure, OutputKind, measure_for, primary
-from mpocompress.calibration.watching import Watch, find_watches, overheard
-from mpocompress.calibration_report import BEYOND
+from mpocompress.calibration.divergence import Measure, OutputKind, measure_for, primary
+from mpocompress.calibration.hooks import Watch, find_watches, overheard
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
-from mpocompress.feeding import fed, moved
-from mpocompress.filling import copied, fill
-from mpocompress.user_code import told_with_its_line
+from mpocompress.reports.calibration import BEYOND
+from mpocompress.user.batches import fed, moved
+from mpocompress.user.code import told_with_its_line
+from mpocompress.user.dense_model import copied, fill
 
 SEED = 0
 TUNING_SAMPLES = 48

@@ -1,1 +1,5 @@
-"""The command line: flags in, one library call, the result shown."""
+"""The command line.
+
+Each command parses its options, makes one library call and prints the result. Only this package imports click and rich,
+and only `cli/main.py` catches exceptions.
+"""

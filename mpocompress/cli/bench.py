@@ -8,8 +8,8 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, json_option
+from mpocompress.cli.render.bench_tables import show_bench
 from mpocompress.cli.terminal import printing, progress_bar, stdout
-from mpocompress.render import show_bench
 
 
 class NumbersType(click.ParamType[tuple[int, ...]]):

@@ -20,15 +20,16 @@ from mpocompress.cli.options import (
     selection,
     shape_options,
 )
+from mpocompress.cli.render.plan_tables import show_plan
+from mpocompress.cli.render.report_table import show_report
 from mpocompress.cli.terminal import printing, progress_bar, stdout
-from mpocompress.render import show_plan, show_report
-from mpocompress.report import STORED_DTYPES
+from mpocompress.reports.compression import STORED_DTYPES
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.outputs import OutputKind
-    from mpocompress.selection import ForcedKind, LSTMChoice
-    from mpocompress.sites import SitesChoice
-    from mpocompress.truncation import Truncation
+    from mpocompress.calibration.divergence import OutputKind
+    from mpocompress.layers.selection import ForcedKind, LSTMChoice
+    from mpocompress.mpo.sites import SitesChoice
+    from mpocompress.planning.target import Truncation
 
 NO_TARGET = """How much should be kept? Give exactly one of:
   --bond N         every bond at most N (for single layers: --bond 'GLOB=N')

@@ -6,8 +6,8 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, force_option
+from mpocompress.cli.render.formatting import counted, labelled
 from mpocompress.cli.terminal import printing
-from mpocompress.render import counted, labelled
 
 
 @click.command()

@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 import mpocompress
-from mpocompress.calibration_report import OUTPUT_KINDS
 from mpocompress.cli.options import EXISTING, force_option, json_option
+from mpocompress.cli.render.formatting import labelled
+from mpocompress.cli.render.tuning_table import show_tuning
 from mpocompress.cli.terminal import INTERRUPTED, is_first_process, printing, stdout
-from mpocompress.render import labelled, show_tuning
+from mpocompress.reports.calibration import OUTPUT_KINDS
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.outputs import OutputKind
-    from mpocompress.tuning import Precision, Trained, TuningProgress
+    from mpocompress.calibration.divergence import OutputKind
+    from mpocompress.finetuning import Precision, Trained, TuningProgress
 
 
 class TextsType(click.ParamType[tuple[int, int]]):

@@ -8,12 +8,13 @@ import click
 
 import mpocompress
 from mpocompress.cli.options import EXISTING, json_option, layer_options, selection
+from mpocompress.cli.render.overview_tables import show_overview
+from mpocompress.cli.render.report_table import show_report
 from mpocompress.cli.terminal import printing, stdout
-from mpocompress.render import show_overview, show_report
-from mpocompress.report import Report
+from mpocompress.reports.compression import Report
 
 if TYPE_CHECKING:
-    from mpocompress.selection import ForcedKind
+    from mpocompress.layers.selection import ForcedKind
 
 
 @click.command()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import mpocompress
-from mpocompress.calibration_report import OUTPUT_KINDS
-from mpocompress.layers import MIN_SIDE
-from mpocompress.sites import MAX_SITES, MIN_SITES, SitesChoice
+from mpocompress.layers.specs import MIN_SIDE
+from mpocompress.mpo.sites import MAX_SITES, MIN_SITES, SitesChoice
+from mpocompress.reports.calibration import OUTPUT_KINDS
 
 if TYPE_CHECKING:
     from mpocompress.calibration import CalibrationSource
-    from mpocompress.calibration.outputs import OutputKind
-    from mpocompress.selection import ForcedKind, LSTMChoice, Selection
+    from mpocompress.calibration.divergence import OutputKind
+    from mpocompress.layers.selection import ForcedKind, LSTMChoice, Selection
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Value = TypeVar("Value")

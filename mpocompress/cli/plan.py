@@ -16,13 +16,14 @@ from mpocompress.cli.options import (
     selection,
     shape_options,
 )
+from mpocompress.cli.render.overview_tables import show_estimates
+from mpocompress.cli.render.plan_tables import show_plan
 from mpocompress.cli.terminal import printing, progress_bar, stdout
-from mpocompress.render import show_estimates, show_plan
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.outputs import OutputKind
-    from mpocompress.selection import ForcedKind, LSTMChoice
-    from mpocompress.sites import SitesChoice
+    from mpocompress.calibration.divergence import OutputKind
+    from mpocompress.layers.selection import ForcedKind, LSTMChoice
+    from mpocompress.mpo.sites import SitesChoice
 
 
 @click.command()

@@ -1,4 +1,8 @@
-"""Layers that hold cores in the place of weights, call-compatible with the layers of torch that they replace."""
+"""Layers that hold MPO cores in place of dense weights.
+
+`MPOLinear`, `MPOLSTM` and `MPOLSTMCell` take the arguments and return the outputs of the torch layers they replace.
+They run from the cores or from the materialised weight, whichever is faster.
+"""
 
 from mpocompress.nn.execution import Execution, set_execution
 from mpocompress.nn.linear import MPOLinear

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import ModelError
-from mpocompress.layers import JOINT, LSTM_GATES
+from mpocompress.layers.names import JOINT, LSTM_GATES
 from mpocompress.nn.operands import Product, split_columns, split_layout
 from mpocompress.nn.steps import Operands
 from mpocompress.nn.weight import MPOWeight

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpocompress.nn.autograd_state import is_traced, is_transformed
 from mpocompress.nn.cost import Work, sequence_seconds
 from mpocompress.nn.direction import DirectionWeights
 from mpocompress.nn.execution import MODELLED, Candidate, bucket, choose
 from mpocompress.nn.gates import gate_scale, uses_numpy
 from mpocompress.nn.loop import Loop
 from mpocompress.nn.operands import Product
-from mpocompress.nn.recording import is_traced, is_transformed
+from mpocompress.nn.packed import Rows, State, run_over
 from mpocompress.nn.recurrence import recur, recur_plainly
-from mpocompress.nn.rows import Rows, State, run_over
-from mpocompress.nn.single import DenseStep, SingleStep
+from mpocompress.nn.single_step import DenseStep, SingleStep
 from mpocompress.nn.steps import Operands
 
 FACTORISED, FUSED, LOOP = "factorised", "fused", "loop"

@@ -11,11 +11,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mpocompress.errors import ModelError
+from mpocompress.nn.autograd_state import is_recorded, needs_gradients
+from mpocompress.nn.cache import Preparing
 from mpocompress.nn.cost import TRAINED_PRODUCTS, product_seconds
 from mpocompress.nn.execution import MODELLED, Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
 from mpocompress.nn.operands import Product
-from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import is_recorded, needs_gradients
 from mpocompress.nn.weight import MPOWeight
 
 Run = Callable[[Tensor], Tensor]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mpocompress.nn.buffer_pool import Rooms
 from mpocompress.nn.gates import Advance, Native, advancing, natively, places, uses_numpy
 from mpocompress.nn.operands import Product
-from mpocompress.nn.rooms import Rooms
 from mpocompress.nn.steps import Operands, Steps, steps_of
 
 STRETCH_ENTRIES = 2**18

@@ -10,13 +10,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.nn.again import FusedAgain, StepAgain, sizes_of
+from mpocompress.nn.autograd_state import check_dtypes, is_recorded, needs_gradients
+from mpocompress.nn.cache import Preparing
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import FUSED, LevelRun
-from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import check_dtypes, is_recorded, needs_gradients
-from mpocompress.nn.rows import Rows, State
+from mpocompress.nn.packed import Rows, State
+from mpocompress.nn.replay import FusedAgain, StepAgain, sizes_of
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mpocompress.nn.again import sizes_of
+from mpocompress.nn.autograd_state import check_dtypes, is_recorded, needs_gradients
+from mpocompress.nn.cache import Preparing
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import LevelRun
-from mpocompress.nn.prepared import Preparing
-from mpocompress.nn.recording import check_dtypes, is_recorded, needs_gradients
-from mpocompress.nn.rows import Rows
+from mpocompress.nn.packed import Rows
+from mpocompress.nn.replay import sizes_of
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]

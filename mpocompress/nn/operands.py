@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpocompress.sites import Sites
+from mpocompress.mpo.sites import Sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

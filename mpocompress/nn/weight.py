@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.contraction import to_matrix
 from mpocompress.errors import SitesError
-from mpocompress.mpo import MPO
+from mpocompress.mpo.contraction import to_matrix
+from mpocompress.mpo.mpo import MPO
+from mpocompress.mpo.sites import Sites
+from mpocompress.nn.autograd_state import is_recorded
+from mpocompress.nn.cache import Placed
 from mpocompress.nn.operands import Layout, Product, as_product, layout_of
-from mpocompress.nn.prepared import Placed
-from mpocompress.nn.recording import is_recorded
-from mpocompress.sites import Sites
 
 ALIGNMENT_BYTES = 64
 

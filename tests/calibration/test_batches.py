@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.calibration.batches import gathered
 from mpocompress.errors import CalibrationError
-from mpocompress.feeding import fed, moved, sample_count
-from mpocompress.user_code import batches_from, data_passes
+from mpocompress.user.batches import fed, moved, sample_count
+from mpocompress.user.code import batches_from, data_passes
 
 
 def rows(count: int, size: int = 2) -> list[Tensor]:

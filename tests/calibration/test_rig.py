@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mpocompress.calibration.batches import gathered
 from mpocompress.calibration.rig import TUNING_ANSWERS, TUNING_SAMPLES, Rig
-from mpocompress.calibration_report import BEYOND
 from mpocompress.errors import CalibrationError, ModelError
+from mpocompress.reports.calibration import BEYOND
 from tests.calibration.rigs import Calls, inputs, numbers, opened, rig_of, seeded, two_layers, values
 
 

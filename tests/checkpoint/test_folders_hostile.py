@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mpocompress.checkpoint import open_checkpoint
 from mpocompress.checkpoint.folders import index
-from mpocompress.checkpoint.folders.beside import MAX_FILE_BYTES
+from mpocompress.checkpoint.folders.companions import MAX_FILE_BYTES
 from mpocompress.errors import CheckpointError, MPOCompressError
 from tests.checkpoint.folders import edit_index, make_folder, split, weight_map, weights
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mpocompress.checkpoint import check_output, container_for, left_out, open_checkpoint, write_checkpoint
 from mpocompress.checkpoint.writing.atomic import replacing_folder
-from mpocompress.checkpoint.writing.fresh import Fresh
+from mpocompress.checkpoint.writing.deterministic import Fresh
 from mpocompress.errors import FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import state_dict
 

@@ -17,8 +17,8 @@ from typing import NoReturn
 
 import torch
 
-import mpocompress.pipeline
-import mpocompress.render  # noqa: F401 (both are imported here, so that a copy starts with all it needs)
+import mpocompress.cli.render
+import mpocompress.compression.compress  # noqa: F401 (both are imported here, so that a copy starts with all it needs)
 from mpocompress.cli.main import main
 
 MEMORY_BYTES = 2 * 2**30

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.contraction import to_matrix
 from mpocompress.errors import SitesError
-from mpocompress.mpo import MPO
+from mpocompress.mpo.contraction import to_matrix
+from mpocompress.mpo.mpo import MPO
+from mpocompress.mpo.sites import Sites, balanced, folded, low_rank
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
-from mpocompress.sites import Sites, balanced, folded, low_rank
 from tests.draw import EPS
 
 EXECUTIONS: tuple[Execution, ...] = ("auto", "factorised", "materialised")

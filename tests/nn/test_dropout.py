@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
+from mpocompress.mpo.sites import low_rank
 from mpocompress.nn import MPOLSTM, Execution
-from mpocompress.sites import low_rank
 from tests.nn.builders import EXECUTIONS, Chain, LSTMPlan, assert_close, dense_weights, exactly
 from tests.nn.test_lstm import MIXTURES
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import ExecutionError
+from mpocompress.mpo.sites import balanced
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
-from mpocompress.sites import balanced
 from tests.nn.builders import EXECUTIONS, Chain, LSTMPlan, tensors
 
 BOTH: tuple[Execution, ...] = ("factorised", "materialised")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.func import functional_call, grad
 
-from mpocompress.mpo import MPO
+from mpocompress.mpo.mpo import MPO
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
 from tests.nn.builders import EXECUTIONS, LSTMPlan, assert_close, dense_weights, exactly, tensors
 from tests.nn.test_linear import FORMS

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from mpocompress.mpo.sites import Sites, balanced, folded, low_rank
 from mpocompress.nn import Execution, MPOLinear, MPOWeight
-from mpocompress.sites import Sites, balanced, folded, low_rank
 from tests.draw import EPS
 from tests.nn.builders import EXECUTIONS, ROUNDINGS, Chain, LSTMPlan, assert_close, exactly, lstm_plans, tensors
 from tests.nn.test_linear import FORMS, any_chain

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mpocompress.mpo.sites import Sites, balanced, folded, low_rank
 from mpocompress.nn import Execution, MPOLinear, MPOWeight
-from mpocompress.sites import Sites, balanced, folded, low_rank
 from tests.draw import EPS
 from tests.nn.builders import (
     CONTEXTS,

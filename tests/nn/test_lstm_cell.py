@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mpocompress.mpo.sites import balanced, folded, low_rank
 from mpocompress.nn import Execution, MPOLSTMCell, MPOWeight
-from mpocompress.sites import balanced, folded, low_rank
 from tests.draw import EPS
 from tests.nn.builders import (
     CONTEXTS,

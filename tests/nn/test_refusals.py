@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from mpocompress.errors import ModelError, MPOCompressError
+from mpocompress.mpo.sites import folded, low_rank
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell
-from mpocompress.sites import folded, low_rank
 from tests.nn.builders import CONTEXTS, EXECUTIONS, Chain, LSTMPlan, twin_of
 from tests.nn.test_linear import FORMS
 from tests.nn.test_linear import make as make_linear

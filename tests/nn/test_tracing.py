@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mpocompress.mpo.sites import balanced, folded
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell
-from mpocompress.sites import balanced, folded
 from tests.nn.builders import CONTEXTS, EXECUTIONS, Chain, LSTMPlan, assert_close, exactly, tensors, twin_of
 from tests.nn.test_freshness import KINDS, inputs, make
 from tests.nn.test_lstm import MIXTURES, WAYS

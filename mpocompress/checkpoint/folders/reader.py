@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mpocompress.checkpoint.folders.beside import look_beside, names_in
+from mpocompress.checkpoint.folders.companions import look_beside, names_in
 from mpocompress.checkpoint.folders.index import ShardIndex, read_index
 from mpocompress.checkpoint.folders.json_file import read_json
-from mpocompress.checkpoint.folders.refusal import nothing_to_read
 from mpocompress.checkpoint.folders.shards import OpenFile, open_shards
+from mpocompress.checkpoint.folders.wrong_file import nothing_to_read
 from mpocompress.checkpoint.layout import CONFIG, INDEX_SUFFIX, Layout, stem_of
 from mpocompress.checkpoint.protocol import Checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff

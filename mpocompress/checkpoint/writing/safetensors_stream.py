@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 
 from mpocompress.checkpoint.safetensors_types import CODES
-from mpocompress.checkpoint.writing.fresh import packed
+from mpocompress.checkpoint.writing.deterministic import packed
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
 

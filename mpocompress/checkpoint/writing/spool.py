@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint.writing.fresh import packed
+from mpocompress.checkpoint.writing.deterministic import packed
 from mpocompress.errors import OutputError
 
 _ALIGNMENT = 64

@@ -16,7 +16,7 @@ from mpocompress.checkpoint.contents.nesting import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
 from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.writing.atomic import replacing
-from mpocompress.checkpoint.writing.fresh import Fresh
+from mpocompress.checkpoint.writing.deterministic import Fresh
 from mpocompress.checkpoint.writing.safetensors_stream import write_safetensors
 from mpocompress.errors import OutputError, OutputExistsError
 from mpocompress.text import shown, shown_size

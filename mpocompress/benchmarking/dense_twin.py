@@ -1,0 +1,51 @@
+"""The dense twin of a model with MPO layers: the same model, its weights multiplied out from the cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mpocompress.layers.names import JOINT
+from mpocompress.nn import MPOWeight
+
+
+def dense_state(model: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a dense model that computes the same as one with MPO layers.
+
+    Args:
+        model: the model with MPO layers.
+        dense: the same model without; only the shapes of its weights are looked at.
+
+    Returns:
+        Name -> tensor, for every name of `dense`: dense weights are new, all else is shared with `model`.
+
+    Example:
+        >>> import mpocompress
+        >>> from mpocompress.nn import MPOLinear
+        >>> layer = nn.Linear(64, 64)
+        >>> mpo = mpocompress.decompose(layer.weight, truncation=mpocompress.Truncation(max_bond=8))
+        >>> state = dense_state(MPOLinear.replacing(layer, MPOWeight(mpo)), layer)
+        >>> sorted(state), bool((state["weight"] == mpo.to_matrix()).all())
+        (['bias', 'weight'], True)
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
+    made = dict(_multiplied_out(model, shapes))
+    return {name: tensor for name, tensor in {**model.state_dict(), **made}.items() if name in shapes}
+
+
+def _multiplied_out(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    """The weights that cores stand for, under the names of the dense model."""
+    for name, weight in model.named_modules(remove_duplicate=False):
+        if not isinstance(weight, MPOWeight):
+            continue
+        matrix = weight.dense().detach()
+        path, _, leaf = name.rpartition(".")
+        start = f"{path}." if path else ""
+        if not leaf.startswith(JOINT):
+            yield name, matrix
+            continue
+        names = [f"{start}{leaf.replace(JOINT, part)}" for part in ("weight_ih", "weight_hh")]
+        columns = [shapes[one][1] for one in names]
+        yield from zip(names, torch.split(matrix, columns, dim=1), strict=True)

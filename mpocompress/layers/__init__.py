@@ -1,0 +1,5 @@
+"""Which tensors of a checkpoint belong to which layer.
+
+Names, shapes, recorded classes and configurations are compared to recognise LSTM, Linear and Conv1D layers; the result
+lists their weight matrices. No weight is read.
+"""

@@ -1,0 +1,138 @@
+"""What the user asks for: which layers, in what form, and what they are to be taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from mpocompress.checkpoint import TensorInfo
+from mpocompress.errors import SelectionError
+from mpocompress.layers.names import LSTM_GATES, is_projection, is_recurrent, matches
+from mpocompress.layers.specs import MIN_SIDE
+
+LSTMChoice = Literal["auto", "joint", "separate"]
+ForcedKind = Literal["lstm", "linear", "conv1d", "embedding"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which layers to compress, and in what form.
+
+    Args:
+        include: globs of layer or tensor names; empty for all.
+        exclude: globs of layer or tensor names to leave dense.
+        kinds: glob of tensor names -> kind, against what name and shape would say.
+        min_side: matrices with a smaller side stay dense.
+        lstm: input-to-hidden and hidden-to-hidden weights as one matrix, apart, or whichever is better.
+
+    Raises:
+        SelectionError: a choice or kind that does not exist, a smallest side below 1, or one glob in the place of
+            several.
+
+    Example:
+        >>> Selection(exclude=("head*",)).min_side
+        64
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    kinds: Mapping[str, ForcedKind] = field(default_factory=dict)
+    min_side: int = MIN_SIDE
+    lstm: LSTMChoice = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the choices."""
+        for where, found, holds, wanted in (
+            ("lstm", self.lstm, self.lstm in get_args(LSTMChoice), f"one of {', '.join(get_args(LSTMChoice))}"),
+            ("min_side", self.min_side, type(self.min_side) is int and self.min_side >= 1, "an integer of 1 or more"),
+            ("include", self.include, not isinstance(self.include, str), "a tuple of globs"),
+            ("exclude", self.exclude, not isinstance(self.exclude, str), "a tuple of globs"),
+            (
+                "kinds",
+                dict(self.kinds),
+                set(self.kinds.values()) <= set(get_args(ForcedKind)),
+                f"globs with a kind of {', '.join(get_args(ForcedKind))}",
+            ),
+        ):
+            if not holds:
+                raise SelectionError(
+                    where=where, found=f"got {found!r}", why=f"it must be {wanted}", action="Give such a value."
+                )
+
+
+def forced_kinds(tensors: Mapping[str, TensorInfo], selection: Selection) -> dict[str, ForcedKind]:
+    """The kind that was asked for, by tensor name.
+
+    Args:
+        tensors: every tensor of the state dict.
+        selection: what is asked for.
+
+    Returns:
+        Tensor name -> kind; of tied tensors, the name that holds the values.
+
+    Raises:
+        SelectionError: a glob that matches nothing, or a kind that a tensor cannot be.
+    """
+    names = list(tensors)
+    for what, globs in (("include", selection.include), ("exclude", selection.exclude)):
+        for glob in globs:
+            if not any(_matches((glob,), name) for name in names):
+                raise _nothing_matches(f"{what} pattern {glob!r}", "no layer and no tensor", names)
+    forced: dict[str, ForcedKind] = {}
+    for glob, kind in selection.kinds.items():
+        hits = [name for name in names if matches(glob, name)]
+        if not hits:
+            raise _nothing_matches(f"kind pattern {glob!r}", "no tensor", names)
+        for name in hits:
+            _check_kind(name, tensors[name], kind)
+            forced[tensors[name].alias_of or name] = kind
+    return forced
+
+
+def _nothing_matches(where: str, what: str, names: list[str]) -> SelectionError:
+    return SelectionError(
+        where=where,
+        found=f"matches {what}",
+        why="a pattern that selects nothing is a mistake",
+        action=f"Names look like {', '.join(names[:3])}.",
+    )
+
+
+def _check_kind(name: str, info: TensorInfo, kind: ForcedKind) -> None:
+    """Refuse a kind that the shape or the name of a tensor rules out."""
+    problem = None
+    if len(info.shape) != 2:
+        problem = f"a {len(info.shape)}-D tensor"
+    elif kind == "lstm" and not is_recurrent(name):
+        problem = "a name without weight_ih, weight_hh or weight_hr"
+    elif kind == "lstm" and info.shape[0] % LSTM_GATES and not is_projection(name):
+        problem = f"shape {info.shape}, whose rows are not those of {LSTM_GATES} gates"
+    if problem is not None:
+        raise SelectionError(
+            where=name,
+            found=problem,
+            why=f"that cannot be the weight of {'an ' if kind == 'embedding' else 'a '}{kind} layer",
+            action="Narrow the pattern.",
+        )
+
+
+def unwanted(names: Collection[str], selection: Selection) -> str:
+    """Why a tensor was not asked for under any of its names.
+
+    Args:
+        names: its names; more than one where it is tied.
+        selection: what is asked for.
+
+    Returns:
+        The reason; empty when it was asked for.
+    """
+    if selection.include and not any(_matches(selection.include, name) for name in names):
+        return "not among the layers asked for"
+    return "left out as asked" if any(_matches(selection.exclude, name) for name in names) else ""
+
+
+def _matches(globs: Collection[str], name: str) -> bool:
+    """Whether a glob means a tensor, or the layer that it belongs to."""
+    layer = name.rpartition(".")[0]
+    return any(matches(glob, name) or (bool(layer) and matches(glob, layer)) for glob in globs)

@@ -1,0 +1,114 @@
+"""Compressible layers as names and shapes: which tensors form which matrix. No tensor is held here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A tensor that was passed through untouched.
+
+    Args:
+        name: its name.
+        shape: its shape.
+        reason: why, in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+LayerKind = Literal["lstm", "lstm_cell", "linear", "conv1d"]
+
+
+KindFrom = Literal["as asked", "recorded class", "model", "config", "name and shape"]
+"""From where it is known what a layer is, the surest first."""
+
+
+MIN_SIDE = 64
+"""Matrices with a side below this stay dense by default: truncating a small output layer like the rest ruins models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One tensor of a checkpoint that takes part in a matrix.
+
+    Args:
+        name: its name in the state dict.
+        shape: (rows, columns) in the matrix, rows being outputs.
+        dtype: name of its dtype, as `float32`.
+        transposed: whether the file holds it as (columns, rows).
+        aliases: its other names, where it is tied.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    transposed: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything a pattern may call it by: its names, and of the others also their modules."""
+        modules = (alias.rpartition(".")[0] for alias in self.aliases)
+        return (self.name, *self.aliases, *(module for module in modules if module))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixSpec:
+    """One matrix to decompose: a tensor, or several side by side that share their rows.
+
+    Args:
+        name: what its cores are filed under: the tensor's own name, or that of the joint matrix.
+        members: the tensors, left to right.
+        kind_from: from where it is known what its layer is.
+
+    Example:
+        >>> from mpocompress.layers.names import joint_name
+        >>> ih = Member(name="lstm.weight_ih_l0", shape=(1024, 28), dtype="float32")
+        >>> hh = Member(name="lstm.weight_hh_l0", shape=(1024, 256), dtype="float32")
+        >>> MatrixSpec(name=joint_name(ih.name), members=(ih, hh)).shape
+        (1024, 284)
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    kind_from: KindFrom = "name and shape"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the file holds the matrix as (columns, rows)."""
+        return self.members[0].transposed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix."""
+        return self.members[0].shape[0], sum(member.shape[1] for member in self.members)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of entries."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSpec:
+    """One layer, or one level and direction of a stacked LSTM, with the ways its weights can be put into matrices.
+
+    Args:
+        name: path of the module in the model; empty for the model itself.
+        kind: what it is.
+        forms: alternatives, each a set of matrices that holds all compressible tensors of the layer once.
+    """
+
+    name: str
+    kind: LayerKind
+    forms: tuple[tuple[MatrixSpec, ...], ...]
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of entries of its compressible tensors."""
+        return sum(matrix.dense_parameters for matrix in self.forms[0])

@@ -1,0 +1,48 @@
+"""A model in memory as an open checkpoint, with the class of every layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from mpocompress.checkpoint import Checkpoint, open_state
+from mpocompress.errors import ModelError
+from mpocompress.layers.model_classes import class_name
+from mpocompress.text import shown
+from mpocompress.user.name_alignment import unwrapped
+
+
+def live_checkpoint(model: nn.Module) -> Checkpoint:
+    """Treat a model as an open checkpoint of its state dict.
+
+    Args:
+        model: the model; its tensors are not copied.
+
+    Returns:
+        The checkpoint, under the name of the model's class. What torch.compile puts into names is taken out.
+
+    Raises:
+        ModelError: a lazy layer that was never run.
+        CheckpointError: a tensor that no file could hold.
+
+    Example:
+        >>> live_checkpoint(nn.LSTM(4, 8)).classes
+        {'': 'torch.nn.modules.rnn.LSTM'}
+    """
+    state = {unwrapped(name): value for name, value in model.state_dict().items()}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    lazy = next((name for name, tensor in tensors.items() if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise ModelError(
+            where=shown(lazy),
+            found="a parameter without a size",
+            why="its layer was never run",
+            action="Run the model once, or load its weights.",
+        )
+    paths = model.named_modules(remove_duplicate=False)
+    return open_state(
+        tensors,
+        name=type(model).__name__,
+        classes={unwrapped(path): class_name(module) for path, module in paths},
+        beside={name: value for name, value in state.items() if name not in tensors},
+    )

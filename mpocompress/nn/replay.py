@@ -1,0 +1,92 @@
+"""What an LSTM did with an input of the same sizes before, to be done again with nothing looked up or checked."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from mpocompress.nn.single_step import DenseStep, SingleStep
+
+States = tuple[Tensor, Tensor]
+Result = tuple[Tensor, States]
+
+
+def sizes_of(shape: Sequence[int], dtype: torch.dtype, hx: States | None) -> Hashable:
+    """What a run is found by.
+
+    Args:
+        shape: of the input as it was given.
+        dtype: of the input.
+        hx: the states that were given.
+
+    Returns:
+        A key.
+    """
+    states = None if hx is None else (hx[0].shape, hx[1].shape, hx[0].dtype, hx[1].dtype)
+    return ("again", tuple(shape), dtype, states)
+
+
+class StepAgain:
+    """One step through all levels.
+
+    Args:
+        levels: the steps of every level, one for each direction.
+        batch_first: whether the input is (batch, 1, features).
+    """
+
+    def __init__(self, levels: Sequence[Sequence[SingleStep | DenseStep]], *, batch_first: bool) -> None:
+        self._levels = levels
+        self._time = 1 if batch_first else 0
+
+    def __call__(self, x: Tensor, hx: States) -> Result:
+        """Run the step."""
+        x, (h, c) = x.squeeze(self._time), hx
+        hs: list[Tensor] = []
+        cs: list[Tensor] = []
+        for level in self._levels:
+            before = len(hs)
+            for step in level:
+                output, cell = step(x, h[len(hs)], c[len(hs)])
+                hs.append(output)
+                cs.append(cell)
+            x = hs[before] if len(level) == 1 else torch.cat(hs[before:], dim=1)
+        cells = cs[0].unsqueeze(0) if len(cs) == 1 else torch.stack(cs)
+        return x.unsqueeze(self._time), (torch.stack(hs), cells)
+
+
+class FusedAgain:
+    """All levels by the kernel of torch, in one call.
+
+    Args:
+        dense: the multiplied-out weights of every direction, as `torch.lstm` wants them.
+        has_biases: whether there are biases among them.
+        levels: how many levels there are.
+        directions: one or two.
+        batch_first: whether the input is (batch, time, features).
+        sizes: of the outputs of one direction, and of the cell state.
+    """
+
+    def __init__(
+        self,
+        dense: Sequence[Sequence[Tensor]],
+        *,
+        has_biases: bool,
+        levels: int,
+        directions: int,
+        batch_first: bool,
+        sizes: tuple[int, int],
+    ) -> None:
+        flat = [tensor for one in dense for tensor in one]
+        self._arguments = (flat, has_biases, levels, 0.0, False, directions == 2, batch_first)
+        self._states, self._sizes, self._batch = levels * directions, sizes, 0 if batch_first else 1
+
+    def __call__(self, x: Tensor, hx: States | None) -> Result:
+        """Run over the sequences."""
+        if hx is None:
+            outputs, hidden = self._sizes
+            h = x.new_zeros(self._states, x.shape[self._batch], outputs)
+            hx = (h, h if outputs == hidden else x.new_zeros(self._states, x.shape[self._batch], hidden))
+        y, h, c = torch.lstm(x, hx, *self._arguments)
+        return y, (h, c)

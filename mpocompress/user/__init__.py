@@ -1,0 +1,5 @@
+"""The user's own code, model and batches.
+
+Imports `file.py:name`, builds the model, loads the dense weights into it and iterates over its batches. Errors raised
+by user code name the line that raised them.
+"""

@@ -1,0 +1,319 @@
+"""A calibration in a file: read back as it was, written all or nothing, and refused when it was edited."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
+from mpocompress.calibration.calibrate import calibrate, calibration_for
+from mpocompress.calibration.calibration import Point
+from mpocompress.calibration.file import FORMAT
+from mpocompress.checkpoint import open_checkpoint
+from mpocompress.compression.compress import compress
+from mpocompress.errors import (
+    CalibrationError,
+    CheckpointError,
+    FormatError,
+    ModelError,
+    OutputError,
+    OutputExistsError,
+)
+from mpocompress.layers.selection import Selection
+from mpocompress.planning.target import Truncation
+from tests.calibration.rigs import inputs, numbers, saved, seeded, two_layers
+
+SMALL = Selection(min_side=8)
+KEEP = Truncation(keep=0.5)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return saved(tmp_path, seeded(two_layers))
+
+
+@pytest.fixture
+def made(source: Path) -> Calibration:
+    found = calibrate(source, inputs(), seeded(two_layers))
+    for bond in (1, 3):
+        point = Point(matrix="0.weight", sites="low rank", bond=bond, divergence=0.25 / bond)
+        found.points[point.key] = point
+    return found
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path, made: Calibration) -> None:
+    path = tmp_path / "kept.safetensors"
+    write_calibration(made, path)
+    found = read_calibration(path)
+
+    for field in ("sha256", "units", "left_out", "kind", "measure", "said", "samples", "points"):
+        assert getattr(found, field) == getattr(made, field), field
+    assert (found.rig, found.notes) == (None, ())
+    for unit in made.units:
+        one, other = found.metrics[unit.name], made.metrics[unit.name]
+        assert one.second.equal(other.second)
+        assert one.mean.equal(other.mean)
+        assert one.outputs.moment.equal(other.outputs.moment)
+        assert one.count == other.count
+
+
+def test_it_is_written_the_same_every_time_and_leaves_nothing_beside_it(tmp_path: Path, made: Calibration) -> None:
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "third"))
+    write_calibration(made, first)
+    write_calibration(made, second)
+    write_calibration(read_calibration(first), third)
+
+    assert first.read_bytes() == second.read_bytes() == third.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", first.name, second.name, third.name}
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, made: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    path.write_bytes(b"old")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("mpocompress.calibration.file.save_file", full)
+    with pytest.raises(
+        OutputError,
+        match=r"kept\.safetensors: no space left on device; the calibration could not be written\. Free some space, or "
+        r"name another place\.",
+    ):
+        write_calibration(made, path, overwrite=True)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        (
+            "kept.pt",
+            OutputError,
+            r"kept\.pt: a name that does not end in \.safetensors; .* Name it kept\.safetensors\.",
+        ),
+        ("no/kept.safetensors", OutputError, r"kept\.safetensors: a folder that is not there; .* Make it first\."),
+        ("there.safetensors", OutputExistsError, r"there\.safetensors: it exists; nothing is overwritten unasked\."),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    tmp_path: Path, source: Path, name: str, kind: type[Exception], message: str
+) -> None:
+    (tmp_path / "there.safetensors").write_bytes(b"mine")
+    with pytest.raises(kind, match=message):
+        compress(
+            source, tmp_path / "small.pt", truncation=KEEP, calibration=[], save_calibration=tmp_path / name, model="x"
+        )
+    assert (tmp_path / "there.safetensors").read_bytes() == b"mine"
+
+
+def test_a_folder_is_never_replaced(tmp_path: Path, made: Calibration) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(OutputExistsError, match=r"folder\.safetensors: it exists"):
+        write_calibration(made, tmp_path / "folder.safetensors", overwrite=True)
+
+
+@pytest.mark.parametrize("place", ["source", "target"])
+def test_it_is_never_kept_in_the_place_of_a_checkpoint(tmp_path: Path, place: str) -> None:
+    source, target = tmp_path / "source.safetensors", tmp_path / "target.safetensors"
+    save_file(seeded(two_layers).state_dict(), source)
+    before = source.read_bytes()
+    with pytest.raises(
+        OutputError,
+        match=rf"{place}\.safetensors: the checkpoint itself, or what it is compressed to; one would overwrite the "
+        r"other\. Name another file for the calibration\.",
+    ):
+        compress(
+            source,
+            target,
+            truncation=KEEP,
+            selection=SMALL,
+            model=seeded(two_layers),
+            calibration=inputs(),
+            save_calibration=tmp_path / f"{place}.safetensors",
+            overwrite=True,
+        )
+    assert source.read_bytes() == before
+    assert not target.exists()
+
+
+def edited(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    with safe_open(path, framework="pt") as held:
+        document = json.loads(held.metadata()[FORMAT])
+        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - not a mapping
+    change(document, tensors)
+    save_file(tensors, path, metadata={FORMAT: json.dumps(document)})
+
+
+def unit(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda document, _: document["units"][0].update(fields)
+
+
+def point(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda document, _: document["points"][0].update(fields)
+
+
+def field(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda document, _: document.update(fields)
+
+
+def tensor(name: str, value: Tensor | None) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(_: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        del tensors[name]
+        tensors.update({} if value is None else {name: value})
+
+    return change
+
+
+EYE = torch.eye(12, dtype=torch.float64)
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]] = {
+    "no second": (tensor("0.second", None), "'0.second'"),
+    "no mean": (tensor("1.mean", None), "'1.mean'"),
+    "other shape": (tensor("0.second", EYE[:3]), "second of 0.weight"),
+    "other dtype": (tensor("0.second", EYE.float()), "second of 0.weight"),
+    "nan": (tensor("0.second", EYE * torch.nan), "second of 0.weight"),
+    "inf": (tensor("0.mean", torch.full((12,), torch.inf).double()), "mean of 0.weight"),
+    "zero outputs": (tensor("0.outputs", torch.zeros(16).double()), "0.weight"),
+    "negative outputs": (tensor("0.outputs", -torch.ones(16).double()), "0.weight"),
+    "no members": (unit(members=[], columns=[]), "members of unit 0"),
+    "more members": (unit(members=["0.weight", "2.weight"]), "members of unit 0"),
+    "no columns": (unit(columns=[0]), "members of unit 0"),
+    "columns below 0": (unit(members=["0.weight", "2.weight"], columns=[14, -2]), "members of unit 0"),
+    "columns of text": (unit(columns="12"), "columns: '12' is not tuple"),
+    "rows": (unit(rows=3), "outputs of 0.weight"),
+    "count": (unit(count=0), "0.weight"),
+    "count of text": (unit(count="many"), "count: 'many' is not int"),
+    "units": (field(units=3), "'int' object is not iterable"),
+    "a unit": (field(units=[3]), "unit: 3 is no object"),
+    "points": (field(points=[None]), "point: None is no object"),
+    "bond": (point(bond=0), "sensitivity of 0.weight"),
+    "divergence": (point(divergence=-1.0), "sensitivity of 0.weight"),
+    "endless": (point(divergence=float("nan")), "divergence: nan is not float"),
+    "left out": (field(left_out={"a": 1}), "left_out: "),
+    "kind": (field(kind="poetry"), "kind 'poetry'"),
+    "sha": (field(sha256=None), "sha256: None is not str"),
+    "samples": (field(samples=1.5), "samples: 1.5 is not int"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_file_that_was_edited_is_refused(tmp_path: Path, made: Calibration, name: str) -> None:
+    change, found = DAMAGES[name]
+    path = tmp_path / "kept.safetensors"
+    write_calibration(made, path)
+    edited(path, change)
+
+    with pytest.raises(
+        FormatError,
+        match=rf"kept\.safetensors: no usable {re.escape(found)}.*; the calibration is not whole\. The file is damaged "
+        r"or was edited: calibrate again\.",
+    ):
+        read_calibration(path)
+
+
+def test_any_field_may_be_missing_and_is_named(tmp_path: Path, made: Calibration) -> None:
+    path = tmp_path / "kept.safetensors"
+    for name in ("units", "points", "sha256", "left_out", "kind", "measure", "said", "samples"):
+        write_calibration(made, path, overwrite=True)
+        edited(path, lambda document, _, name=name: document.pop(name))  # type: ignore[misc]
+        with pytest.raises(FormatError, match=f"no usable '{name}'"):
+            read_calibration(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (unit(columns=[6, 6], members=["0.weight", "x"]), r"moments of 0\.weight for 6 x 16 entries"),
+        (unit(members=["other"]), r"moments of other for 12 x 16 entries"),
+        (unit(bias="0.weight"), r"moments of 0\.weight for 16 entries"),
+    ],
+)
+def test_moments_that_do_not_fit_the_weights_are_refused(
+    tmp_path: Path, source: Path, made: Calibration, change: Any, message: str
+) -> None:
+    path = tmp_path / "kept.safetensors"
+    write_calibration(made, path)
+    edited(path, change)
+
+    with pytest.raises(
+        FormatError,
+        match=rf"calibration: {message}; the checkpoint has no tensor of this name and shape\. The file is ",
+    ):
+        compress(source, tmp_path / "small.pt", truncation=KEEP, selection=SMALL, calibration=path)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path, made: Calibration) -> None:
+    path = tmp_path / "kept.safetensors"
+    write_calibration(made, path)
+    for fields, message in (
+        ({"version": 2}, r"format version 2; this release reads version 1\. Upgrade mpocompress"),
+        (
+            {"format": "mpocompress"},
+            "a document of another format; this one should say format 'mpocompress-calibration'",
+        ),
+    ):
+        edited(path, field(**fields))
+        with pytest.raises(FormatError, match=message):
+            read_calibration(path)
+    save_file({"a": torch.zeros(1)}, path, metadata={FORMAT: "{"})
+    with pytest.raises(FormatError, match="a document that is not JSON"):
+        read_calibration(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(FormatError, match=r"a safetensors file without a calibration; .* kept when calibrating\."):
+        read_calibration(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"kept\.safetensors: .*; the file cannot be read\. Give a file that"):
+        read_calibration(path)
+    with pytest.raises(CheckpointError, match="the file cannot be read"):
+        read_calibration(tmp_path / "missing.safetensors")
+
+
+def test_it_is_for_one_checkpoint(tmp_path: Path, made: Calibration) -> None:
+    other = tmp_path / "other.pt"
+    torch.save({"0.weight": numbers(16, 12)}, other)
+    for source in (made, tmp_path / "kept.safetensors"):
+        if isinstance(source, Path):
+            write_calibration(made, source)
+        with (
+            open_checkpoint(other) as checkpoint,
+            pytest.raises(
+                CalibrationError,
+                match=r"calibration: one of other weights than those of other\.pt; what a weight is multiplied with "
+                r"depends on all weights\. Calibrate again with this checkpoint\.",
+            ),
+        ):
+            calibration_for(source, None, checkpoint)
+
+
+@pytest.mark.parametrize("model", [None, {"0": "torch.nn.Linear"}])
+def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
+    with (
+        open_checkpoint(source) as checkpoint,
+        pytest.raises(
+            ModelError,
+            match=r"calibration: no model that can be run; inputs of its layers are seen by running it\. Give the "
+            r"model as a module, or as file\.py:name of one or of what builds it\.",
+        ),
+    ):
+        calibration_for(inputs(), model, checkpoint)
+
+
+def test_a_kind_that_there_is_not_is_refused() -> None:
+    with pytest.raises(
+        CalibrationError,
+        match=r"kind of output: got 'poetry'; it is one of classification, embedding, regression\. Give one of these, "
+        r"or none\.",
+    ):
+        CalibrationInputs(batches=[], kind="poetry")  # type: ignore[arg-type]

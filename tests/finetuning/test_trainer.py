@@ -1,0 +1,421 @@
+"""The loop: every weight against a loop by hand, what ends it early, and what is left when it ends."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpocompress.errors import OutputError, TuningError
+from mpocompress.finetuning import TuningProgress
+from tests.calibration.rigs import Calls, numbers
+from tests.finetuning.runs import (
+    CrashError,
+    Odd,
+    Texts,
+    apart,
+    at,
+    batches,
+    crash,
+    interrupt,
+    pair,
+    pairs,
+    plain,
+    same,
+    texts,
+    tuned,
+    values,
+)
+
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
+"""Both loops add in float32 in other orders, and AdamW divides by small numbers."""
+
+
+def by_hand(model: nn.Module, losses: Sequence[Callable[[], Tensor]], *, steps: int, lr: float | None) -> None:
+    """AdamW as its paper has it, with the schedule of the documentation; a step takes the mean of some losses."""
+    parameters = [one for one in model.parameters() if one.requires_grad]
+    start = float(torch.stack([one().detach() for one in losses]).mean())
+    share = min(0.03, max(0.0005, 0.02 * math.sqrt(start)))
+    rates = [lr or share * max(0.01, float(one.detach().square().mean().sqrt())) for one in parameters]
+    first, second = ([torch.zeros_like(one) for one in parameters] for _ in range(2))
+    each, warm_up = len(losses) // steps, max(1, min(100, round(0.2 * steps)))
+    for step in range(steps):
+        share = min(1.0, (step + 1) / warm_up) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+        loss = torch.stack([one() for one in losses[step * each : (step + 1) * each]]).mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = math.sqrt(sum(float(one.square().sum()) for one in gradients))
+        with torch.no_grad():
+            for place, (one, rate) in enumerate(zip(parameters, rates, strict=True)):
+                gradient = gradients[place] / max(1.0, norm)
+                first[place] = 0.9 * first[place] + 0.1 * gradient
+                second[place] = 0.98 * second[place] + 0.02 * gradient**2
+                mean, square = first[place] / (1 - 0.9 ** (step + 1)), second[place] / (1 - 0.98 ** (step + 1))
+                one.mul_(1 - rate * share * 0.01).sub_(rate * share * mean / (square.sqrt() + 1e-8))
+
+
+def close(one: nn.Module, other: nn.Module) -> None:
+    theirs = values(other)
+    for name, value in values(one).items():
+        torch.testing.assert_close(value, theirs[name], **CLOSE)
+
+
+@pytest.mark.parametrize("lr", [0.01, None])
+@pytest.mark.parametrize("each", [1, 2])
+def test_weights_are_those_of_a_loop_by_hand(each: int, lr: float | None) -> None:
+    (found, teacher), (wanted, _) = pair(), pair()
+    data, scale = batches(5), float(teacher(batches(5)[0]).detach().square().mean())
+
+    def loss(x: Tensor) -> Callable[[], Tensor]:
+        return lambda: functional.mse_loss(wanted(x), teacher(x).detach()) / scale
+
+    report = tuned(
+        found, data, teacher=teacher, held_out=data, steps=10, lr=lr, batches_per_step=each, kind="regression"
+    ).report
+    by_hand(wanted, [loss(data[place % 5]) for place in range(10 * each)], steps=10, lr=lr)
+
+    assert (report.best_step, report.steps, report.samples) == (10, 10, 10 * each * 6)
+    assert (report.relative_step is None) == (lr is not None)
+    close(found, wanted)
+    assert apart(values(found), values(pair()[0])) == set(values(found)), "every tensor was trained"
+
+
+def test_weights_learnt_from_targets_and_a_teacher_are_those_of_a_loop_by_hand() -> None:
+    (found, teacher), (wanted, _) = pair(), pair()
+    data = pairs(4)
+
+    def loss(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+        def one() -> Tensor:
+            angle = functional.cosine_similarity(wanted(x), teacher(x).detach()).mean()
+            found: Tensor = 0.75 * (1 - angle) + 0.25 * (wanted(x) - y).abs().mean()
+            return found
+
+        return one
+
+    report = tuned(
+        found,
+        data,
+        teacher=teacher,
+        held_out=data,
+        lr=0.01,
+        kind="embedding",
+        teacher_share=0.75,
+        loss=lambda output, target: (output - target).abs().mean(),
+    ).report
+    by_hand(wanted, [loss(*data[place % 4]) for place in range(6)], steps=6, lr=0.01)
+
+    assert report.best_step == 6
+    assert report.loss == "0.75 x (1 - cosine to the outputs of the teacher) + 0.25 x (the given loss on targets)"
+    close(found, wanted)
+
+
+def test_states_are_carried_on_as_in_a_loop_by_hand() -> None:
+    """Through a pass, of the model and of the teacher; every pass begins without one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        found, wanted = Texts(), Texts()
+    wanted.load_state_dict(found.state_dict())
+    _, teacher = pair(Texts)
+    data, states = texts(3), dict[nn.Module, Any]()
+
+    def run(model: Any, ids: Tensor) -> Tensor:
+        output, state = model.lstm(model.embed(ids), states.get(model))
+        states[model] = tuple(one.detach() for one in state)
+        scores: Tensor = model.head(output)
+        return scores.reshape(-1, 11).log_softmax(1)
+
+    def loss(place: int) -> Callable[[], Tensor]:
+        def one() -> Tensor:
+            if place % 3 == 0:
+                states.clear()
+            ids = data[place % 3]
+            expected = run(teacher, ids).detach()
+            return functional.kl_div(run(wanted, ids), expected, reduction="batchmean", log_target=True)
+
+        return one
+
+    options: dict[str, Any] = {"teacher": teacher, "held_out": data, "lr": 0.01, "kind": "classification", "steps": 8}
+    report = tuned(found, data, carry_state=True, **options).report
+    by_hand(wanted, [loss(place) for place in range(8)], steps=8, lr=0.01)
+
+    assert report.best_step == 8
+    close(found, wanted)
+    other = Texts()
+    other.load_state_dict(pair(Texts)[1].state_dict())
+    assert not any(one._forward_hooks or one._forward_pre_hooks for one in (*found.modules(), *teacher.modules()))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
+    runs: list[tuple[dict[str, Tensor], Any]] = []
+    for seed in (3, 3, 4):
+        student, teacher = pair(Odd)
+        torch.manual_seed(seed * 100 + len(runs))  # what the caller drew before must not matter
+        found = tuned(student, lambda: (torch.randn(6, 12) for _ in range(9)), teacher=teacher, seed=seed)
+        runs.append((values(student), found.report))
+
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert not same(runs[0][0], runs[2][0])
+
+
+def test_no_generator_of_the_caller_is_touched() -> None:
+    student, teacher = pair(Odd)
+    state = torch.get_rng_state()
+
+    tuned(student, lambda: (torch.randn(6, 12) for _ in range(9)), teacher=teacher)
+
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def poisoned(place: int, value: float = math.nan) -> list[tuple[Tensor, Tensor]]:
+    data = pairs(6)
+    data[place][1][0, 0] = value
+    return data
+
+
+@pytest.mark.parametrize(("value", "word"), [(math.nan, "NaN"), (math.inf, "infinite")])
+@pytest.mark.parametrize("make", [plain, Odd])
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights(
+    make: Callable[[], nn.Module], value: float, word: str, tmp_path: Path
+) -> None:
+    student, clean = pair(make)[0], pair(make)[0]
+    held_out, snapshot = pairs(3), tmp_path / "small.run"
+
+    report = tuned(student, poisoned(3, value), held_out=held_out, kind="regression", snapshot=snapshot).report
+    wanted: list[dict[str, Tensor]] = []
+    tuned(clean, pairs(6), held_out=held_out, kind="regression", progress=lambda now: wanted.append(values(clean)))
+
+    assert report.stopped == f"the loss was {word} at step 4"
+    assert (report.steps, report.is_finished) == (3, False)
+    kept = wanted[report.best_step - 1] if report.best_step else values(pair(make)[0])
+    assert same(values(student), kept)
+    assert not snapshot.exists()
+
+
+@pytest.mark.parametrize("which", ["first", "held out", "weights"])
+def test_what_is_not_finite_from_the_start_is_refused_and_changes_nothing(which: str) -> None:
+    student, _ = pair()
+    if which == "weights":
+        with torch.no_grad():
+            student[0].bias[0] = math.nan
+    before = values(student)
+    data = poisoned(0) if which == "first" else pairs(6)
+    held_out = poisoned(1) if which == "held out" else pairs(2)
+
+    with pytest.raises(TuningError, match="NaN"):
+        tuned(student, data, held_out=held_out, kind="regression")
+    assert all(one.grad is None for one in student.parameters())
+    assert all(torch.equal(one, before[name]) or one.isnan().any() for name, one in values(student).items())
+
+
+def test_a_run_whose_weights_become_worse_keeps_those_from_before() -> None:
+    student, teacher = pair()
+    before = values(student)
+
+    found = tuned(student, batches(), teacher=teacher, lr=1e4, steps=100)
+
+    assert found.report.best_step == 0
+    assert found.stopped == "no better for a while" or "NaN" in found.stopped or "inf" in found.stopped.lower()
+    assert found.report.steps < 100
+    assert same(values(student), before)
+    assert found.after == found.before
+
+
+def test_the_best_weights_are_kept_with_the_buffers_that_belong_to_them() -> None:
+    """Measured again, the model has the loss that the report says."""
+    student, teacher = pair(Odd)
+    scores = iter([0.0, 1.0, 5.0, 2.0, *[3.0] * 20])
+    seen: list[dict[str, Tensor]] = []
+
+    def score(model: nn.Module) -> float:
+        seen.append(values(model))
+        return next(scores)
+
+    found = tuned(student, batches(), teacher=teacher, evaluate=score)
+
+    assert (found.report.best_step, found.after.score) == (2, 5.0)
+    assert same(values(student), seen[2])
+    assert found.report.measured_on.startswith("the score of ")
+    assert {"norm.running_mean", "norm.num_batches_tracked"} <= apart(seen[2], seen[4])
+
+
+def test_ctrl_c_ends_with_the_best_weights_and_keeps_the_run(tmp_path: Path) -> None:
+    student, teacher = pair()
+    snapshot = tmp_path / "small.run"
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    found = tuned(
+        student, batches(), teacher=teacher, steps=80, snapshot=snapshot, progress=at(11, interrupt), kind="regression"
+    )
+
+    assert (found.stopped, found.steps, found.report.asked_steps) == ("interrupted", 12, 80)
+    assert snapshot.exists()
+    assert [one.step for one in found.history] == [0, 4, 8, 12]
+    whole, again = pair()[0], list[dict[str, Tensor]]()
+    tuned(
+        whole,
+        batches(),
+        teacher=teacher,
+        steps=80,
+        kind="regression",
+        progress=lambda now: again.append(values(whole)),
+    )
+    assert same(values(student), again[found.report.best_step - 1])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+def test_being_told_to_end_is_taken_as_ctrl_c() -> None:
+    student, teacher = pair()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        found = tuned(student, batches(), teacher=teacher, progress=at(2, lambda: signal.raise_signal(signal.SIGTERM)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert (found.stopped, found.steps) == ("interrupted", 3)
+
+
+def test_ctrl_c_twice_at_once_is_one_wish() -> None:
+    student, teacher = pair()
+
+    def twice() -> None:
+        interrupt()
+        interrupt()
+
+    assert tuned(student, batches(), teacher=teacher, progress=at(2, twice)).stopped == "interrupted"
+
+
+def test_a_run_outside_the_main_thread_needs_no_signals() -> None:
+    student, teacher = pair()
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(tuned(student, batches(), teacher=teacher)))
+    thread.start()
+    thread.join()
+
+    wanted, _ = pair()
+    tuned(wanted, batches(), teacher=teacher)
+    assert found[0].stopped == "finished"
+    assert same(values(student), values(wanted))
+
+
+def test_data_that_end_early_end_the_run_in_words() -> None:
+    student, teacher = pair()
+
+    found = tuned(student, iter(batches(9)), teacher=teacher, steps=50)
+
+    assert (found.steps, found.stopped, found.report.asked_steps) == (8, "the data ended", 50)
+    assert found.history[-1].step == 8
+    assert "The data could be gone through once only, and ended before the steps did." in found.report.notes
+
+
+def test_one_batch_is_trained_and_measured_on() -> None:
+    student, teacher = pair()
+
+    found = tuned(student, iter(batches(1)), teacher=teacher)
+
+    assert (found.steps, found.stopped, found.report.held_out) == (1, "the data ended", 0)
+    assert "There was one batch only, so the loss was measured on what was trained on." in found.report.notes
+
+
+def test_too_few_batches_for_a_step_are_refused() -> None:
+    student, teacher = pair()
+    before = values(student)
+
+    with pytest.raises(TuningError, match="training: the data ended; not one step could be made"):
+        tuned(student, iter(batches(3)), teacher=teacher, batches_per_step=4)
+    assert same(values(student), before)
+
+
+def test_data_in_another_order_are_told_of() -> None:
+    student, teacher = pair()
+    shuffled = lambda: iter([batches(9)[place] for place in torch.randperm(9).tolist()])  # noqa: E731
+
+    notes = tuned(student, shuffled, teacher=teacher, steps=20).report.notes
+
+    assert any(one.startswith("Later passes gave other batches than the first") for one in notes)
+
+
+def test_progress_is_told_after_every_step() -> None:
+    student, teacher = pair()
+    told: list[TuningProgress] = []
+
+    found = tuned(student, batches(), teacher=teacher, steps=43, progress=told.append)
+
+    assert [one.step for one in told] == list(range(1, 44))
+    assert {one.steps for one in told} == {43}
+    assert [one.share for one in told] == pytest.approx([step / 43 for step in range(1, 44)])
+    measured = [one.step for one in told if one.is_new]
+    assert measured == [*range(4, 43, 4), 43] == [one.step for one in found.history][1:]
+    losses = [one.loss for one in told if one.loss is not None]
+    assert found.history[3].training_loss == pytest.approx(sum(losses[8:12]) / 4)
+    assert found.history[0].training_loss is None
+    assert told[-1].best_step == found.report.best_step
+    assert told[-1].remaining_s == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("where", ["progress", "data", "score"])
+def test_an_error_in_the_middle_leaves_the_weights_from_before_or_the_best(where: str) -> None:
+    """A model is never left half changed."""
+    student, teacher = pair()
+    before, seen = values(student), list[dict[str, Tensor]]()
+    options: dict[str, Any] = {"teacher": teacher, "held_out": batches(2), "steps": 80, "kind": "regression"}
+    data: Any = batches()
+
+    def broken() -> Iterator[Tensor]:
+        yield from batches(5)
+        raise CrashError
+
+    def score(model: nn.Module) -> float:
+        seen.append(values(model))
+        if where == "score" and len(seen) == 3:
+            raise CrashError
+        return float(len(seen))
+
+    if where == "progress":
+        options["progress"] = at(5, crash)
+    if where == "data":
+        options["held_out"], data = batches(2), lambda: (one for one in LazyAfter(40, broken))
+    with pytest.raises((CrashError, TuningError)):
+        tuned(student, data, evaluate=score, **options)
+    after = values(student)
+    assert same(after, before) or any(same(after, one) for one in seen[: 2 if where == "score" else None])
+
+
+class LazyAfter:
+    """Gives batches for a while, then what breaks."""
+
+    def __init__(self, count: int, broken: Callable[[], Iterator[Tensor]]) -> None:
+        self._count, self._broken = count, broken
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from batches(1) * self._count
+        yield from self._broken()
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    student, teacher = pair()
+    before = values(student)
+
+    with pytest.raises(OutputError):
+        tuned(student, batches(), teacher=teacher, snapshot=tmp_path / "none" / "small.run")
+    assert same(values(student), before)
+
+
+def test_a_model_of_one_number_a_sample_learns_it() -> None:
+    model = Calls(lambda self, x: self.inner(x)[:, 0], inner=nn.Linear(12, 1))
+    wanted = numbers(12, 1, seed=3)
+    data = [(x, (x @ wanted)[:, 0]) for x in batches(9)]
+
+    found = tuned(model, data, steps=60, lr=0.1)
+
+    assert found.after.loss is not None
+    assert found.before.loss is not None
+    assert found.after.loss < 0.05 * found.before.loss
+    assert found.report.kind == "regression"
