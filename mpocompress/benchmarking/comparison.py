@@ -16,10 +16,10 @@ from mpocompress.benchmarking.contenders import (
     int8_contender,
     race,
 )
-from mpocompress.benchmarking.timing import BUDGET_S
 from mpocompress.jobs import Progress
 from mpocompress.nn import Execution
 from mpocompress.nn.cache import Preparing
+from mpocompress.nn.timing import BUDGET_S
 from mpocompress.reports.benchmark import Case
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)

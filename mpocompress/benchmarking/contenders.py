@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.benchmarking.timing import BUDGET_S, SAMPLE_S, Call, interleaved
 from mpocompress.benchmarking.torch_int8 import has_int8_layers, int8_copy, packed_bytes, why_not_int8
+from mpocompress.nn.timing import BUDGET_S, SAMPLE_S, Call, clock_of, interleaved
 from mpocompress.reports.benchmark import ContenderKind, Timed
 
 INT8 = "dynamic int8"
@@ -177,7 +176,7 @@ def race(
             repeats=repeats,
             sample_s=sample_s,
             budget_s=budget_s,
-            clock=_clock(device),
+            clock=clock_of(device),
         )
     timed = {
         one.name: Timed(
@@ -286,13 +285,3 @@ def _without_onednn() -> AbstractContextManager[object]:
 
 def _without_cudnn() -> AbstractContextManager[object]:
     return torch.backends.cudnn.flags(enabled=False)
-
-
-def _clock(device: str) -> Callable[[], float]:
-    """Time on the wall; a graphics card has done its work by then."""
-
-    def after_the_card() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return after_the_card if device == "cuda" else time.perf_counter

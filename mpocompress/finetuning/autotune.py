@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from mpocompress.finetuning.loss import loss_of
 from mpocompress.finetuning.objective import Objective, called, compared
 from mpocompress.finetuning.precision import Precision, Way
 from mpocompress.finetuning.recurrent_state import Carrier
+from mpocompress.nn.timing import best_times, clock_of
 from mpocompress.user.randomness import Randomness
 
 SHORT_S = 0.004
@@ -131,16 +131,11 @@ def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> s
     first = next(iter(runs))
     if len(runs) == 1:
         return first
-    runs[first]()
-    if _seconds(runs[first], device) < SHORT_S:
+    clock = clock_of(device.type)
+    if best_times({first: runs[first]}, rounds=1, clock=clock)[first] < SHORT_S:
         return first
     runs = {name: run for name, run in runs.items() if name == first or _does_run(run)}
-    best = dict.fromkeys(runs, float("inf"))
-    for turn in range(ROUNDS + 1):
-        for name, run in runs.items():
-            seconds = _seconds(run, device)
-            if turn:  # the first turn warms up
-                best[name] = min(best[name], seconds)
+    best = best_times(runs, rounds=ROUNDS, clock=clock)
     quick = min(best, key=lambda name: best[name])
     return quick if best[quick] * CLEARLY < best[first] else first
 
@@ -151,16 +146,3 @@ def _does_run(run: Callable[[], object]) -> bool:
     except (RuntimeError, TuningError):
         return False
     return True
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from mpocompress.errors import ExecutionError
+from mpocompress.nn.timing import best_times, clock_of
 
 Execution = Literal["auto", "factorised", "materialised"]
 """How a layer is asked to run."""
@@ -168,31 +168,9 @@ def bucket(number: int) -> int:
 
 
 def _fastest(candidates: Mapping[str, Candidate]) -> str:
-    """The candidate with the shortest run, all of them taking turns."""
-    best = dict.fromkeys(candidates, float("inf"))
-    for turn in range(ROUNDS + 1):
-        for name, one in candidates.items():
-            spent, runs = 0.0, 0
-            while runs == 0 or (turn > 0 and spent < LEAST_S):
-                seconds = _seconds(one)
-                spent, runs = spent + seconds, runs + 1
-                if turn > 0:  # the first turn warms up
-                    best[name] = min(best[name], seconds)
-    # Between ways that take nearly as long, one that runs as dense does cannot be the wrong one.
-    times = {name: best[name] * (CLEARLY if one.mode == "factorised" else 1.0) for name, one in candidates.items()}
-    return min(times, key=lambda name: times[name])
-
-
-def _seconds(candidate: Candidate) -> float:
-    if candidate.run is None:
-        raise RuntimeError("a candidate that cannot be run was measured")
-    _synchronize()
-    start = time.perf_counter()
-    candidate.run()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Measure the candidates in turns and return the name of the fastest."""
+    runs = {name: candidate.run for name, candidate in candidates.items() if candidate.run is not None}
+    clock = clock_of("cuda" if torch.cuda.is_available() else "cpu")
+    times = best_times(runs, rounds=ROUNDS, least_s=LEAST_S, clock=clock)
+    # Of nearly equal times, the mode that runs as a dense layer does cannot be a wrong choice.
+    return min(times, key=lambda name: times[name] * (CLEARLY if candidates[name].mode == "factorised" else 1.0))
