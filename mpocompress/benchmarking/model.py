@@ -22,7 +22,7 @@ from mpocompress.checkpoint import Checkpoint
 from mpocompress.modules.load import load
 from mpocompress.nn import Execution
 from mpocompress.reports.benchmark import Benched, Case
-from mpocompress.user.batches import fed
+from mpocompress.user.batches import call_model
 from mpocompress.user.code import model_builder
 
 
@@ -91,5 +91,5 @@ def _case(
     made = checked_inputs(maker, batch, length or 1, conditions.device)
     first_call(dense, made, maker)
     return side_by_side(
-        dense, compressed, lambda one: fed(one, made), batch=batch, length=length, conditions=conditions
+        dense, compressed, lambda one: call_model(one, made), batch=batch, length=length, conditions=conditions
     )

@@ -15,8 +15,8 @@ from mpocompress.calibration.rig import Rig
 from mpocompress.errors import CalibrationError
 from mpocompress.jobs import Progress
 from mpocompress.mpo.metric import Metric, Moments
-from mpocompress.user.batches import moved
-from mpocompress.user.code import told_with_its_line
+from mpocompress.user.batches import to_device
+from mpocompress.user.code import describe_error
 
 GRADIENTS_PER_OUTPUT = 16
 """Gradients are taken until every weight has seen so many for each of its outputs."""
@@ -101,13 +101,13 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
     if loss is None:
         scalar = rig.measure.projection(primary(output)[0], generator)
     else:
-        target = moved(batch[1], rig.device) if isinstance(batch, tuple) else None
+        target = to_device(batch[1], rig.device) if isinstance(batch, tuple) else None
         try:
             scalar = loss(output, target)
         except Exception as error:
             raise CalibrationError(
                 where="loss",
-                found=told_with_its_line(error),
+                found=describe_error(error),
                 why="the loss could not be computed",
                 action="Mend that: it is called with the model's output and the target of a batch.",
             ) from error
@@ -126,7 +126,7 @@ def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Gener
     except RuntimeError as error:
         raise CalibrationError(
             where=type(rig.model).__name__,
-            found=told_with_its_line(error),
+            found=describe_error(error),
             why="gradients could not be taken through the model",
             action="Let its forward start anew at every call, keeping no tensors of the one before.",
         ) from error

@@ -16,9 +16,10 @@ from mpocompress.calibration.hooks import Watch, find_watches, overheard
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
 from mpocompress.reports.calibration import BEYOND
-from mpocompress.user.batches import fed, moved
-from mpocompress.user.code import told_with_its_line
+from mpocompress.user.batches import call_model, to_device
+from mpocompress.user.code import describe_error
 from mpocompress.user.dense_model import copied, fill
+from mpocompress.user.randomness import Randomness
 
 SEED = 0
 TUNING_SAMPLES = 48
@@ -144,15 +145,14 @@ class Rig:
             CalibrationError: the model raises.
         """
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(SEED)  # a model that draws draws the same every time
-                return fed(self.model, moved(self.batches.inputs(batch), self.device))
+            with Randomness(SEED).drawing():  # a model that draws random numbers draws the same ones every time
+                return call_model(self.model, to_device(self.batches.inputs(batch), self.device))
         except MPOCompressError:
             raise
         except Exception as error:
             raise CalibrationError(
                 where=type(self.model).__name__,
-                found=told_with_its_line(error),
+                found=describe_error(error),
                 why="the model does not take the calibration batches",
                 action="Give batches that the model is called with: a tensor, a tuple of arguments, or a dict of "
                 "named ones; of inputs with labels the inputs alone, or a loss as well.",

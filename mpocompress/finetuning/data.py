@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mpocompress.errors import TuningError
-from mpocompress.user.batches import moved, sample_count
+from mpocompress.user.batches import sample_count, to_device
 from mpocompress.user.code import data_passes
-from mpocompress.user.randomness import Randomness, mixed
+from mpocompress.user.randomness import Randomness, Stream, stream_seed
 
 AHEAD_BATCHES, AHEAD_SAMPLES = 32, 2048
 AHEAD_BYTES = 2**28
@@ -54,7 +54,7 @@ class Example:
         Args:
             device: the device.
         """
-        return Example(inputs=moved(self.inputs, str(device)), target=moved(self.target, str(device)))
+        return Example(inputs=to_device(self.inputs, str(device)), target=to_device(self.target, str(device)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ class Feed:
                 return
 
     def _pass(self, number: int) -> Iterator[object]:
-        return map(_copied, self._passes(mixed(self._seed, 0, number)))
+        return map(_copied, self._passes(stream_seed(self._seed, Stream.DATA, number)))
 
 
 def _copied(value: Any) -> Any:

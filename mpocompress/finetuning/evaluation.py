@@ -15,8 +15,8 @@ from mpocompress.finetuning.objective import Objective, called, compared, mean_o
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.reports.finetuning import Evaluation
 from mpocompress.text import shown
-from mpocompress.user.code import told_with_its_line
-from mpocompress.user.randomness import Randomness, mixed
+from mpocompress.user.code import describe_error
+from mpocompress.user.randomness import Randomness, Stream, stream_seed
 
 REMEMBERED_BYTES = 2**28
 """The teacher's outputs for the held-out batches are kept, up to so many bytes."""
@@ -73,7 +73,7 @@ class Judge:
         losses: list[tuple[float, int]] = []
         distances: list[tuple[float, int]] = []
         agreed = counted = 0
-        with torch.no_grad(), Randomness(mixed(self._seed, 2)).drawing(), ExitStack() as stack:
+        with torch.no_grad(), Randomness(stream_seed(self._seed, Stream.EVALUATION)).drawing(), ExitStack() as stack:
             for carrier in self._carriers:
                 stack.enter_context(carrier.afresh())
             for place, one in enumerate(self._held_out):
@@ -116,7 +116,7 @@ class Judge:
             The distance of every sample's output from that of the next; None without a teacher, or for single samples.
         """
         parts = []
-        with torch.no_grad(), Randomness(mixed(self._seed, 2)).drawing(), ExitStack() as stack:
+        with torch.no_grad(), Randomness(stream_seed(self._seed, Stream.EVALUATION)).drawing(), ExitStack() as stack:
             for carrier in self._carriers:
                 stack.enter_context(carrier.afresh())
             for place, one in enumerate(self._held_out):
@@ -145,7 +145,7 @@ class Judge:
     def _scored(self) -> float | None:
         if self._score is None:
             return None
-        with torch.no_grad(), Randomness(mixed(self._seed, 3)).drawing(), ExitStack() as stack:
+        with torch.no_grad(), Randomness(stream_seed(self._seed, Stream.SCORE)).drawing(), ExitStack() as stack:
             for carrier in self._carriers:
                 stack.enter_context(carrier.paused())
             try:
@@ -156,7 +156,7 @@ class Judge:
             except Exception as error:
                 raise TuningError(
                     where="score",
-                    found=shown(told_with_its_line(error)),
+                    found=shown(describe_error(error)),
                     why="a score is one number, larger being better",
                     action="Return a float from the function that judges the model.",
                 ) from error

@@ -15,8 +15,8 @@ from mpocompress.calibration.divergence import SMALLEST_PROBABILITY, Measure, Ou
 from mpocompress.errors import CalibrationError, MPOCompressError, TuningError
 from mpocompress.finetuning.data import Example
 from mpocompress.text import shown
-from mpocompress.user.batches import fed
-from mpocompress.user.code import told_with_its_line
+from mpocompress.user.batches import call_model
+from mpocompress.user.code import describe_error
 from mpocompress.user.randomness import Randomness
 
 IGNORED = -100
@@ -297,13 +297,13 @@ def called(model: nn.Module, example: Example) -> object:
         TuningError: the model raises.
     """
     try:
-        return fed(model, example.inputs)
+        return call_model(model, example.inputs)
     except (MPOCompressError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         raise TuningError(
             where=type(model).__name__,
-            found=told_with_its_line(error),
+            found=describe_error(error),
             why="the model does not take the batches",
             action="Give batches that it is called with: a tensor, a tuple of arguments, or a dict of named ones; or "
             "pairs of that and a target. Two arguments without a target are written as a dict, or as ((a, b), None).",
@@ -353,7 +353,7 @@ def _given(loss: LossFunction, output: object, target: object) -> Tensor:
     except Exception as error:
         raise TuningError(
             where="loss",
-            found=told_with_its_line(error),
+            found=describe_error(error),
             why="the loss could not be computed",
             action="Mend that: a loss is a function of the model's output and a target.",
         ) from error

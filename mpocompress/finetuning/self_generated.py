@@ -12,7 +12,7 @@ from mpocompress.errors import TuningError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.objective import called, compared
 from mpocompress.finetuning.recurrent_state import Carrier
-from mpocompress.user.randomness import Randomness, mixed
+from mpocompress.user.randomness import Randomness, Stream, stream_seed
 
 _PROBE_LENGTH = 6
 _CLOSE = 1e-3
@@ -117,7 +117,7 @@ class Generated:
     def _write(self, number: int) -> Tensor:
         """One batch of token ids."""
         asked = self._asked
-        generator = torch.Generator().manual_seed(mixed(self._seed, 4, number))
+        generator = torch.Generator().manual_seed(stream_seed(self._seed, Stream.GENERATION, number))
         tokens = torch.randint(self._vocabulary, (asked.batch_size, 1), generator=generator)
         carrier = Carrier(self._teacher) if self._can_step else None
         try:

@@ -36,7 +36,7 @@ from mpocompress.finetuning.teacher_cache import Lessons
 from mpocompress.finetuning.train_mode import Modes
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.finetuning import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRUPTED, Evaluation
-from mpocompress.user.randomness import Randomness, mixed
+from mpocompress.user.randomness import Randomness, Stream, stream_seed
 
 LARGEST_NORM = 1.0
 """Gradients are scaled down to this norm."""
@@ -250,7 +250,7 @@ class Run:
         for place, position, example in mine:
             last = place >= len(taken) - size
             syncs = nullcontext() if last or size == 1 else self._wrapped.no_sync()  # type: ignore[operator]
-            with syncs, Randomness(mixed(self._settings.seed, 1, self._step, place)).drawing():
+            with syncs, Randomness(stream_seed(self._settings.seed, Stream.TRAINING, self._step, place)).drawing():
                 expected = None if self._lessons is None else self._lessons.expected(example, position.number)
                 loss = loss_of(self._wrapped, expected, self._objective, example, self._way, self._device) / len(mine)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""How a model is called with what the user made for it."""
+"""Batches: how a model is called with one, its device and its number of samples."""
 
 from __future__ import annotations
 
@@ -8,59 +8,61 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from mpocompress.user.pytree import map_leaves
 
-def fed(model: nn.Module, made: object) -> object:
-    """Call a model with what was made for it.
+
+def call_model(model: nn.Module, inputs: object) -> object:
+    """Call a model with the inputs of a batch.
 
     Args:
         model: the model.
-        made: a tensor or packed sequences, a tuple of arguments, or a mapping of named ones.
+        inputs: a tuple of arguments, a mapping of named ones, or a single argument of any other type.
 
     Returns:
-        What the model returns.
+        The outputs of the model.
     """
-    if isinstance(made, Mapping):
-        return model(**made)
-    return model(*made) if isinstance(made, tuple) and not isinstance(made, PackedSequence) else model(made)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence) else model(inputs)
 
 
-def moved(value: Any, device: str) -> Any:
-    """A copy of a nest of tensors on a device, so that a model that writes into its inputs spoils none.
+def to_device(tree: object, device: str) -> Any:
+    """Copy a tree of tensors to a device, so that a model that writes to its inputs leaves the original unchanged.
 
     Args:
-        value: tensors, packed sequences, tuples, lists and mappings of them; all else stays as it is.
-        device: where to.
+        tree: tensors and packed sequences in lists, tuples, mappings and registered types; see `user.pytree`.
+        device: the device.
 
     Returns:
-        The same nest, its tensors copied.
+        The same tree. Every tensor is copied, other values that have a method `to` are moved, and the rest is shared.
     """
-    if isinstance(value, Mapping):
-        return {name: moved(one, device) for name, one in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(moved(one, device) for one in value)
-    if isinstance(value, Tensor):
-        return value.to(device, copy=True)
-    there = value.to(device) if hasattr(value, "to") else value
-    return there._replace(data=moved(there.data, device)) if isinstance(there, PackedSequence) else there
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, copy=True)
+        there = leaf.to(device) if hasattr(leaf, "to") else leaf
+        return there._replace(data=there.data.clone()) if isinstance(there, PackedSequence) else there
+
+    return map_leaves(moved, tree)
 
 
-def sample_count(made: object) -> int:
-    """How many samples a batch holds: the first dim of its first tensor, or the sequences packed in it.
+def sample_count(inputs: object) -> int:
+    """Return the number of samples in a batch: the first dim of its first tensor, or the number of packed sequences.
 
     Args:
-        made: what the model is called with.
+        inputs: as for `call_model`; of a tuple, list or mapping, only its own elements are considered.
 
     Returns:
-        The number; 1 where there is no tensor to tell by.
+        The number; 1 if there is no tensor.
 
     Example:
         >>> import torch
         >>> sample_count({"ids": torch.zeros(4, 7)}), sample_count("text")
         (4, 1)
     """
-    if isinstance(made, PackedSequence):
-        return int(made.batch_sizes[0])
-    if isinstance(made, Tensor):
-        return len(made) if made.dim() else 1
-    parts = made.values() if isinstance(made, Mapping) else made if isinstance(made, tuple | list) else ()
-    return next((sample_count(one) for one in parts if isinstance(one, Tensor | PackedSequence)), 1)
+    if isinstance(inputs, PackedSequence):
+        return int(inputs.batch_sizes[0])
+    if isinstance(inputs, Tensor):
+        return len(inputs) if inputs.dim() else 1
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else ()
+    return next((sample_count(part) for part in parts if isinstance(part, Tensor | PackedSequence)), 1)

@@ -256,7 +256,7 @@ def _iterated(spec: str, batches: Iterable[object], role: _Role, draws: Randomne
         yield batch
 
 
-def told_with_its_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an error in the user's code says, behind the file and line where it was raised.
 
     Args:
@@ -334,9 +334,7 @@ def _run(spec: str, call: Callable[[], object], role: _Role) -> object:
     try:
         return call()
     except (Exception, SystemExit) as error:
-        raise role.error(
-            where=shown(spec), found=told_with_its_line(error), why=role.failed, action=role.action
-        ) from error
+        raise role.error(where=shown(spec), found=describe_error(error), why=role.failed, action=role.action) from error
 
 
 def _some(names: list[str]) -> str:

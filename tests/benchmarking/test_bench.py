@@ -35,7 +35,7 @@ from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelEr
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE
 from mpocompress.reports.benchmark import Case, Timed
-from mpocompress.user.batches import fed
+from mpocompress.user.batches import call_model
 
 FASHION = Path(__file__).resolve().parents[2] / "examples" / "fashion" / "fashion.pt"
 SCHEMA = json.loads(files("mpocompress").joinpath("reports", "schema", "bench-1.json").read_text())
@@ -497,9 +497,9 @@ def test_what_inputs_may_be() -> None:
     model = nn.Bilinear(2, 2, 1)
     one = torch.ones(1, 2)
     for made in ((one, one), {"input1": one, "input2": one}):
-        assert fed(model, made).shape == (1, 1)  # type: ignore[attr-defined]
-    moved = checked_inputs(given_inputs(lambda *_: {"a": [one, (one,)], "b": 3}), 1, 1, "cpu")
-    assert moved["b"] == 3  # type: ignore[index]
+        assert call_model(model, made).shape == (1, 1)  # type: ignore[attr-defined]
+    to_device = checked_inputs(given_inputs(lambda *_: {"a": [one, (one,)], "b": 3}), 1, 1, "cpu")
+    assert to_device["b"] == 3  # type: ignore[index]
 
 
 def raising(batch: int, length: int) -> object:

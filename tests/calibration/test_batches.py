@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.calibration.batches import gathered
 from mpocompress.errors import CalibrationError
-from mpocompress.user.batches import fed, moved, sample_count
+from mpocompress.user.batches import call_model, sample_count, to_device
 from mpocompress.user.code import batches_from, data_passes
 
 
@@ -207,7 +207,7 @@ def test_random_batches_of_a_generator_differ() -> None:
 def test_a_model_is_called_with_copies() -> None:
     packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
     nest = {"a": torch.zeros(2), "b": [torch.zeros(2), (packed, None, "text")]}
-    found = moved(nest, "cpu")
+    found = to_device(nest, "cpu")
     found["a"].add_(1)
     found["b"][1][0].data.add_(1)
 
@@ -220,7 +220,7 @@ def test_a_model_is_called_with_what_was_made_for_it() -> None:
     packed = pack_sequence([torch.ones(3, 2)])
     said = lambda *args, **named: (args, named)  # noqa: E731
 
-    assert fed(said, 1) == ((1,), {})  # type: ignore[arg-type]
-    assert fed(said, (1, 2)) == ((1, 2), {})  # type: ignore[arg-type]
-    assert fed(said, {"a": 1}) == ((), {"a": 1})  # type: ignore[arg-type]
-    assert fed(said, packed) == ((packed,), {})  # type: ignore[arg-type]
+    assert call_model(said, 1) == ((1,), {})  # type: ignore[arg-type]
+    assert call_model(said, (1, 2)) == ((1, 2), {})  # type: ignore[arg-type]
+    assert call_model(said, {"a": 1}) == ((), {"a": 1})  # type: ignore[arg-type]
+    assert call_model(said, packed) == ((packed,), {})  # type: ignore[arg-type]
