@@ -18,7 +18,7 @@ from mpocompress.errors import CalibrationError, FormatError, ModelError
 from mpocompress.jobs import Progress
 from mpocompress.text import StrPath, shown
 from mpocompress.user.code import loss_function
-from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.model import UserModel, resolve_model
 
 
 def calibrate(
@@ -49,7 +49,7 @@ def calibrate(
         ModelError: the model cannot be built, or is another one.
         CalibrationError: the inputs cannot be made, or the model does not take them.
     """
-    built, ran = runnable(model)
+    built, ran = resolve_model(model)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         found = calibration_for(inputs, built, checkpoint, progress)
     return dataclasses.replace(found, notes=(*ran, *found.notes))
