@@ -187,8 +187,9 @@ def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, seeded(two_layers)) as checkpoint,
         pytest.raises(
             ModelError,
-            match=r"Sequential: copying the model failed \(TypeError: cannot pickle 'generator' object\); a copy is run, "
-            r"so that the given model does not change\. Give a function that builds the model instead, as file\.py:name\.",
+            match=r"Sequential: copying the model failed \(TypeError: cannot pickle 'generator' object\); a copy is "
+            r"run, so that the given model does not change\. Give a function that builds the model instead, as "
+            r"file\.py:name\.",
         ),
     ):
         Rig(model, checkpoint, gathered(inputs()))
