@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from mpocompress.nn.execution import ExecutionChoice
+from mpocompress.nn.layer import MPOLayer
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """How a model is asked to multiply while it is trained."""
@@ -57,7 +57,7 @@ def from_cores(model: nn.Module) -> Iterator[None]:
     Args:
         model: the model; it may have none.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, ExecutionChoice)]
+    layers = [layer for layer in model.modules() if isinstance(layer, MPOLayer)]
     before = [layer.execution for layer in layers]
     for layer in layers:
         layer.execution = "factorised"
