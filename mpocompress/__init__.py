@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mpocompress.compression.inspection import inspect, look, overview
     from mpocompress.compression.plan import plan
     from mpocompress.errors import MPOCompressError
-    from mpocompress.finetuning import SelfGenerated, TuningProgress
+    from mpocompress.finetuning import FinetuneProgress, SelfGenerated
     from mpocompress.finetuning.finetune import FinetuneResult, finetune
     from mpocompress.finetuning.finetune_file import finetune_file
     from mpocompress.layers.selection import Selection
@@ -44,6 +44,7 @@ __all__ = [
     "BenchReport",
     "Calibration",
     "CalibrationInputs",
+    "FinetuneProgress",
     "FinetuneResult",
     "MPOCompressError",
     "MPOLSTMCell",
@@ -56,7 +57,6 @@ __all__ = [
     "SelfGenerated",
     "Sites",
     "Truncation",
-    "TuningProgress",
     "TuningReport",
     "__version__",
     "bench",
@@ -83,6 +83,7 @@ _HOMES = {
     "BenchReport": "reports.benchmark",
     "Calibration": "calibration",
     "CalibrationInputs": "calibration",
+    "FinetuneProgress": "finetuning",
     "FinetuneResult": "finetuning.finetune",
     "MPO": "mpo.mpo",
     "MPOCompressError": "errors",
@@ -97,7 +98,6 @@ _HOMES = {
     "SelfGenerated": "finetuning",
     "Sites": "mpo.sites",
     "Truncation": "planning.target",
-    "TuningProgress": "finetuning",
     "TuningReport": "reports.finetuning",
     "bench": "benchmarking.bench",
     "calibrate": "calibration.calibrate",

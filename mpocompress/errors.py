@@ -70,7 +70,7 @@ class CalibrationError(MPOCompressError):
     """Calibration inputs cannot be made, the model does not take them, or what was measured is of other weights."""
 
 
-class TuningError(MPOCompressError):
+class FinetuneError(MPOCompressError):
     """Fine-tuning cannot go on: data the model does not take, nothing to learn from, a run of other settings."""
 
 

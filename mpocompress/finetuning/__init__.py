@@ -15,7 +15,7 @@ from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.finetuning.reporting import half_notes, reported
 from mpocompress.finetuning.schedule import Length
 from mpocompress.finetuning.self_generated import Generated, SelfGenerated
-from mpocompress.finetuning.settings import Settings, Trace, Trained, TuningProgress
+from mpocompress.finetuning.settings import FinetuneProgress, Settings, Trace, Trained
 from mpocompress.finetuning.snapshot import read_snapshot
 from mpocompress.finetuning.train_mode import Modes
 from mpocompress.finetuning.trainer import Run, trained_parameters
@@ -23,6 +23,7 @@ from mpocompress.finetuning.trainer import Run, trained_parameters
 __all__ = [
     "Carrier",
     "Feed",
+    "FinetuneProgress",
     "Generated",
     "Judge",
     "Length",
@@ -39,7 +40,6 @@ __all__ = [
     "Trace",
     "Trained",
     "Trial",
-    "TuningProgress",
     "Way",
     "example",
     "from_cores",

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.loss import loss_of
 from mpocompress.finetuning.objective import Objective, called, compared
@@ -64,7 +64,7 @@ class Trial:
             The way.
 
         Raises:
-            TuningError: a step of it fails.
+            FinetuneError: a step of it fails.
         """
         lows = [precision == "bfloat16"] if precision != "auto" else [False, True]
         ways = {str(low): Way(low=low, teacher_low=lows[0]) for low in lows}
@@ -143,6 +143,6 @@ def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> s
 def _does_run(run: Callable[[], object]) -> bool:
     try:
         run()
-    except (RuntimeError, TuningError):
+    except (RuntimeError, FinetuneError):
         return False
     return True

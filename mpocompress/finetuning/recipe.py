@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 from mpocompress.calibration.divergence import OutputKind
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.evaluation import Score
 from mpocompress.finetuning.objective import LossFunction
 from mpocompress.finetuning.precision import Precision
@@ -38,7 +38,7 @@ class Recipe:
         seed: what is drawn with.
 
     Raises:
-        TuningError: a value that means nothing.
+        FinetuneError: a value that means nothing.
 
     Example:
         >>> Recipe().length.steps
@@ -74,7 +74,7 @@ class Recipe:
             ("seed", self.seed >= 0, "0 or more"),
         ):
             if not is_sound:
-                raise TuningError(
+                raise FinetuneError(
                     where=name,
                     found=f"got {getattr(self, name)!r}",
                     why="it would mean nothing",

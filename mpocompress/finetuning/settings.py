@@ -38,7 +38,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuningProgress:
+class FinetuneProgress:
     """How far a run is.
 
     Args:

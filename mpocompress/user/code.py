@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpocompress.errors import CalibrationError, InputsError, ModelError, MPOCompressError, TuningError
+from mpocompress.errors import CalibrationError, FinetuneError, InputsError, ModelError, MPOCompressError
 from mpocompress.text import listed, shown
 from mpocompress.user.randomness import Randomness
 
@@ -67,14 +67,14 @@ _BATCHES = _Role(
     action="Mend that, or name an iterable of what the model is called with, or a function that gives one.",
 )
 _DATA = _Role(
-    error=TuningError,
+    error=FinetuneError,
     named="training data are named by where they are and what they are called there",
     missing="there is nothing to train on",
     failed="the batches could not be made",
     action="Mend that, or name a function that gives an iterable of inputs, or of pairs of inputs and a target.",
 )
 _SCORE = _Role(
-    error=TuningError,
+    error=FinetuneError,
     named="a score is named by where it is and what it is called there",
     missing="there is nothing to judge the model with",
     failed="the score could not be computed",
@@ -171,10 +171,10 @@ def data_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
 
     Returns:
         A function of a seed that goes through the data anew, from what it draws on; a function of the user's is called
-        again for it. Iterating raises TuningError for whatever the user's code raises.
+        again for it. Iterating raises FinetuneError for whatever the user's code raises.
 
     Raises:
-        TuningError: they cannot be imported; the function raises it where they cannot be made or iterated.
+        FinetuneError: they cannot be imported; the function raises it where they cannot be made or iterated.
     """
     return _passes(spec, _DATA)
 
@@ -206,14 +206,14 @@ def score_function(spec: str) -> Callable[[nn.Module], object]:
         spec: `file.py:name` or `package.module:name` of a function of the model that returns a number.
 
     Returns:
-        The function; it raises TuningError for whatever the user's raises.
+        The function; it raises FinetuneError for whatever the user's raises.
 
     Raises:
-        TuningError: it cannot be imported, or is no function.
+        FinetuneError: it cannot be imported, or is no function.
     """
     thing = _named(spec, _SCORE, "a function")
     if not callable(thing):
-        raise TuningError(
+        raise FinetuneError(
             where=shown(spec), found=f"a {type(thing).__name__}", why=_SCORE.missing, action=_SCORE.action
         )
 

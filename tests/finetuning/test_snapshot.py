@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpocompress.errors import CheckpointError, FormatError, MPOCompressError, OutputError, TuningError
+from mpocompress.errors import CheckpointError, FinetuneError, FormatError, MPOCompressError, OutputError
 from mpocompress.finetuning import read_snapshot
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.snapshot import FORMAT, Snapshot, checked_values, write_snapshot
@@ -100,7 +100,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_of_other_settings_is_refused(tmp_path: Path, settings: dict[str, str], message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         read_snapshot(written(tmp_path), settings)
 
 
