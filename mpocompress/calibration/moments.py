@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpocompress.calibration.divergence import primary
+from mpocompress.calibration.outputs import primary
 from mpocompress.calibration.hooks import NEVER, Unit, Watcher, watched
 from mpocompress.calibration.rig import Rig
 from mpocompress.errors import CalibrationError
 from mpocompress.jobs import Progress
 from mpocompress.mpo.metric import Metric, Moments
-from mpocompress.user.batches import to_device
+from mpocompress.user.batches import Batch, to_device
 from mpocompress.user.code import describe_error
 
 GRADIENTS_PER_OUTPUT = 16
@@ -95,13 +95,13 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
     return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=left_out)
 
 
-def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Generator) -> None:
+def _backward(rig: Rig, batch: Batch, loss: Loss | None, generator: torch.Generator) -> None:
     """Take gradients of one batch; an output that no weight reaches has none."""
-    output = rig.run_openly(batch)
+    output = rig.run_with_gradients(batch)
     if loss is None:
         scalar = rig.measure.projection(primary(output)[0], generator)
     else:
-        target = to_device(batch[1], rig.device) if isinstance(batch, tuple) else None
+        target = to_device(batch.target, rig.device)
         try:
             scalar = loss(output, target)
         except Exception as error:

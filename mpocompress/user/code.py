@@ -148,19 +148,13 @@ def inputs_function(spec: str) -> Callable[[int, int], object]:
     return make
 
 
-def batches_from(spec: str) -> Iterable[object]:
-    """Import the user's batches.
+def calibration_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
+    """Import the user's calibration batches; as `data_passes`, but with CalibrationError.
 
     Args:
-        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that gives one.
-
-    Returns:
-        The batches; iterating raises CalibrationError for whatever the user's code raises.
-
-    Raises:
-        CalibrationError: they cannot be imported or made, or cannot be iterated.
+        spec: `file.py:name` or `package.module:name` of an iterable, or of a function that returns one.
     """
-    return _passes(spec, _BATCHES)(None)
+    return _passes(spec, _BATCHES)
 
 
 def data_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
