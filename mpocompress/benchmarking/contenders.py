@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mpocompress.benchmarking.torch_int8 import has_int8_layers, int8_copy, packed_bytes, why_not_int8
 from mpocompress.nn.timing import BUDGET_S, SAMPLE_S, Call, clock_of, interleaved
 from mpocompress.reports.benchmark import ContenderKind, Timed
+from mpocompress.user.dense_model import device_of
 
 INT8 = "dynamic int8"
 _FALLS_BACK = "LSTM with projections is not supported with oneDNN"
@@ -66,7 +67,7 @@ def dense_contenders(module: nn.Module, feed: Feed) -> tuple[Contender, ...]:
             size_bytes=lambda: held_bytes(module),
             under=under,
         )
-        for library, under in _libraries(_device(module))
+        for library, under in _libraries(device_of(module).type)
     )
 
 
@@ -93,7 +94,7 @@ def one_step_contenders(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Ten
             size_bytes=lambda: held_bytes(lstm),
             under=under,
         )
-        for library, under in _libraries(_device(lstm))
+        for library, under in _libraries(device_of(lstm).type)
     )
 
 
@@ -263,10 +264,6 @@ class _OneStep:
             outputs = [torch.lstm_cell(step, next(states), *weights)[0] for weights in level]
             step = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return step.unsqueeze(0)
-
-
-def _device(module: nn.Module) -> str:
-    return next((one.device.type for one in module.parameters()), "cpu")
 
 
 def _libraries(device: str) -> list[tuple[str, Callable[[], AbstractContextManager[object]]]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -23,7 +22,7 @@ from mpocompress.modules.load import load
 from mpocompress.nn import Execution
 from mpocompress.reports.benchmark import Benched, Case
 from mpocompress.user.batches import call_model
-from mpocompress.user.code import model_builder
+from mpocompress.user.model import model_factory
 
 
 def bench_model(
@@ -49,7 +48,7 @@ def bench_model(
         ModelError: the model cannot be built, or the file is not of it.
         InputsError: inputs cannot be made or guessed, or the model does not take them.
     """
-    build, given = _builder(model), None if inputs is None else given_inputs(inputs)
+    build, given = model_factory(model), None if inputs is None else given_inputs(inputs)
     compressed: Mapping[Execution, nn.Module] = {
         mode: load(checkpoint, build(), execution=mode).eval().to(conditions.device) for mode in EXECUTIONS
     }
@@ -72,11 +71,6 @@ def bench_model(
         cases=tuple(cases),
     )
     return (benched,), (f"The model was called with {maker.said}.",)
-
-
-def _builder(model: str | nn.Module) -> Callable[[], nn.Module]:
-    """What gives a new model at every call."""
-    return model_builder(model) if isinstance(model, str) else lambda: copy.deepcopy(model)
 
 
 def _case(

@@ -18,7 +18,7 @@ from mpocompress.errors import CalibrationError, FormatError, ModelError
 from mpocompress.jobs import Progress
 from mpocompress.text import StrPath, shown
 from mpocompress.user.code import loss_function
-from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.model import UserModel, resolve_model
 
 
 def calibrate(
@@ -49,7 +49,7 @@ def calibrate(
         ModelError: the model cannot be built, or does not fit the checkpoint.
         CalibrationError: the inputs cannot be read, or the model does not accept them.
     """
-    built, ran = runnable(model)
+    built, ran = resolve_model(model)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         calibration = calibration_for(inputs, built, checkpoint, progress)
     return dataclasses.replace(calibration, notes=(*ran, *calibration.notes))

@@ -25,7 +25,7 @@ from mpocompress.errors import CalibrationError, MPOCompressError
 from mpocompress.reports.calibration import BEYOND
 from mpocompress.user.batches import Batch, call_model, to_device
 from mpocompress.user.code import describe_error
-from mpocompress.user.dense_model import copied, fill
+from mpocompress.user.dense_model import copy_model, device_of, load_weights
 from mpocompress.user.randomness import Randomness
 
 FORWARD_SEED = 0
@@ -86,10 +86,10 @@ class Rig:
     def __init__(
         self, model: nn.Module, checkpoint: Checkpoint, batches: CalibrationBatches, kind: OutputKind | None = None
     ) -> None:
-        self.model = copied(model)
-        self._places = fill(self.model, checkpoint)
+        self.model = copy_model(model)
+        self._places = load_weights(self.model, checkpoint)
         self.model.eval().requires_grad_(requires_grad=False)
-        self.device = str(next((parameter.device for parameter in self.model.parameters()), torch.device("cpu")))
+        self.device = str(device_of(self.model))
         names = {place: name for name, places in self._places.items() for place in places}
         self.watches: tuple[Watch, ...] = find_watches(self.model, names)
         self.batches = batches

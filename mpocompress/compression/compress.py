@@ -17,7 +17,7 @@ from mpocompress.mpo.sites import SitesChoice, check_choice
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath
-from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.model import UserModel, resolve_model
 
 
 def compress(
@@ -79,7 +79,7 @@ def compress(
     check_choice(sites)
     if save_calibration is not None:
         check_calibration_file(save_calibration, overwrite=overwrite, others=(source, target))
-    model, ran = runnable(model) if calibration is not None else (model, ())
+    model, ran = resolve_model(model) if calibration is not None else (model, ())
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)

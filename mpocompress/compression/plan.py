@@ -26,7 +26,7 @@ from mpocompress.planning.plan import PLAN_TARGETS, MatrixPlan, make_plan
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import StrPath
-from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.model import UserModel, resolve_model
 
 
 def planned_target(
@@ -151,7 +151,7 @@ def plan(
     check_choice(sites)
     if save_calibration is not None:
         check_calibration_file(save_calibration, overwrite=False, others=(source,))
-    model, ran = runnable(model) if calibration is not None else (model, ())
+    model, ran = resolve_model(model) if calibration is not None else (model, ())
     divergences: list[float | None] = [None] * len(truncations)
     with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
         known = calibration_for(calibration, model, checkpoint, progress) if calibration is not None else None

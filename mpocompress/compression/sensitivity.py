@@ -18,7 +18,7 @@ from mpocompress.compression.survey import Surveyed, read_matrix
 from mpocompress.compression.weighted_matrix import QUICK_STEPS, Weighed, standing, values_of, weigh
 from mpocompress.errors import TargetError
 from mpocompress.jobs import Progress
-from mpocompress.mpo.contraction import to_dtype
+from mpocompress.mpo.memory import to_dtype
 from mpocompress.mpo.sites import low_rank
 from mpocompress.mpo.weighted_svd import WeightedProduct
 from mpocompress.planning.curves import Curve

@@ -30,8 +30,8 @@ from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.compression import MatrixReport, Report
 from mpocompress.text import shown
-from mpocompress.user.code import model_builder
-from mpocompress.user.dense_model import copied, fill
+from mpocompress.user.dense_model import load_weights
+from mpocompress.user.model import model_factory
 
 StrPath = str | PathLike[str]
 
@@ -151,7 +151,7 @@ def finetune_file(
                 why="starting anew would lose it",
                 action="Resume it (--resume), remove the file, or choose another name.",
             )
-        build = _builder(model)
+        build = model_factory(model)
         place = _device(device or _usual_device())
         whole = loaded(checkpoint, build())
         tuned = _Tuned(checkpoint, report, whole)
@@ -292,15 +292,6 @@ def _mpo(weight: MPOWeight) -> MPO:
     return MPO(cores=tuple(core.detach() for core in weight.cores), sites=weight.sites)
 
 
-def _builder(model: str | nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """What gives a new model at every call."""
-    if isinstance(model, str):
-        return model_builder(model)
-    if isinstance(model, nn.Module):
-        return lambda: copied(model)
-    return model
-
-
 def _usual_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
@@ -364,7 +355,7 @@ def _taught(checkpoint: Checkpoint, model: nn.Module, report: Report) -> tuple[n
     name = checkpoint.path.name
     if checkpoint.document is not None:
         return loaded(checkpoint, model).model, name, (f"The teacher, {shown(name)}, is a compressed file itself.",)
-    fill(model, checkpoint)
+    load_weights(model, checkpoint)
     if report.source.sha256 and checkpoint.sha256() != report.source.sha256:
         return model, name, (f"The teacher, {shown(name)}, has other bytes than the file that was compressed.",)
     return model, name, ()

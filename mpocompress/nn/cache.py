@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mpocompress.nn.autograd_state import is_traced
+from mpocompress.mpo.tracing import is_traced
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpocompress.nn.autograd_state import is_traced, is_transformed
+from mpocompress.mpo.tracing import is_traced, is_transformed
 from mpocompress.nn.cost import Work, sequence_seconds
 from mpocompress.nn.direction import DirectionWeights
 from mpocompress.nn.execution import MODELLED, Candidate, bucket, choose

@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mpocompress.errors import ModelError
-from mpocompress.nn.autograd_state import is_recorded, needs_gradients
+from mpocompress.mpo.tracing import is_recorded
 from mpocompress.nn.cache import Preparing
+from mpocompress.nn.call_checks import needs_gradients
 from mpocompress.nn.cost import TRAINED_PRODUCTS, product_seconds
 from mpocompress.nn.execution import MODELLED, Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
 from mpocompress.nn.operands import Product

@@ -10,8 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.nn.autograd_state import check_dtypes, is_recorded, needs_gradients
+from mpocompress.mpo.tracing import is_recorded
 from mpocompress.nn.cache import Preparing
+from mpocompress.nn.call_checks import check_dtypes, needs_gradients
 from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
 from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
 from mpocompress.nn.level import FUSED, LevelRun

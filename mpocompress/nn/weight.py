@@ -12,7 +12,7 @@ from mpocompress.errors import SitesError
 from mpocompress.mpo.contraction import to_matrix
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.sites import Sites
-from mpocompress.nn.autograd_state import is_recorded
+from mpocompress.mpo.tracing import is_recorded
 from mpocompress.nn.cache import Placed
 from mpocompress.nn.operands import Layout, Product, as_product, layout_of
 

@@ -516,13 +516,13 @@ def raising(batch: int, length: int) -> object:
             "Bag: the model itself, a Bag, is its first layer that has weights; inputs",
         ),
         (lambda: guessed_inputs(nn.ReLU()), "the model itself, a ReLU"),
-        (lambda: given_inputs("net.py"), "net.py: no name after a colon; what makes the inputs is named by"),
+        (lambda: given_inputs("net.py"), "net.py: no name after a colon; a function that makes the inputs is needed"),
         (lambda: given_inputs("none.py:a"), "FileNotFoundError: no file none.py; the inputs could not be made"),
         (
             lambda: given_inputs("math:pi"),
-            "math:pi: a float; inputs of several sizes are needed. Name a function",
+            "math:pi: a float; inputs of several sizes are needed. Name a function of a batch size and a length",
         ),
-        (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; there is nothing to make the inputs with"),
+        (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; a function that makes the inputs is needed"),
         (lambda: given_inputs("math:gcd").make(1, "a"), "TypeError: 'str' object"),  # type: ignore[arg-type]
         (
             lambda: checked_inputs(given_inputs(max), 1, 2, "cpu"),
@@ -546,9 +546,9 @@ def test_a_model_that_is_none_is_refused(small: Path) -> None:
 
 
 def test_the_device_of_a_card_has_its_own_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "_device", lambda module: "cuda")
+    monkeypatch.setattr(contenders, "device_of", lambda module: torch.device("cuda"))
     names = [one.name for one in dense_contenders(nn.Linear(2, 2), lambda one: None)]
     assert names == ["dense, cuDNN", "dense, native"]
-    monkeypatch.setattr(contenders, "_device", lambda module: "cpu")
+    monkeypatch.setattr(contenders, "device_of", lambda module: torch.device("cpu"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert [one.name for one in dense_contenders(nn.Linear(2, 2), lambda one: None)] == ["dense, native"]

@@ -187,9 +187,12 @@ def test_random_batches_from_a_file_differ_and_are_the_same_again(user_file: Pat
     ("name", "message"),
     [
         ("broken", r"mine\.py:broken: mine\.py, line 13: ValueError: no more data; the batches could not be made"),
-        ("number", r"mine\.py:number: a int; batches are taken from it one after another"),
-        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; there is nothing to calibrate with\. It has torch"),
-        ("", r"no name after a colon; calibration batches are named by where they are"),
+        ("number", r"mine\.py:number: a int; an iterable of batches is needed"),
+        (
+            "missing",
+            r"mine\.py:missing: no 'missing' in .*mine\.py; calibration batches are needed\. Use one of",
+        ),
+        ("", r"no name after a colon; calibration batches are needed"),
     ],
 )
 def test_what_the_users_code_does_wrong_is_told(user_file: Path, name: str, message: str) -> None:

@@ -174,7 +174,7 @@ def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
         pytest.raises(
             ModelError,
             match=r"Sequential: 2\.weight, 2\.bias, which the checkpoint does not have in that shape; the model has to "
-            r"run as it was when it was saved\. Give the model that the checkpoint was saved from\.",
+            r"run as it did when it was saved\. Give the model from which the checkpoint was saved\.",
         ),
     ):
         Rig(two_layers(), checkpoint, read_batches(inputs()))
@@ -187,8 +187,9 @@ def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, seeded(two_layers)) as checkpoint,
         pytest.raises(
             ModelError,
-            match=r"Sequential: copying it failed \(TypeError: cannot pickle 'generator' object\); the given model is "
-            r"left as it is, and a copy is run\. Give what builds the model instead, as file\.py:name\.",
+            match=r"Sequential: copying the model failed \(TypeError: cannot pickle 'generator' object\); a copy is "
+            r"run, so that the given model does not change\. Give a function that builds the model instead, as "
+            r"file\.py:name\.",
         ),
     ):
         Rig(model, checkpoint, read_batches(inputs()))

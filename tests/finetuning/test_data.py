@@ -247,8 +247,8 @@ def test_data_in_a_file_are_made_anew_in_every_pass(tmp_path: Path, capsys: pyte
     ("name", "message"),
     [
         ("broken", r"mine\.py:broken: mine\.py, line 16: ValueError: no more data; the batches could not be made"),
-        ("number", r"mine\.py:number: a int; batches are taken from it one after another"),
-        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; there is nothing to train on"),
+        ("number", r"mine\.py:number: a int; an iterable of batches is needed"),
+        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; training data are needed"),
     ],
 )
 def test_what_the_users_file_does_wrong_is_told(tmp_path: Path, name: str, message: str) -> None:
