@@ -23,7 +23,7 @@ from mpocompress.errors import (
     OutputExistsError,
     TuningError,
 )
-from mpocompress.finetuning import TuningProgress
+from mpocompress.finetuning.progress import TuningProgress
 from mpocompress.reports.finetuning import Evaluation
 
 
