@@ -9,9 +9,10 @@ from os import PathLike
 from torch import nn
 
 from mpocompress.calibration.batches import read_batches, sample_total
-from mpocompress.calibration.calibration import Calibration, CalibrationInputs
+from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.file import SUFFIX, read_calibration
 from mpocompress.calibration.moments import collect
+from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint import Checkpoint, open_checkpoint
 from mpocompress.errors import CalibrationError, FormatError, ModelError

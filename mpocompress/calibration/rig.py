@@ -11,18 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.batches import CalibrationBatches, sample_total
-from mpocompress.calibration.divergence import (
-    DivergenceTotals,
-    Measure,
-    OutputKind,
-    measure_for,
-    unrelated_divergence,
-)
+from mpocompress.calibration.divergence import DivergenceTotals, Measure, measure_for, unrelated_divergence
 from mpocompress.calibration.hooks import Watch, find_watches, overheard
 from mpocompress.calibration.outputs import output_rows, primary
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
-from mpocompress.reports.calibration import BEYOND
+from mpocompress.reports.calibration import BEYOND, OutputKind
 from mpocompress.user.batches import Batch, call_model, to_device
 from mpocompress.user.code import describe_error
 from mpocompress.user.dense_model import copy_model, device_of, load_weights

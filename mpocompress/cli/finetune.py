@@ -20,8 +20,9 @@ from mpocompress.cli.terminal import INTERRUPTED, is_first_process, printing, st
 from mpocompress.reports.calibration import OUTPUT_KINDS
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.divergence import OutputKind
-    from mpocompress.finetuning import FinetuneProgress, Precision, Trained
+    from mpocompress.finetuning.options import Precision, Trained
+    from mpocompress.finetuning.progress import FinetuneProgress
+    from mpocompress.reports.calibration import OutputKind
 
 
 class TextsType(click.ParamType[tuple[int, int]]):

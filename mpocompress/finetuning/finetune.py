@@ -12,24 +12,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.options import LossFunction
 from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.autotune import Trial
 from mpocompress.finetuning.data import Feed
 from mpocompress.finetuning.distributed import Team, leads, team
-from mpocompress.finetuning.evaluation import Judge, Score
-from mpocompress.finetuning.objective import LossFunction, objective_for
-from mpocompress.finetuning.precision import Precision, Way, from_cores, from_words
+from mpocompress.finetuning.evaluation import Judge
+from mpocompress.finetuning.objective import objective_for
+from mpocompress.finetuning.options import Precision, Score, Trained
+from mpocompress.finetuning.precision import Way, from_cores, from_words
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recipe import Recipe, named_thing
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.finetuning.reporting import half_notes, reported
 from mpocompress.finetuning.self_generated import Generated, SelfGenerated
-from mpocompress.finetuning.settings import FinetuneProgress, Settings, Trained
+from mpocompress.finetuning.settings import Settings
 from mpocompress.finetuning.snapshot import Snapshot, read_snapshot
 from mpocompress.finetuning.train_mode import Modes
 from mpocompress.finetuning.trainer import Run, trained_parameters
 from mpocompress.modules.provenance import record_of, remember
 from mpocompress.nn import MPOWeight
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.reports.finetuning import Evaluation, TuningReport
 from mpocompress.user.code import loss_function, score_function
 

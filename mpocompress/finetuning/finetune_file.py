@@ -12,22 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.options import LossFunction
 from mpocompress.checkpoint import Checkpoint, carried_notes, check_target, container_for, open_checkpoint, write_target
 from mpocompress.compression.format import core_tensors, stored_report
 from mpocompress.errors import FinetuneError, MPOCompressError, OutputExistsError
 from mpocompress.finetuning.distributed import leads
-from mpocompress.finetuning.evaluation import Score
 from mpocompress.finetuning.finetune import Keeping, finetuned
-from mpocompress.finetuning.objective import LossFunction
-from mpocompress.finetuning.precision import Precision
+from mpocompress.finetuning.options import Precision, Score, Trained
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recipe import Recipe
-from mpocompress.finetuning.settings import FinetuneProgress, Trained
 from mpocompress.modules.load import Loaded, loaded
 from mpocompress.modules.provenance import record_of
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.reports.compression import MatrixReport, Report
 from mpocompress.text import shown
 from mpocompress.user.dense_model import load_weights

@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mpocompress.calibration import divergence
-from mpocompress.calibration.divergence import (
-    DivergenceTotals,
-    Measure,
-    OutputKind,
-    measure_for,
-    unrelated_divergence,
-)
+from mpocompress.calibration.divergence import DivergenceTotals, Measure, measure_for, unrelated_divergence
 from mpocompress.errors import CalibrationError
+from mpocompress.reports.calibration import OutputKind
 from tests.draw import random_matrix
 
 ROUNDING = 1e-9
@@ -108,9 +103,7 @@ def test_classes_of_probability_0_cost_nothing() -> None:
     measure = Measure(kind="classification")
     other = numbers(8, 5, 1).masked_fill(torch.arange(5) > 2, -math.inf)
 
-    torch.testing.assert_close(
-        measure.divergences(MASKED, other), measure.divergences(MASKED[:, :3], other[:, :3])
-    )
+    torch.testing.assert_close(measure.divergences(MASKED, other), measure.divergences(MASKED[:, :3], other[:, :3]))
     assert measure.divergences(MASKED, MASKED).max() == 0.0
     assert measure.divergences(numbers(8, 5), MASKED).isinf().all()
     assert measure.divergences(MASKED * math.nan, MASKED).isnan().all()
@@ -122,9 +115,7 @@ def test_the_divergence_of_an_embedding_is_the_cosine(rows: int, cols: int, seed
     one, other = numbers(rows, cols, seed), numbers(rows, cols, seed + 1)
     expected = 1 - nn.functional.cosine_similarity(one, other)
 
-    torch.testing.assert_close(
-        Measure(kind="embedding").divergences(one, 3 * other), expected, rtol=1e-6, atol=1e-9
-    )
+    torch.testing.assert_close(Measure(kind="embedding").divergences(one, 3 * other), expected, rtol=1e-6, atol=1e-9)
     assert Measure(kind="embedding").totals(one, other).mean == pytest.approx(float(expected.mean()), rel=1e-6)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration import CalibrationInputs
 from mpocompress.calibration.calibrate import calibrate
+from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.compression.compress import compress
 from mpocompress.compression.inspection import inspect
 from mpocompress.errors import CalibrationError, ModelError

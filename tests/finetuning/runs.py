@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.finetuning import FinetuneProgress
 from mpocompress.finetuning.finetune import FinetuneResult, finetune
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.planning.target import Truncation

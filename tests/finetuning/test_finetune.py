@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mpocompress
 from mpocompress.errors import FinetuneError, MPOCompressError
-from mpocompress.finetuning import SelfGenerated
 from mpocompress.finetuning.finetune import finetune
+from mpocompress.finetuning.self_generated import SelfGenerated
 from mpocompress.nn import MPOWeight
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import Odd, Texts, apart, batches, pair, pairs, same, texts, tuned, values

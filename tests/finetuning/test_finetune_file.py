@@ -23,7 +23,7 @@ from mpocompress.errors import (
     OutputError,
     OutputExistsError,
 )
-from mpocompress.finetuning import FinetuneProgress
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.reports.finetuning import Evaluation
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.errors import FinetuneError
-from mpocompress.finetuning import Carrier
-from mpocompress.finetuning.recurrent_state import flattened, restored
+from mpocompress.finetuning.recurrent_state import Carrier, flattened, restored
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.nn import MPOLSTM

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpocompress.errors import FinetuneError, OutputError
-from mpocompress.finetuning import FinetuneProgress
+from mpocompress.finetuning.progress import FinetuneProgress
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import (
     CrashError,
