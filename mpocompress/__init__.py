@@ -12,17 +12,20 @@ from mpocompress._version import __version__
 
 if TYPE_CHECKING:
     from mpocompress.benchmarking.bench import bench
-    from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
     from mpocompress.calibration.calibrate import calibrate
+    from mpocompress.calibration.calibration import Calibration
+    from mpocompress.calibration.file import read_calibration, write_calibration
+    from mpocompress.calibration.options import CalibrationInputs
     from mpocompress.checkpoint import open_checkpoint
     from mpocompress.compression.compress import compress
     from mpocompress.compression.expand import expand
     from mpocompress.compression.inspection import inspect, look, overview
     from mpocompress.compression.plan import plan
     from mpocompress.errors import MPOCompressError
-    from mpocompress.finetuning import SelfGenerated, TuningProgress
     from mpocompress.finetuning.finetune import FinetuneResult, finetune
     from mpocompress.finetuning.finetune_file import finetune_file
+    from mpocompress.finetuning.progress import FinetuneProgress
+    from mpocompress.finetuning.self_generated import SelfGenerated
     from mpocompress.layers.selection import Selection
     from mpocompress.modules.compress import compress_module
     from mpocompress.modules.load import load
@@ -44,6 +47,7 @@ __all__ = [
     "BenchReport",
     "Calibration",
     "CalibrationInputs",
+    "FinetuneProgress",
     "FinetuneResult",
     "MPOCompressError",
     "MPOLSTMCell",
@@ -56,7 +60,6 @@ __all__ = [
     "SelfGenerated",
     "Sites",
     "Truncation",
-    "TuningProgress",
     "TuningReport",
     "__version__",
     "bench",
@@ -81,8 +84,8 @@ __all__ = [
 
 _HOMES = {
     "BenchReport": "reports.benchmark",
-    "Calibration": "calibration",
-    "CalibrationInputs": "calibration",
+    "Calibration": "calibration.calibration",
+    "CalibrationInputs": "calibration.options",
     "FinetuneResult": "finetuning.finetune",
     "MPO": "mpo.mpo",
     "MPOCompressError": "errors",
@@ -94,10 +97,10 @@ _HOMES = {
     "PlanReport": "reports.plan",
     "Report": "reports.compression",
     "Selection": "layers.selection",
-    "SelfGenerated": "finetuning",
+    "SelfGenerated": "finetuning.self_generated",
     "Sites": "mpo.sites",
     "Truncation": "planning.target",
-    "TuningProgress": "finetuning",
+    "FinetuneProgress": "finetuning.progress",
     "TuningReport": "reports.finetuning",
     "bench": "benchmarking.bench",
     "calibrate": "calibration.calibrate",
@@ -113,10 +116,10 @@ _HOMES = {
     "open_checkpoint": "checkpoint",
     "overview": "compression.inspection",
     "plan": "compression.plan",
-    "read_calibration": "calibration",
+    "read_calibration": "calibration.file",
     "save": "modules.save",
     "set_execution": "nn",
-    "write_calibration": "calibration",
+    "write_calibration": "calibration.file",
 }
 
 

@@ -70,7 +70,7 @@ class CalibrationError(MPOCompressError):
     """Calibration inputs cannot be made, the model does not accept them, or a calibration is of other weights."""
 
 
-class TuningError(MPOCompressError):
+class FinetuneError(MPOCompressError):
     """Fine-tuning cannot continue: the model does not accept the data, nothing can be trained, or settings differ."""
 
 

@@ -13,6 +13,7 @@ from mpocompress.calibration.hooks import Unit, Watch, Watcher, arguments, watch
 from mpocompress.calibration.lstm_forward import LevelRun, level_names, level_weights, opened, run_level
 from mpocompress.calibration.rig import Rig
 from mpocompress.mpo.metric import shrunk
+from mpocompress.user.batches import Batch
 
 ROUNDS = 2
 """How often a recurrent layer is run again with what was fitted to its last run."""
@@ -116,7 +117,7 @@ Fit = Callable[[Unit, CrossMoments], Mapping[str, Tensor]]
 
 
 def refit(
-    rig: Rig, units: Sequence[Unit], batches: Sequence[object], first: Mapping[str, Tensor], fit: Fit
+    rig: Rig, units: Sequence[Unit], batches: Sequence[Batch], first: Mapping[str, Tensor], fit: Fit
 ) -> dict[str, Tensor]:
     """Fit the compressed units of a model in the order in which they run.
 
@@ -151,7 +152,7 @@ def _refit_product(
     rig: Rig,
     watch: Watch,
     unit: Unit,
-    batches: Sequence[object],
+    batches: Sequence[Batch],
     values: Mapping[str, Tensor],
     first: Mapping[str, Tensor],
     fit: Fit,
@@ -168,7 +169,7 @@ def _refit_product(
     return fit(unit, moments) if moments.count else {}
 
 
-def _inputs(rig: Rig, unit: Unit, batch: object) -> Tensor | None:
+def _inputs(rig: Rig, unit: Unit, batch: Batch) -> Tensor | None:
     """What a unit is multiplied with for a batch, in every module that has it; None where one was called oddly."""
     seen: list[Tensor] = []
     odd: list[str] = []
@@ -216,7 +217,7 @@ def _refit_lstm(
     watch: Watch,
     module: nn.LSTM,
     wanted: Mapping[str, Unit],
-    batches: Sequence[object],
+    batches: Sequence[Batch],
     values: Mapping[str, Tensor],
     first: Mapping[str, Tensor],
     fit: Fit,
@@ -262,7 +263,7 @@ def _of_level(values: Mapping[str, Tensor], watch: Watch, name: str) -> dict[str
     return {one: value for one, value in values.items() if one in own}
 
 
-def _courses(rig: Rig, module: nn.LSTM, batches: Sequence[object]) -> list[_Course]:
+def _courses(rig: Rig, module: nn.LSTM, batches: Sequence[Batch]) -> list[_Course]:
     """Every call of an LSTM, in the order of the batches."""
     courses = []
     for batch in batches:

@@ -26,10 +26,10 @@ from mpocompress.cli.terminal import printing, progress_bar, stdout
 from mpocompress.reports.compression import STORED_DTYPES
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.divergence import OutputKind
     from mpocompress.layers.selection import ForcedKind, LSTMChoice
     from mpocompress.mpo.sites import SitesChoice
     from mpocompress.planning.target import Truncation
+    from mpocompress.reports.calibration import OutputKind
 
 NO_TARGET = """How much should be kept? Give exactly one of:
   --bond N         every bond at most N (for single layers: --bond 'GLOB=N')

@@ -20,8 +20,9 @@ from mpocompress.cli.terminal import INTERRUPTED, is_first_process, printing, st
 from mpocompress.reports.calibration import OUTPUT_KINDS
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.divergence import OutputKind
-    from mpocompress.finetuning import Precision, Trained, TuningProgress
+    from mpocompress.finetuning.options import Precision, Trained
+    from mpocompress.finetuning.progress import FinetuneProgress
+    from mpocompress.reports.calibration import OutputKind
 
 
 class TextsType(click.ParamType[tuple[int, int]]):
@@ -208,7 +209,7 @@ def _texts(length: int, batches: int) -> object:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[TuningProgress], None]]:
+def _progress() -> Iterator[Callable[[FinetuneProgress], None]]:
     """A bar on stderr while the block runs; where stderr is no terminal, a line for every measurement."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -218,7 +219,7 @@ def _progress() -> Iterator[Callable[[TuningProgress], None]]:
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task("", total=1.0, step="", said="")
 
-    def show(found: TuningProgress) -> None:
+    def show(found: FinetuneProgress) -> None:
         bar.start()  # with the first step: other processes of a team never get here
         bar.update(task, completed=found.share, step=f"{found.step:,}/{found.steps:,}", said=_said(found))
 
@@ -228,7 +229,7 @@ def _progress() -> Iterator[Callable[[TuningProgress], None]]:
         bar.stop()
 
 
-def _said(found: TuningProgress) -> str:
+def _said(found: FinetuneProgress) -> str:
     """The loss, the last measurement and the time left, in few words."""
     one = found.evaluation
     loss = "" if found.loss is None else f"loss {found.loss:.3g}, "
@@ -237,7 +238,7 @@ def _said(found: TuningProgress) -> str:
     return f"{loss}{measured}{left}"
 
 
-def _line(found: TuningProgress) -> str:
+def _line(found: FinetuneProgress) -> str:
     return f"step {found.step:,}/{found.steps:,}: {_said(found)}"
 
 

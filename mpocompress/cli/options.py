@@ -13,9 +13,9 @@ from mpocompress.mpo.sites import MAX_SITES, MIN_SITES, SitesChoice
 from mpocompress.reports.calibration import OUTPUT_KINDS
 
 if TYPE_CHECKING:
-    from mpocompress.calibration import CalibrationSource
-    from mpocompress.calibration.divergence import OutputKind
+    from mpocompress.calibration.calibrate import CalibrationSource
     from mpocompress.layers.selection import ForcedKind, LSTMChoice, Selection
+    from mpocompress.reports.calibration import OutputKind
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Value = TypeVar("Value")

@@ -21,9 +21,9 @@ from mpocompress.cli.render.plan_tables import show_plan
 from mpocompress.cli.terminal import printing, progress_bar, stdout
 
 if TYPE_CHECKING:
-    from mpocompress.calibration.divergence import OutputKind
     from mpocompress.layers.selection import ForcedKind, LSTMChoice
     from mpocompress.mpo.sites import SitesChoice
+    from mpocompress.reports.calibration import OutputKind
 
 
 @click.command()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mpocompress.calibration import Calibration
+from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.hooks import Unit
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
@@ -267,7 +267,7 @@ class _Work:
             found = rig.compared(rig.held_out)
         return dataclasses.replace(
             report,
-            held_out=rig.batches.count(rig.batches.held_out) if rig.batches.is_held_out else 0,
+            held_out=rig.batches.held_out_samples,
             divergence=found.divergence,
             unrelated=rig.unrelated(rig.held_out),
             agreement=found.agreement,

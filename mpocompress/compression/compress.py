@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from mpocompress.calibration import CalibrationSource, calibration_for, check_calibration_file, write_calibration
+from mpocompress.calibration.calibrate import CalibrationSource, calibration_for
+from mpocompress.calibration.file import check_calibration_file, write_calibration
 from mpocompress.checkpoint import Spool, carried_notes, check_target, container_for, open_checkpoint, write_target
 from mpocompress.compression.format import _shards, compressed_tensors, places_of_cores
 from mpocompress.compression.job import Task, check_dtype, chosen_jobs

@@ -6,13 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from mpocompress.calibration import (
-    Calibration,
-    CalibrationSource,
-    calibration_for,
-    check_calibration_file,
-    write_calibration,
-)
+from mpocompress.calibration.calibrate import CalibrationSource, calibration_for
+from mpocompress.calibration.calibration import Calibration
+from mpocompress.calibration.file import check_calibration_file, write_calibration
 from mpocompress.checkpoint import open_checkpoint
 from mpocompress.compression.job import check_dtype, chosen_jobs
 from mpocompress.compression.reporting import _target, _unmet, checkpoint_report, no_fewer_bytes, untouched_reports

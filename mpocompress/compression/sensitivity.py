@@ -96,7 +96,7 @@ def divergence_with(rig: Rig, values: Mapping[str, Tensor]) -> float:
         The divergence.
     """
     with rig.holding(values):
-        return rig.divergence(rig.tuning)
+        return rig.divergence(rig.validation)
 
 
 def _losses(curve: Curve, points: Mapping[int, float], total: float) -> NDArray[np.float64]:

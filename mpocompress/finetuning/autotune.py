@@ -10,11 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.loss import loss_of
 from mpocompress.finetuning.objective import Objective, called, compared
-from mpocompress.finetuning.precision import Precision, Way
+from mpocompress.finetuning.options import Precision
+from mpocompress.finetuning.precision import Way
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.nn.timing import best_times, clock_of
 from mpocompress.user.randomness import Randomness
@@ -64,7 +65,7 @@ class Trial:
             The way.
 
         Raises:
-            TuningError: a step of it fails.
+            FinetuneError: a step of it fails.
         """
         lows = [precision == "bfloat16"] if precision != "auto" else [False, True]
         ways = {str(low): Way(low=low, teacher_low=lows[0]) for low in lows}
@@ -143,6 +144,6 @@ def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> s
 def _does_run(run: Callable[[], object]) -> bool:
     try:
         run()
-    except (RuntimeError, TuningError):
+    except (RuntimeError, FinetuneError):
         return False
     return True

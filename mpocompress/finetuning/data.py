@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.user.batches import sample_count, to_device
 from mpocompress.user.code import data_passes
 from mpocompress.user.randomness import Randomness, Stream, stream_seed
@@ -81,7 +81,7 @@ def example(batch: object) -> Example:
         The two.
 
     Raises:
-        TuningError: it is none of these.
+        FinetuneError: it is none of these.
 
     Example:
         >>> found = example((torch.zeros(4, 3), torch.zeros(4)))
@@ -113,12 +113,12 @@ def passes_over(data: object) -> Passes:
         A function of a seed; what the data draw in a pass, they draw from that.
 
     Raises:
-        TuningError: it is none of these, or cannot be imported.
+        FinetuneError: it is none of these, or cannot be imported.
     """
     if isinstance(data, str):
         return data_passes(data)
     if isinstance(data, Tensor | Mapping) or not (callable(data) or isinstance(data, Iterable)):
-        raise TuningError(
+        raise FinetuneError(
             where="training data",
             found=f"a {type(data).__name__}",
             why="several batches are taken from it, one after another",
@@ -150,7 +150,7 @@ class Feed:
         consecutive: whether batches belong one after the other; those held out are the first ones then.
 
     Raises:
-        TuningError: there are none, or of a form that no model is called with.
+        FinetuneError: there are none, or of a form that no model is called with.
     """
 
     def __init__(self, data: object, *, held_out: object | None, seed: int, consecutive: bool) -> None:
@@ -167,7 +167,7 @@ class Feed:
             if is_enough and len(self._ahead) >= HELD_OUT_EVERY:
                 break
         if not self._ahead:
-            raise TuningError(
+            raise FinetuneError(
                 where="training data", found="no batch", why="there is nothing to train on", action=_WRITE_ONE
             )
         self._places: frozenset[int] = frozenset()
@@ -176,7 +176,7 @@ class Feed:
         if held_out is not None:
             self.held_out = tuple(example(_copied(batch)) for batch in passes_over(held_out)(seed))
             if not self.held_out:
-                raise TuningError(
+                raise FinetuneError(
                     where="held-out data", found="no batch", why="there is nothing to measure on", action=_WRITE_ONE
                 )
             return
@@ -205,7 +205,7 @@ class Feed:
             Every batch, behind the place after it. The number of the pass changes where a new one begins.
 
         Raises:
-            TuningError: a batch of a form that no model is called with.
+            FinetuneError: a batch of a form that no model is called with.
         """
         for number in itertools.count(start.number):
             given = False
@@ -252,8 +252,8 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
-def _odd(batch: object) -> TuningError:
-    return TuningError(
+def _odd(batch: object) -> FinetuneError:
+    return FinetuneError(
         where="training data",
         found=f"a {type(batch).__name__}",
         why="a model is called with a tensor, a tuple of arguments, or a dict of named ones",

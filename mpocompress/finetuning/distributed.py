@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ def team(device: torch.device) -> Team:
         The team.
 
     Raises:
-        TuningError: the others cannot be reached.
+        FinetuneError: the others cannot be reached.
     """
     if not distributed.is_available() or (
         not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) < 2
@@ -125,7 +125,7 @@ def team(device: torch.device) -> Team:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
             atexit.register(_end)
         except (ValueError, RuntimeError) as error:
-            raise TuningError(
+            raise FinetuneError(
                 where="processes that train together",
                 found=str(error).splitlines()[0],
                 why="WORLD_SIZE says that there are several, and they cannot be joined",

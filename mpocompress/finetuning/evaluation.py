@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import MPOCompressError, TuningError
+from mpocompress.errors import FinetuneError, MPOCompressError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.objective import Objective, called, compared, mean_of
+from mpocompress.finetuning.options import Score
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.reports.finetuning import Evaluation
 from mpocompress.text import shown
@@ -20,9 +21,6 @@ from mpocompress.user.randomness import Randomness, Stream, stream_seed
 
 REMEMBERED_BYTES = 2**28
 """The teacher's outputs for the held-out batches are kept, up to so many bytes."""
-
-Score = Callable[[nn.Module], object]
-"""Takes the model and returns a number, larger being better."""
 
 
 class Judge:
@@ -67,7 +65,7 @@ class Judge:
             The measurement. The model is left in evaluation mode.
 
         Raises:
-            TuningError: the model or the score fails, or, before the first step, a figure is not finite.
+            FinetuneError: the model or the score fails, or, before the first step, a figure is not finite.
         """
         self._model.eval()
         losses: list[tuple[float, int]] = []
@@ -97,7 +95,7 @@ class Judge:
         )
         odd = [one for one in (made.loss, made.divergence, made.score) if one is not None and not math.isfinite(one)]
         if odd and step == 0:
-            raise TuningError(
+            raise FinetuneError(
                 where=type(self._model).__name__,
                 found=f"a score of {score}"
                 if score is not None and odd[-1] is score
@@ -154,7 +152,7 @@ class Judge:
             except MPOCompressError:
                 raise
             except Exception as error:
-                raise TuningError(
+                raise FinetuneError(
                     where="score",
                     found=shown(describe_error(error)),
                     why="a score is one number, larger being better",

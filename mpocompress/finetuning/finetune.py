@@ -12,24 +12,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mpocompress.calibration.divergence import OutputKind
-from mpocompress.errors import TuningError
+from mpocompress.calibration.options import LossFunction
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.autotune import Trial
 from mpocompress.finetuning.data import Feed
 from mpocompress.finetuning.distributed import Team, leads, team
-from mpocompress.finetuning.evaluation import Judge, Score
-from mpocompress.finetuning.objective import LossFunction, objective_for
-from mpocompress.finetuning.precision import Precision, Way, from_cores, from_words
+from mpocompress.finetuning.evaluation import Judge
+from mpocompress.finetuning.objective import objective_for
+from mpocompress.finetuning.options import Precision, Score, Trained
+from mpocompress.finetuning.precision import Way, from_cores, from_words
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recipe import Recipe, named_thing
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.finetuning.reporting import half_notes, reported
 from mpocompress.finetuning.self_generated import Generated, SelfGenerated
-from mpocompress.finetuning.settings import Settings, Trained, TuningProgress
+from mpocompress.finetuning.settings import Settings
 from mpocompress.finetuning.snapshot import Snapshot, read_snapshot
 from mpocompress.finetuning.train_mode import Modes
 from mpocompress.finetuning.trainer import Run, trained_parameters
 from mpocompress.modules.provenance import record_of, remember
 from mpocompress.nn import MPOWeight
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.reports.finetuning import Evaluation, TuningReport
 from mpocompress.user.code import loss_function, score_function
 
@@ -96,7 +99,7 @@ def finetune(
     seed: int = 0,
     snapshot: str | PathLike[str] | None = None,
     resume: bool = False,
-    progress: Callable[[TuningProgress], None] | None = None,
+    progress: Callable[[FinetuneProgress], None] | None = None,
 ) -> FinetuneResult:
     """Train a compressed model, by default towards the outputs of the original one; no labels are needed.
 
@@ -140,8 +143,8 @@ def finetune(
         The model and the figures.
 
     Raises:
-        TuningError: nothing to learn from, data or a loss that do not fit, settings that mean nothing, or outputs that
-            are NaN from the start. A loss that becomes NaN later ends the run with the best weights.
+        FinetuneError: nothing to learn from, data or a loss that do not fit, settings that mean nothing, or outputs
+            that are NaN from the start. A loss that becomes NaN later ends the run with the best weights.
         OutputError: the snapshot cannot be written.
         CheckpointError: there is no run to resume.
         FormatError: the file of that run is damaged.
@@ -203,7 +206,7 @@ def finetuned(
     teacher: nn.Module | None,
     recipe: Recipe,
     keeping: Keeping,
-    progress: Callable[[TuningProgress], None] | None,
+    progress: Callable[[FinetuneProgress], None] | None,
     teacher_name: str = "",
     notes: tuple[str, ...] = (),
     as_stored: Callable[[], bool] | None = None,
@@ -228,7 +231,7 @@ def finetuned(
     device = _device(model, teacher)
     parameters = trained_parameters(model, recipe.train)
     score = score_function(recipe.evaluate) if isinstance(recipe.evaluate, str) else recipe.evaluate
-    loss = loss_function(recipe.loss, TuningError) if isinstance(recipe.loss, str) else recipe.loss
+    loss = loss_function(recipe.loss, FinetuneError) if isinstance(recipe.loss, str) else recipe.loss
     called_data, called_teacher = named_thing(data), teacher_name or named_thing(type(teacher) if teacher else None)
     kind = recipe.kind
     with ExitStack() as stack:
@@ -242,14 +245,14 @@ def finetuned(
             teacher.eval()
         if isinstance(data, SelfGenerated):
             if teacher is None:
-                raise TuningError(
+                raise FinetuneError(
                     where="generated texts",
                     found="no teacher",
                     why="it is the original model that writes them",
                     action="Give the original model as the teacher, or data.",
                 )
             if recipe.carry_state:
-                raise TuningError(
+                raise FinetuneError(
                     where="generated texts",
                     found="a state that is carried from one to the next",
                     why="every text begins anew",
@@ -341,7 +344,7 @@ def _device(model: nn.Module, teacher: nn.Module | None) -> torch.device:
     """Where the model is."""
     trained = {id(one) for one in model.parameters()}
     if teacher is not None and any(id(one) in trained for one in teacher.parameters()):
-        raise TuningError(
+        raise FinetuneError(
             where="teacher",
             found="the model that is trained" if teacher is model else "parameters of the model that is trained",
             why="it would change with every step",
@@ -354,7 +357,7 @@ def _device(model: nn.Module, teacher: nn.Module | None) -> torch.device:
         for one in (*each.parameters(), *each.buffers())
     }
     if len(places) > 1:
-        raise TuningError(
+        raise FinetuneError(
             where="model and teacher",
             found=f"parameters on {', '.join(sorted(places))}",
             why="they are called with the same batches",
@@ -367,14 +370,14 @@ def _batches_per_step(recipe: Recipe, mates: Team) -> int:
     """Batches of every step, over all processes."""
     found = recipe.batches_per_step or mates.size
     if found % mates.size:
-        raise TuningError(
+        raise FinetuneError(
             where="batches_per_step",
             found=f"got {found} for {mates.size} processes",
             why="every process takes as many batches of a step",
             action=f"Give a multiple of {mates.size}.",
         )
     if recipe.carry_state and mates.size > 1:
-        raise TuningError(
+        raise FinetuneError(
             where="carry_state",
             found=f"{mates.size} processes",
             why="the state goes on from one batch to the next, and these are in different processes",
@@ -388,7 +391,7 @@ def _start(keeping: Keeping, fingerprint: Mapping[str, str]) -> Snapshot | None:
     if not keeping.resume:
         return None
     if keeping.snapshot is None:
-        raise TuningError(
+        raise FinetuneError(
             where="resume",
             found="no snapshot",
             why="it is not known what to go on with",

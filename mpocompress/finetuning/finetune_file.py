@@ -12,22 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.options import LossFunction
 from mpocompress.checkpoint import Checkpoint, carried_notes, check_target, container_for, open_checkpoint, write_target
 from mpocompress.compression.format import core_tensors, stored_report
-from mpocompress.errors import MPOCompressError, OutputExistsError, TuningError
+from mpocompress.errors import FinetuneError, MPOCompressError, OutputExistsError
 from mpocompress.finetuning.distributed import leads
-from mpocompress.finetuning.evaluation import Score
 from mpocompress.finetuning.finetune import Keeping, finetuned
-from mpocompress.finetuning.objective import LossFunction
-from mpocompress.finetuning.precision import Precision
+from mpocompress.finetuning.options import Precision, Score, Trained
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recipe import Recipe
-from mpocompress.finetuning.settings import Trained, TuningProgress
 from mpocompress.modules.load import Loaded, loaded
 from mpocompress.modules.provenance import record_of
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.reports.compression import MatrixReport, Report
 from mpocompress.text import shown
 from mpocompress.user.dense_model import load_weights
@@ -63,7 +62,7 @@ def finetune_file(
     allow_pickle: bool = False,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Callable[[TuningProgress], None] | None = None,
+    progress: Callable[[FinetuneProgress], None] | None = None,
 ) -> Report:
     """Train a compressed file towards the outputs of the one it was made from, and write the result.
 
@@ -103,7 +102,7 @@ def finetune_file(
         The report in the new file.
 
     Raises:
-        TuningError: as for `finetune`; or there is no teacher, or the model does not tie what the file ties.
+        FinetuneError: as for `finetune`; or there is no teacher, or the model does not tie what the file ties.
         OutputError: the target or the run cannot be written.
         CheckpointError: a file that cannot be read, or no run to resume.
         FormatError: not a compressed file, or one that contradicts itself.
@@ -205,7 +204,7 @@ class _Tuned:
         whole: the model with what it holds.
 
     Raises:
-        TuningError: the model has one tensor of the file several times, not tied.
+        FinetuneError: the model has one tensor of the file several times, not tied.
     """
 
     def __init__(self, checkpoint: Checkpoint, report: Report, whole: Loaded) -> None:
@@ -218,7 +217,7 @@ class _Tuned:
             by_name.setdefault(matrix.name, set()).add(id(weight))
         apart = next((name for name, found in by_name.items() if len(found) > 1), None)
         if apart is not None:
-            raise TuningError(
+            raise FinetuneError(
                 where=shown(apart),
                 found="one tensor in the file, and several in the model that are not tied to each other",
                 why="training would make them different, and the file has room for one",
@@ -229,7 +228,7 @@ class _Tuned:
         """Round what was trained to what the file will hold; whether that changed anything.
 
         Raises:
-            TuningError: a number that the dtype in the file cannot hold.
+            FinetuneError: a number that the dtype in the file cannot hold.
         """
         changed = False
         with torch.no_grad():
@@ -276,7 +275,7 @@ def _put(tensor: Tensor, value: Tensor, name: str, dtype: str) -> bool:
     """Give a tensor the values that were rounded; whether they are others."""
     value = value.to(tensor.dtype)
     if tensor.is_floating_point() and not value.isfinite().all():
-        raise TuningError(
+        raise FinetuneError(
             where=shown(name),
             found=f"trained to numbers that {dtype} cannot hold",
             why="a file never holds NaN or Inf",
@@ -304,7 +303,7 @@ def _device(name: str) -> torch.device:
         found = torch.device(name)
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise TuningError(
+        raise FinetuneError(
             where="device",
             found=f"{shown(name)} ({shown(str(error).splitlines()[0])})",
             why="it cannot be trained there",
@@ -332,7 +331,7 @@ def _beside(source: Path, report: Report) -> Path:
     for folder in (source.absolute().parent, Path.cwd()):
         if name and (folder / name).exists() and (folder / name).resolve() != source.resolve():
             return folder / name
-    raise TuningError(
+    raise FinetuneError(
         where=source.name,
         found=f"no {shown(name) or 'original'} beside it, from which it was compressed",
         why="its outputs are what is learnt",

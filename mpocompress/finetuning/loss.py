@@ -32,7 +32,7 @@ def loss_of(
         A scalar.
 
     Raises:
-        TuningError: the model does not take the batch, or the outputs cannot be compared.
+        FinetuneError: the model does not take the batch, or the outputs cannot be compared.
     """
     there = example.on(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=way.low):

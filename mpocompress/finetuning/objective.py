@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.calibration.divergence import SMALLEST_PROBABILITY, Measure, OutputKind, measure_for, primary
-from mpocompress.errors import CalibrationError, MPOCompressError, TuningError
+from mpocompress.calibration.divergence import SMALLEST_PROBABILITY, Measure, measure_for, primary
+from mpocompress.calibration.options import LossFunction
+from mpocompress.errors import CalibrationError, FinetuneError, MPOCompressError
 from mpocompress.finetuning.data import Example
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.text import shown
 from mpocompress.user.batches import call_model
 from mpocompress.user.code import describe_error
@@ -25,8 +26,6 @@ DEFAULT_SHARE = 0.5
 """Share of the distance to the teacher in the loss, where there are targets too."""
 CONFIDENT = 0.999
 
-LossFunction = Callable[[Any, Any], Any]
-"""Takes the output of the model and a target, and gives a scalar."""
 
 _SAY_LOSS = "Give a loss: a function of the model's output and a target that returns a scalar."
 
@@ -98,7 +97,7 @@ class Objective:
             The loss.
 
         Raises:
-            TuningError: outputs that cannot be compared, or a target that has no loss by itself.
+            FinetuneError: outputs that cannot be compared, or a target that has no loss by itself.
         """
         if self.measure is None and expected is None:
             total = self._on_target(output, None, example).float()  # which alone has to understand the output
@@ -109,7 +108,7 @@ class Objective:
         if expected is not None and self.measure is not None:
             expected = _rows_of(expected, example)
             if expected.shape != found.shape:
-                raise TuningError(
+                raise FinetuneError(
                     where="outputs",
                     found=f"shape {tuple(found.shape)}, where the teacher puts out {tuple(expected.shape)}",
                     why="they are compared with each other",
@@ -145,7 +144,7 @@ class Objective:
             temperature 1.
         """
         if self.measure is None:
-            raise TuningError(where="outputs", found="of no known kind", why="they are compared", action=_SAY_LOSS)
+            raise FinetuneError(where="outputs", found="of no known kind", why="they are compared", action=_SAY_LOSS)
         expected, found = expected.float(), found.float()
         if self.measure.kind == "classification":
             log_p, log_q = self._logs(expected), self._logs(found)
@@ -169,7 +168,7 @@ class Objective:
         if self.own:
             own = own_loss(output)
             if own is None:
-                raise TuningError(
+                raise FinetuneError(
                     where="the model",
                     found="an output without a loss, after others that had one",
                     why="it is what is minimised",
@@ -177,7 +176,7 @@ class Objective:
                 )
             return own
         if example.target is None:
-            raise TuningError(
+            raise FinetuneError(
                 where="training data",
                 found="a batch without a target, after others that had one",
                 why="the loss is computed on targets",
@@ -232,7 +231,7 @@ def objective_for(
         The objective.
 
     Raises:
-        TuningError: there is neither a teacher nor a target, or the models do not take the batch.
+        FinetuneError: there is neither a teacher nor a target, or the models do not take the batch.
     """
     with torch.no_grad(), Randomness(0).drawing():
         output = called(student, example)
@@ -240,14 +239,14 @@ def objective_for(
     has_own = loss is None and example.target is None and own_loss(output) is not None
     has_target = example.target is not None or has_own
     if loss is not None and example.target is None:
-        raise TuningError(
+        raise FinetuneError(
             where="training data",
             found="batches without a target",
             why="the loss is computed on one",
             action="Give pairs of inputs and a target, or no loss.",
         )
     if teacher is None and not has_target:
-        raise TuningError(
+        raise FinetuneError(
             where="what is learnt from",
             found="neither a teacher nor targets",
             why="there is nothing to bring the outputs nearer to",
@@ -256,7 +255,7 @@ def objective_for(
     if share is None:
         share = 0.0 if teacher is None else DEFAULT_SHARE if has_target else 1.0
     if not 0.0 <= share <= 1.0 or (share > 0.0 and teacher is None) or (share < 1.0 and not has_target):
-        raise TuningError(
+        raise FinetuneError(
             where="share of the distance to the teacher",
             found=f"{share:g}"
             + ("" if teacher is not None else " without a teacher")
@@ -271,7 +270,7 @@ def objective_for(
         expected, named = primary(judged)
     rows = _rows_of(expected, example)
     if not bool(rows.isfinite().any(dim=-1).all()) or bool(rows.isnan().any()):
-        raise TuningError(
+        raise FinetuneError(
             where=type(teacher or student).__name__,
             found="NaN or Inf in what it puts out for the first batch",
             why="there is nothing to learn from that",
@@ -294,14 +293,14 @@ def called(model: nn.Module, example: Example) -> object:
         What it returns.
 
     Raises:
-        TuningError: the model raises.
+        FinetuneError: the model raises.
     """
     try:
         return call_model(model, example.inputs)
     except (MPOCompressError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        raise TuningError(
+        raise FinetuneError(
             where=type(model).__name__,
             found=describe_error(error),
             why="the model does not take the batches",
@@ -320,7 +319,7 @@ def compared(output: object) -> Tensor:
         The tensor that is called `logits`, otherwise the first one of floating point numbers.
 
     Raises:
-        TuningError: there is none.
+        FinetuneError: there is none.
     """
     with _as_tuning_error():
         return primary(output)[0]
@@ -331,7 +330,7 @@ def _as_tuning_error() -> Iterator[None]:
     try:
         yield
     except CalibrationError as error:
-        raise TuningError(where=error.where, found=error.found, why=error.why, action=error.action) from error
+        raise FinetuneError(where=error.where, found=error.found, why=error.why, action=error.action) from error
 
 
 def own_loss(output: object) -> Tensor | None:
@@ -351,14 +350,14 @@ def _given(loss: LossFunction, output: object, target: object) -> Tensor:
     try:
         found: object = loss(output, target)
     except Exception as error:
-        raise TuningError(
+        raise FinetuneError(
             where="loss",
             found=describe_error(error),
             why="the loss could not be computed",
             action="Mend that: a loss is a function of the model's output and a target.",
         ) from error
     if not isinstance(found, Tensor) or found.numel() != 1:
-        raise TuningError(
+        raise FinetuneError(
             where="loss",
             found=f"a {type(found).__name__}"
             + (f" of shape {tuple(found.shape)}" if isinstance(found, Tensor) else ""),
@@ -391,14 +390,14 @@ def _flat(rows: Tensor, kept: Tensor | None) -> Tensor:
     return rows.reshape(-1, rows.shape[-1]) if kept is None else rows[kept]
 
 
-def _no_target(found: Tensor | None, target: object) -> TuningError:
+def _no_target(found: Tensor | None, target: object) -> FinetuneError:
     described = f"{tuple(target.shape)} {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
     outputs = tuple(found.shape) if found is not None else "no known kind"
     action = _SAY_LOSS
     is_classes = isinstance(target, Tensor) and target.dtype == torch.int64
     if is_classes and found is not None and isinstance(target, Tensor) and target.shape == found.shape[:-1]:
         action = f"If the outputs are the scores of a classifier, say so: kind classification. Otherwise: {action}"
-    return TuningError(
+    return FinetuneError(
         where="training data",
         found=f"a target of {shown(described)} for outputs of {outputs}",
         why="no loss follows from that: numbers of classes for scores, or values of the same shape",

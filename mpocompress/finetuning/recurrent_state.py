@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.errors import FormatError, TuningError
+from mpocompress.errors import FinetuneError, FormatError
 from mpocompress.nn import MPOLSTM
 from mpocompress.text import shown
 
@@ -28,14 +28,14 @@ class Carrier:
         model: the model; it gets hooks, which `remove` takes off.
 
     Raises:
-        TuningError: it has no such layer, or one that reads backwards.
+        FinetuneError: it has no such layer, or one that reads backwards.
     """
 
     def __init__(self, model: nn.Module) -> None:
         layers = {path: one for path, one in model.named_modules() if isinstance(one, nn.RNNBase | MPOLSTM)}
         backwards = next((path for path, one in layers.items() if one.bidirectional), None)
         if not layers or backwards is not None:
-            raise TuningError(
+            raise FinetuneError(
                 where="a state that is carried on",
                 found=f"{shown(backwards)}, a bidirectional layer" if backwards is not None else "no recurrent layer",
                 why="there is no state at the end of a batch that the next one could begin with",

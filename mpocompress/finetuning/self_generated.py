@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.objective import called, compared
 from mpocompress.finetuning.recurrent_state import Carrier
@@ -32,7 +32,7 @@ class SelfGenerated:
         batches: how many batches are written; they are gone through again and again.
 
     Raises:
-        TuningError: a number below 1, or a length below 2.
+        FinetuneError: a number below 1, or a length below 2.
 
     Source:
         Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv 2305.17888,
@@ -55,7 +55,7 @@ class SelfGenerated:
             ("batches", self.batches, 1),
         ):
             if value < least:
-                raise TuningError(
+                raise FinetuneError(
                     where=f"generated texts, {name}",
                     found=f"got {value}",
                     why=f"it is at least {least}",
@@ -90,7 +90,7 @@ class Generated:
         start = torch.zeros((self._asked.batch_size, 2), dtype=torch.int64, device=self._device)
         logits = self._logits(start)
         if logits.dim() != 3 or logits.shape[:2] != start.shape or logits.shape[2] < 2:
-            raise TuningError(
+            raise FinetuneError(
                 where=type(self._teacher).__name__,
                 found=f"outputs of shape {tuple(logits.shape)} for token ids of shape {tuple(start.shape)}",
                 why="a model that writes texts puts out a score for every token of its vocabulary at every place",
@@ -106,7 +106,7 @@ class Generated:
         whole = self._logits(tokens)
         try:
             carrier = Carrier(self._teacher)
-        except TuningError:
+        except FinetuneError:
             return False
         try:
             steps = torch.cat([self._logits(one) for one in torch.split(tokens, 1, dim=1)], dim=1)

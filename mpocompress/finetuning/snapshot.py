@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mpocompress._version import __version__
 from mpocompress.checkpoint import replacing
-from mpocompress.errors import CheckpointError, FormatError, TuningError
+from mpocompress.errors import CheckpointError, FinetuneError, FormatError
 from mpocompress.finetuning.data import Position
 from mpocompress.reports.documents import build, fields_of, read_document, typed
 from mpocompress.reports.finetuning import Evaluation
@@ -109,7 +109,7 @@ def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Sna
     Raises:
         CheckpointError: the file cannot be read.
         FormatError: it holds no run, or a damaged one.
-        TuningError: a run of other settings.
+        FinetuneError: a run of other settings.
     """
     source = Path(path)
     try:
@@ -140,7 +140,7 @@ def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Sna
     others = [name for name in {**settings, **found.settings} if settings.get(name) != found.settings.get(name)]
     if others:
         first = others[0]
-        raise TuningError(
+        raise FinetuneError(
             where=source.name,
             found=f"a run with another {listed(others, 5)} ({first}: {shown(found.settings.get(first, 'none'))} there, "
             f"{shown(settings.get(first, 'none'))} now)",

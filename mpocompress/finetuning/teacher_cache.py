@@ -48,7 +48,7 @@ class Lessons:
             The outputs that are compared, on the device.
 
         Raises:
-            TuningError: the teacher does not take the batch, or puts out nothing that could be compared.
+            FinetuneError: the teacher does not take the batch, or puts out nothing that could be compared.
         """
         key = _digest(example.inputs) if self._is_remembering else None
         if key is not None and key in self._held:

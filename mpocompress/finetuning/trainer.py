@@ -12,14 +12,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import Example, Feed, Position
 from mpocompress.finetuning.distributed import Team
 from mpocompress.finetuning.evaluation import Judge
 from mpocompress.finetuning.interrupt import stopping
 from mpocompress.finetuning.loss import loss_of
 from mpocompress.finetuning.objective import Objective
+from mpocompress.finetuning.options import Trained
 from mpocompress.finetuning.precision import Way
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recurrent_state import Carrier, flattened, restored
 from mpocompress.finetuning.schedule import (
     MOST_CUTS,
@@ -30,7 +32,7 @@ from mpocompress.finetuning.schedule import (
     steps_between,
     warm_up_steps,
 )
-from mpocompress.finetuning.settings import Settings, Trace, Trained, TuningProgress
+from mpocompress.finetuning.settings import Settings, Trace
 from mpocompress.finetuning.snapshot import Snapshot, checked_values, write_snapshot
 from mpocompress.finetuning.teacher_cache import Lessons
 from mpocompress.finetuning.train_mode import Modes
@@ -63,7 +65,7 @@ def trained_parameters(model: nn.Module, train: Trained) -> dict[str, nn.Paramet
         Name -> parameter; those that are frozen are not among them.
 
     Raises:
-        TuningError: there are none.
+        FinetuneError: there are none.
     """
     cores = {id(core) for module in model.modules() if isinstance(module, MPOWeight) for core in module.cores}
     found = {
@@ -72,7 +74,7 @@ def trained_parameters(model: nn.Module, train: Trained) -> dict[str, nn.Paramet
         if one.requires_grad and one.is_floating_point() and (train == "all" or id(one) in cores)
     }
     if not found:
-        raise TuningError(
+        raise FinetuneError(
             where=type(model).__name__,
             found="no cores to train" if train == "cores" and not cores else "no parameter that requires a gradient",
             why="there is nothing that training could change",
@@ -115,7 +117,7 @@ class Run:
         settings: Settings,
         start: Snapshot | None,
         team: Team,
-        progress: Callable[[TuningProgress], None] | None,
+        progress: Callable[[FinetuneProgress], None] | None,
     ) -> None:
         self._model, self._feed, self._objective, self._judge = model, feed, objective, judge
         self._carriers, self._way = carriers, way
@@ -149,7 +151,7 @@ class Run:
             What happened.
 
         Raises:
-            TuningError: the model cannot be measured, does not take a batch, or puts out NaN from the start.
+            FinetuneError: the model cannot be measured, does not take a batch, or puts out NaN from the start.
             OutputError: the run cannot be kept on disk.
         """
         try:
@@ -192,7 +194,7 @@ class Run:
                 self._evaluate(self._mean_loss())
                 stopped = self._flaw() or stopped
         if self._step == 0 and stopped != INTERRUPTED and stopped != FINISHED:
-            raise TuningError(
+            raise FinetuneError(
                 where="training",
                 found=stopped,
                 why="not one step could be made",
@@ -408,7 +410,7 @@ class Run:
         spent = elapsed_s - self._before_s
         done = share - self._settings.length.share(0, self._before_s)
         self._progress(
-            TuningProgress(
+            FinetuneProgress(
                 step=self._step,
                 steps=self._expected,
                 share=share,

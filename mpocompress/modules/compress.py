@@ -11,7 +11,7 @@ from tempfile import gettempdir
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration import CalibrationSource, calibration_for
+from mpocompress.calibration.calibrate import CalibrationSource, calibration_for
 from mpocompress.checkpoint import Checkpoint, Spool
 from mpocompress.compression.job import Task, check_dtype, chosen_jobs
 from mpocompress.compression.reporting import outcome_report

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpocompress.errors import CalibrationError, InputsError, ModelError, MPOCompressError, TuningError
+from mpocompress.errors import CalibrationError, FinetuneError, InputsError, ModelError, MPOCompressError
 from mpocompress.text import listed, shown
 from mpocompress.user.randomness import Randomness
 
@@ -71,14 +71,14 @@ _BATCHES = _Role(
     alternative="an iterable of model inputs, or a function that returns one",
 )
 _DATA = _Role(
-    error=TuningError,
+    error=FinetuneError,
     named="an iterable of batches, or of a function that returns one",
     missing="training data are needed",
     failed="the batches could not be made",
     alternative="a function that returns an iterable of model inputs, or of pairs of inputs and a target",
 )
 _SCORE = _Role(
-    error=TuningError,
+    error=FinetuneError,
     named="a function",
     missing="a function that evaluates the model is needed",
     failed="the score could not be computed",
@@ -152,20 +152,13 @@ def inputs_function(spec: str) -> Callable[[int, int], object]:
     return make
 
 
-def batches_from(spec: str) -> Iterable[object]:
-    """Import the user's calibration batches.
+def calibration_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
+    """Import the user's calibration batches; as `data_passes`, but with CalibrationError.
 
     Args:
-        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that returns
-            one.
-
-    Returns:
-        The batches; iterating raises CalibrationError for any error of the user's code.
-
-    Raises:
-        CalibrationError: they cannot be imported or made, or are not iterable.
+        spec: `file.py:name` or `package.module:name` of an iterable, or of a function that returns one.
     """
-    return _passes(spec, _BATCHES)(None)
+    return _passes(spec, _BATCHES)
 
 
 def data_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
@@ -177,10 +170,10 @@ def data_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
 
     Returns:
         A function of a seed that starts a new pass over the data, which draws random numbers from that seed; a function
-        of the user is called again for every pass. Iterating raises TuningError for any error of the user's code.
+        of the user is called again for every pass. Iterating raises FinetuneError for any error of the user's code.
 
     Raises:
-        TuningError: they cannot be imported. The function raises it if they cannot be made, or are not iterable.
+        FinetuneError: they cannot be imported. The function raises it if they cannot be made, or are not iterable.
     """
     return _passes(spec, _DATA)
 
@@ -209,14 +202,14 @@ def score_function(spec: str) -> Callable[[nn.Module], object]:
         spec: `file.py:name` or `package.module:name` of a function of the model that returns a number.
 
     Returns:
-        The function; it raises TuningError for any error of the user's code.
+        The function; it raises FinetuneError for any error of the user's code.
 
     Raises:
-        TuningError: it cannot be imported, or is not a function.
+        FinetuneError: it cannot be imported, or is not a function.
     """
     named = _import_name(spec, _SCORE)
     if not callable(named):
-        raise TuningError(
+        raise FinetuneError(
             where=shown(spec), found=f"a {type(named).__name__}", why=_SCORE.missing, action=_SCORE.action
         )
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mpocompress.calibration.batches import sample_total
 from mpocompress.calibration.hooks import NEVER
 from mpocompress.calibration.moments import NOT_FINITE, collect
 from mpocompress.errors import CalibrationError
@@ -23,7 +24,7 @@ def test_moments_are_those_of_the_activations(tmp_path: Path) -> None:
     model = seeded(two_layers)
     rig = rig_of(tmp_path, model)
     found = collect(rig)
-    x = torch.cat([batch for batch in rig.rest if isinstance(batch, Tensor)])
+    x = torch.cat([batch.inputs for batch in rig.rest if isinstance(batch.inputs, Tensor)])
     hidden = model[:2](x).detach()  # type: ignore[index]
 
     assert [unit.name for unit in found.units] == ["0.weight", "2.weight"]
@@ -44,7 +45,7 @@ def test_gradients_of_a_loss_are_those_of_autograd(tmp_path: Path) -> None:
     pairs = [(x, numbers(6, 10, seed=7)) for x in inputs()]
     rig = rig_of(tmp_path, model, pairs, targets=True)
     found = collect(rig, loss=squared)
-    rest: Any = rig.rest
+    rest: Any = [(batch.inputs, batch.target) for batch in rig.rest]
     gradients = torch.cat([2 * (model(x) - y).detach() for x, y in rest]).double()
     whole = gradients.T @ gradients
     kept = len(gradients) / (len(gradients) + 10)
@@ -100,7 +101,7 @@ def test_shared_modules_count_every_call(tmp_path: Path) -> None:
     model = Calls(lambda m, x: m.fc(m.fc(x)), fc=seeded(lambda: nn.Linear(12, 12)))
     rig = rig_of(tmp_path, model)
 
-    assert collect(rig).metrics["fc.weight"].count == 2 * rig.batches.count(rig.rest)
+    assert collect(rig).metrics["fc.weight"].count == 2 * sample_total(rig.rest)
 
 
 def test_batches_are_counted_while_they_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mpocompress.calibration.batches import sample_total
 from mpocompress.calibration.hooks import Unit
 from mpocompress.calibration.moments import collect
 from mpocompress.calibration.refit import RIDGE, CrossMoments, refit, shifted_target
@@ -165,7 +166,7 @@ def test_a_weight_in_two_modules_is_fitted_to_the_inputs_of_both(tmp_path: Path)
         return {}
 
     refit(rig, collect(rig).units, rig.batches.learning, {}, fit)
-    assert seen == [2 * rig.batches.count(rig.batches.learning)]
+    assert seen == [2 * sample_total(rig.batches.learning)]
 
 
 def test_calls_that_cannot_be_matched_leave_the_first_fit(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration import CalibrationInputs
 from mpocompress.calibration.calibrate import calibrate
+from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.compression.compress import compress
 from mpocompress.compression.inspection import inspect
 from mpocompress.errors import CalibrationError, ModelError
@@ -344,7 +344,7 @@ def test_of_one_batch_it_is_said_that_nothing_was_held_out(tmp_path: Path) -> No
 
     assert report.calibration is not None
     assert report.calibration.held_out == 0
-    assert any(note.startswith("There was one calibration batch only") for note in report.notes)
+    assert any(note.startswith("There was only one calibration batch") for note in report.notes)
     assert report.verdict()[0].startswith("On the calibration inputs themselves the outputs changed")
 
 
@@ -508,7 +508,7 @@ def test_the_verdict_says_how_far_outputs_moved(tmp_path: Path, kind: Any, how: 
 
 def test_the_same_calibration_goes_to_a_module_in_memory(tmp_path: Path) -> None:
     model = seeded(two_layers)
-    with pytest.raises(CalibrationError, match="calibration: one of other weights"):
+    with pytest.raises(CalibrationError, match="calibration: a calibration of other weights"):
         compress_module(model, KEEP, selection=SMALL, calibration=foreign(tmp_path))
 
 

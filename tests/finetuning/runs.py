@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.finetuning import TuningProgress
 from mpocompress.finetuning.finetune import FinetuneResult, finetune
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.planning.target import Truncation
@@ -109,10 +109,10 @@ class CrashError(Exception):
     """Raised in the middle of a run."""
 
 
-def at(step: int, act: Callable[[], object]) -> Callable[[TuningProgress], None]:
+def at(step: int, act: Callable[[], object]) -> Callable[[FinetuneProgress], None]:
     """A callback that does something after a step."""
 
-    def told(now: TuningProgress) -> None:
+    def told(now: FinetuneProgress) -> None:
         if now.step == step:
             act()
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import AHEAD_BATCHES, Feed, Position, example, passes_over
 
 BEGINNING = Position()
@@ -179,9 +179,9 @@ def test_what_is_no_batch_is_refused(batch: Any, found: str) -> None:
         f"training data: a {found}; a model is called with a tensor, a tuple of arguments, or a dict of named ones. "
         "Give an iterable of what the model is called with"
     )
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         feed([batch])
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         list(islice(feed([*rows(40), batch]).batches(), 100))
 
 
@@ -196,12 +196,12 @@ def test_what_is_no_batch_is_refused(batch: Any, found: str) -> None:
     ],
 )
 def test_what_gives_no_batches_is_refused(data: Any, message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         feed(data)
 
 
 def test_nothing_to_measure_on_is_refused() -> None:
-    with pytest.raises(TuningError, match="held-out data: no batch; there is nothing to measure on"):
+    with pytest.raises(FinetuneError, match="held-out data: no batch; there is nothing to measure on"):
         feed(rows(3), [])
 
 
@@ -253,7 +253,7 @@ def test_data_in_a_file_are_made_anew_in_every_pass(tmp_path: Path, capsys: pyte
 )
 def test_what_the_users_file_does_wrong_is_told(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(USER)
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         feed(f"{tmp_path}/mine.py:{name}")
 
 

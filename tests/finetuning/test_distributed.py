@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning import Team, team
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.distributed import Team, team
 from tests.finetuning.runs import batches, pair, tuned, values
 from tests.finetuning.together import model
 
@@ -91,6 +91,8 @@ def test_others_that_cannot_be_reached_are_told_of(monkeypatch: pytest.MonkeyPat
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(TuningError, match=r"processes that train together: .*; WORLD_SIZE says that there are several"):
+    with pytest.raises(
+        FinetuneError, match=r"processes that train together: .*; WORLD_SIZE says that there are several"
+    ):
         tuned(student, batches(), teacher=teacher)
     assert all(torch.equal(one, before[name]) for name, one in values(student).items())

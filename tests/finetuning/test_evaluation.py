@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.calibration.divergence import Measure, OutputKind
-from mpocompress.errors import TuningError
-from mpocompress.finetuning import Carrier, Judge, Objective, Score
+from mpocompress.calibration.divergence import Measure
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning import evaluation as judging
 from mpocompress.finetuning.data import Example
+from mpocompress.finetuning.evaluation import Judge
+from mpocompress.finetuning.objective import Objective
+from mpocompress.finetuning.options import Score
+from mpocompress.finetuning.recurrent_state import Carrier
+from mpocompress.reports.calibration import OutputKind
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import Texts, batches, pair, texts
 
@@ -188,7 +192,7 @@ def fails(model: nn.Module) -> object:
 )
 def test_a_score_that_is_no_number_is_told(score: Score, message: str) -> None:
     student, teacher = pair()
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         judge(student, teacher, of_sizes(4), score=score).measured(0)
 
 
@@ -198,7 +202,7 @@ def test_a_model_that_puts_out_nan_is_refused_at_the_start_and_told_later() -> N
         student[2].bias[0] = math.nan
     found = judge(student, teacher, of_sizes(4))
 
-    with pytest.raises(TuningError, match="Sequential: outputs that are NaN or Inf; it could not be told"):
+    with pytest.raises(FinetuneError, match="Sequential: outputs that are NaN or Inf; it could not be told"):
         found.measured(0)
     later = found.measured(3)
     assert (later.step, later.score) == (3, None)

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import mpocompress
-from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.finetuning import SelfGenerated
+from mpocompress.errors import FinetuneError, MPOCompressError
 from mpocompress.finetuning.finetune import finetune
+from mpocompress.finetuning.self_generated import SelfGenerated
 from mpocompress.nn import MPOWeight
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import Odd, Texts, apart, batches, pair, pairs, same, texts, tuned, values
@@ -71,7 +71,7 @@ def test_a_run_that_is_refused_leaves_all_as_it_was(data: list[Any]) -> None:
     before, was = values(student), modes(student)
     options: dict[str, Any] = {} if len(data) < 4 else {"teacher_share": 0.5}
 
-    with pytest.raises(TuningError):
+    with pytest.raises(FinetuneError):
         tuned(student, data, teacher=teacher, **options)
     assert same(values(student), before)
     assert modes(student) == was
@@ -82,7 +82,7 @@ def test_a_loss_that_fails_leaves_the_buffers_as_they_were() -> None:
     student, _ = pair(Odd)
     before = values(student)
 
-    with pytest.raises(TuningError):
+    with pytest.raises(FinetuneError):
         tuned(student, pairs(), loss=lambda output, target: output)
     assert same(values(student), before)
 
@@ -92,7 +92,7 @@ def test_a_first_step_that_fails_leaves_the_buffers_as_they_were() -> None:
     before, data = values(student), pairs(4)
     data[0][1].fill_(torch.nan)
 
-    with pytest.raises(TuningError, match="not one step could be made"):
+    with pytest.raises(FinetuneError, match="not one step could be made"):
         tuned(student, data, held_out=pairs(2), kind="regression")
     assert same(values(student), before)
 
@@ -185,13 +185,13 @@ def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) ->
     model = options.pop("model", student)
     teacher = {"itself": model, "other": other}.get(str(options.get("teacher")), options.get("teacher"))
 
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         tuned(model, options.pop("data", batches()), **{**options, "teacher": teacher})
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     student, teacher = pair()
-    with pytest.raises(TuningError, match="Sequential: no parameter that requires a gradient; there is nothing that"):
+    with pytest.raises(FinetuneError, match="Sequential: no parameter that requires a gradient; there is nothing that"):
         tuned(student.requires_grad_(False), batches(), teacher=teacher)
 
 
@@ -456,7 +456,7 @@ def test_the_whole_of_the_users_code_can_be_in_a_file(tmp_path: Path) -> None:
     assert (report.data, report.measured_on) == (f"{there}:data", f"the score of {there}:score")
     assert report.loss == "the given loss on targets"
     (tmp_path / "mine.py").write_text("def score(model):\n    return model.no_such_layer\n")
-    with pytest.raises(TuningError, match=r"mine.py, line 2: AttributeError: .*; the score could not be computed"):
+    with pytest.raises(FinetuneError, match=r"mine.py, line 2: AttributeError: .*; the score could not be computed"):
         tuned(student, pairs(), evaluate=f"{there}:score")
 
 

@@ -16,14 +16,14 @@ import mpocompress
 from mpocompress.checkpoint import open_checkpoint
 from mpocompress.errors import (
     CheckpointError,
+    FinetuneError,
     FormatError,
     ModelError,
     MPOCompressError,
     OutputError,
     OutputExistsError,
-    TuningError,
 )
-from mpocompress.finetuning import TuningProgress
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.reports.finetuning import Evaluation
 
 
@@ -171,7 +171,7 @@ def test_it_is_tuned_again_and_both_reports_stay(folder: Path) -> None:
 
 
 def test_a_model_that_does_not_tie_is_refused(folder: Path) -> None:
-    with pytest.raises(TuningError, match="not tied to each other"):
+    with pytest.raises(FinetuneError, match="not tied to each other"):
         tuned(model=lambda: Net(tied=False))
 
     assert not list(folder.glob("tuned*"))
@@ -188,7 +188,7 @@ def test_only_what_is_asked_for_is_trained(folder: Path) -> None:
 def test_the_teacher_is_looked_for_and_asked_for(folder: Path) -> None:
     (folder / "model.pt").rename(folder / "moved.pt")
 
-    with pytest.raises(TuningError, match=r"no model\.pt beside it.*--teacher FILE"):
+    with pytest.raises(FinetuneError, match=r"no model\.pt beside it.*--teacher FILE"):
         tuned()
     with pytest.raises(CheckpointError, match="no such file"):
         tuned(teacher="nowhere.pt")
@@ -226,10 +226,10 @@ def test_it_learns_from_targets_alone(folder: Path) -> None:
         ({"target": "there.pt"}, OutputExistsError, "there.pt"),
         ({"target": "no/such/folder/tuned.pt"}, OutputError, "folder"),
         ({"model": lambda: nn.Linear(24, 10)}, ModelError, "lstm"),
-        ({"device": "nowhere"}, TuningError, "cannot be trained there"),
-        ({"steps": 0}, TuningError, "steps"),
+        ({"device": "nowhere"}, FinetuneError, "cannot be trained there"),
+        ({"steps": 0}, FinetuneError, "steps"),
         ({"resume": True}, CheckpointError, "no run to go on with"),
-        ({"data": []}, TuningError, "no batch"),
+        ({"data": []}, FinetuneError, "no batch"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_left(
@@ -250,7 +250,7 @@ def test_numbers_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
     mpocompress.compress("plain.pt", "small.pt", truncation=truncation, dtype="float16", overwrite=True)
     calls = iter(range(100))
 
-    with pytest.raises(TuningError, match="float16 cannot hold"):
+    with pytest.raises(FinetuneError, match="float16 cannot hold"):
         tuned(
             model=lambda: nn.Linear(64, 64),
             data=[torch.randn(8, 64) for _ in range(4)],
@@ -262,8 +262,8 @@ def test_numbers_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
     assert not (folder / "tuned.pt").exists()
 
 
-def stop_at(step: int, how: Callable[[], object]) -> Callable[[TuningProgress], None]:
-    def watch(found: TuningProgress) -> None:
+def stop_at(step: int, how: Callable[[], object]) -> Callable[[FinetuneProgress], None]:
+    def watch(found: FinetuneProgress) -> None:
         if found.step == step:
             how()
 
@@ -312,7 +312,7 @@ def test_a_stopped_run_is_not_lost_by_accident(folder: Path) -> None:
 
     with pytest.raises(OutputExistsError, match=r"a run that was stopped.*--resume"):
         tuned()
-    with pytest.raises(TuningError, match="another seed"):
+    with pytest.raises(FinetuneError, match="another seed"):
         tuned(seed=5, resume=True)
     assert (folder / "tuned.pt.unfinished").exists()
     assert tuned(overwrite=True).tuning[0].is_finished
@@ -332,7 +332,7 @@ def test_a_resumed_run_needs_the_same_files(folder: Path) -> None:
         tuned(progress=stop_at(5, crash))
     mpocompress.compress("model.pt", "small.pt", truncation=mpocompress.Truncation(keep=0.2), overwrite=True)
 
-    with pytest.raises(TuningError, match="another compressed"):
+    with pytest.raises(FinetuneError, match="another compressed"):
         tuned(resume=True)
 
 

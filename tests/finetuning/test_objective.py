@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.calibration.divergence import Measure, OutputKind
-from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.finetuning import LossFunction
+from mpocompress.calibration.divergence import Measure
+from mpocompress.calibration.options import LossFunction
+from mpocompress.errors import FinetuneError, MPOCompressError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.objective import Losses, Objective, called, mean_of, objective_for, own_loss
+from mpocompress.reports.calibration import OutputKind
 from tests.calibration.rigs import Calls, numbers
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
@@ -201,7 +202,7 @@ def test_classes_of_probabilities_and_of_small_integers() -> None:
     ],
 )
 def test_a_target_that_no_loss_follows_from_is_refused(kind: OutputKind, target: Any, found: str) -> None:
-    with pytest.raises(TuningError, match=f"training data: {found}.*; no loss follows from that: .* Give a loss"):
+    with pytest.raises(FinetuneError, match=f"training data: {found}.*; no loss follows from that: .* Give a loss"):
         mixed(0.0, target, kind)
 
 
@@ -224,18 +225,18 @@ def test_a_given_loss_is_taken_as_it_is() -> None:
     ],
 )
 def test_a_loss_that_gives_no_number_is_told(loss: LossFunction, message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         mixed(0.0, numbers(4, seed=9), "regression", loss=loss)
 
 
 def test_a_batch_without_a_target_after_others_is_told() -> None:
-    with pytest.raises(TuningError, match="a batch without a target, after others that had one"):
+    with pytest.raises(FinetuneError, match="a batch without a target, after others that had one"):
         objective("regression", 0.0).losses(SCORES[0], None, Example(inputs=torch.zeros(2, 3)))
 
 
 def test_outputs_of_other_shapes_are_not_compared() -> None:
     with pytest.raises(
-        TuningError, match=r"outputs: shape \(2, 3, 5\), where the teacher puts out \(2, 3, 4\); they are compared"
+        FinetuneError, match=r"outputs: shape \(2, 3, 5\), where the teacher puts out \(2, 3, 4\); they are compared"
     ):
         objective("regression").losses(SCORES[0], SCORES[1][..., :4], Example(inputs=torch.zeros(2, 3)))
 
@@ -311,7 +312,9 @@ def test_the_loss_that_a_model_computes_is_taken() -> None:
     wanted = 0.5 * own + 0.5 * wanted_distance("classification", other, model.inner(X))
     torch.testing.assert_close(both.losses(output, other, batch).total, wanted, **CLOSE)
     assert alone.words() == "the loss that the model computes"
-    with pytest.raises(TuningError, match="the model: an output without a loss, after others that had one; it is what"):
+    with pytest.raises(
+        FinetuneError, match="the model: an output without a loss, after others that had one; it is what"
+    ):
         alone.losses(model(X), None, Example(inputs={"x": X}))
 
 
@@ -363,7 +366,7 @@ NAN = Calls(lambda self, x: self.inner(x) * math.nan, inner=linear())
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(options: dict[str, Any], batch: Example, message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         chosen(batch, **options)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning import Recipe, SelfGenerated, named_thing
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.recipe import Recipe, named_thing
+from mpocompress.finetuning.self_generated import SelfGenerated
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ from mpocompress.finetuning import Recipe, SelfGenerated, named_thing
     ],
 )
 def test_a_value_that_means_nothing_is_refused(name: str, value: Any, wanted: str) -> None:
-    with pytest.raises(TuningError, match=rf"{name}: got {value!r}; it would mean nothing\. Give {wanted}\."):
+    with pytest.raises(FinetuneError, match=rf"{name}: got {value!r}; it would mean nothing\. Give {wanted}\."):
         Recipe(**{name: value})
 
 

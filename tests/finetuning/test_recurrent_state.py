@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning import Carrier
-from mpocompress.finetuning.recurrent_state import flattened, restored
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.recurrent_state import Carrier, flattened, restored
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.nn import MPOLSTM
@@ -162,6 +161,6 @@ def test_a_memory_survives_as_named_tensors() -> None:
     ],
 )
 def test_a_model_without_a_state_to_carry_is_refused(model: nn.Module, found: str) -> None:
-    with pytest.raises(TuningError, match=f"a state that is carried on: {found}; there is no state .* Train without"):
+    with pytest.raises(FinetuneError, match=f"a state that is carried on: {found}; there is no state .* Train without"):
         Carrier(model)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())

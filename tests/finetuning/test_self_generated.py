@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning import Generated, SelfGenerated
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.self_generated import Generated, SelfGenerated
 from tests.calibration.rigs import Calls
 from tests.finetuning.runs import Texts, same, values
 
@@ -114,7 +114,7 @@ def test_a_teacher_that_looks_back_is_called_with_the_whole_text() -> None:
 
 @pytest.mark.parametrize(("name", "value", "least"), [("batch_size", 0, 1), ("length", 1, 2), ("batches", 0, 1)])
 def test_numbers_that_mean_nothing_are_refused(name: str, value: int, least: int) -> None:
-    with pytest.raises(TuningError, match=rf"generated texts, {name}: got {value}; it is at least {least}\. Give"):
+    with pytest.raises(FinetuneError, match=rf"generated texts, {name}: got {value}; it is at least {least}\. Give"):
         SelfGenerated(**{name: value})
 
 
@@ -127,5 +127,5 @@ def test_numbers_that_mean_nothing_are_refused(name: str, value: int, least: int
     ],
 )
 def test_a_teacher_that_writes_no_texts_is_refused(model: nn.Module, found: str) -> None:
-    with pytest.raises(TuningError, match=found):
+    with pytest.raises(FinetuneError, match=found):
         written(model)

@@ -16,10 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpocompress.errors import CheckpointError, FormatError, MPOCompressError, OutputError, TuningError
-from mpocompress.finetuning import read_snapshot
+from mpocompress.errors import CheckpointError, FinetuneError, FormatError, MPOCompressError, OutputError
 from mpocompress.finetuning.data import Position
-from mpocompress.finetuning.snapshot import FORMAT, Snapshot, checked_values, write_snapshot
+from mpocompress.finetuning.snapshot import FORMAT, Snapshot, checked_values, read_snapshot, write_snapshot
 from mpocompress.reports.finetuning import Evaluation
 
 SETTINGS = {"seed": "0", "data": "a list"}
@@ -100,7 +99,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_of_other_settings_is_refused(tmp_path: Path, settings: dict[str, str], message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+    with pytest.raises(FinetuneError, match=message):
         read_snapshot(written(tmp_path), settings)
 
 
