@@ -1,4 +1,4 @@
-"""What `benchmarks/healing.py` trains on: batches out of the training part of a model's data, and some held out."""
+"""What `benchmarks/finetuning.py` trains on: batches out of the training part of a model's data, and some held out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.healing_settings import Settings
+from benchmarks.finetuning_settings import Settings
 from benchmarks.kjv_lm import streams
 
 CHOICE_SEED = 0

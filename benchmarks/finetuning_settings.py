@@ -1,4 +1,4 @@
-"""How `benchmarks/healing.py` fine-tunes each model, and what that was asked to reach: the numbers to turn."""
+"""How `benchmarks/finetuning.py` fine-tunes each model, and what that was asked to reach: the numbers to turn."""
 
 from __future__ import annotations
 

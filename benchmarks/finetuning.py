@@ -1,11 +1,11 @@
 """What fine-tuning brings a compressed model, beside pruned ones that are fine-tuned in the same way.
 
-    python -m benchmarks.healing --quick
-    python -m benchmarks.healing --fashion FOLDER --resemblyzer FOLDER --audio FOLDER --kjv FILE --text FILE --json FILE
-    python -m benchmarks.healing --merge FILE --merge FILE --markdown FILE
+    python -m benchmarks.finetuning --quick
+    python -m benchmarks.finetuning --fashion FOLDER --resemblyzer FOLDER --audio FOLDER --kjv FILE --text FILE --json FILE
+    python -m benchmarks.finetuning --merge FILE --merge FILE --markdown FILE
 
 How to get the models and data is in `benchmarks/README.md`; steps, batches, fractions and goals are the table in
-`benchmarks/healing_settings.py`.
+`benchmarks/finetuning_settings.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import click
 import torch
 from rich.console import Console
 
-from benchmarks.healing_ledger import Ledger, described, merged
-from benchmarks.healing_rows import rows
-from benchmarks.healing_settings import GOALS, METHODS, QUICK, RIVALS, SEEDS, SETTINGS, USUAL, Settings
-from benchmarks.healing_tables import GOALS_HEADER, notes, tables, verdicts
+from benchmarks.finetuning_ledger import Ledger, described, merged
+from benchmarks.finetuning_rows import rows
+from benchmarks.finetuning_settings import GOALS, METHODS, QUICK, RIVALS, SEEDS, SETTINGS, USUAL, Settings
+from benchmarks.finetuning_tables import GOALS_HEADER, notes, tables, verdicts
 from benchmarks.inputs import versions
 from benchmarks.quality import FILE, FOLDER, OUTPUT, chosen
 from benchmarks.quality_rows import DATA_AWARE, FRACTIONS
@@ -162,7 +162,7 @@ def main(
     ledger.path = json_path
     if not merge:
         made_by = environment([versions("torch", "librosa")], "cpu") | {"threads": str(threads)}
-        ledger.commands.append({"command": command_line("-m benchmarks.healing"), **made_by})
+        ledger.commands.append({"command": command_line("-m benchmarks.finetuning"), **made_by})
         measure(
             ledger,
             files=files,

@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks/healing.py`: a model made smaller in several ways, each as it is and fine-tuned."""
+"""The measurements of `benchmarks/finetuning.py`: a model made smaller in several ways, each as it is and fine-tuned."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import click
 from torch import nn
 
 import mpocompress
-from benchmarks.healing_data import Material, material
-from benchmarks.healing_pruned import Pruned
-from benchmarks.healing_settings import Settings
+from benchmarks.finetuning_data import Material, material
+from benchmarks.finetuning_pruned import Pruned
+from benchmarks.finetuning_settings import Settings
 from benchmarks.quality_baselines import BASELINES, Layers
 from benchmarks.quality_models import Subject
 from benchmarks.quality_rows import FRACTIONS, OURS
@@ -115,7 +115,7 @@ def rows(
         untuned = subject.scores(start.finished(start.model))
         click.echo(f"{subject.name}: {method}, keep {keep}: {subject.shown(untuned[0])} untuned", err=True)
         for seed in left:
-            row = _healed(subject, settings, data, start, untuned, layers.parameters, method, keep, seed)
+            row = _finetuned(subject, settings, data, start, untuned, layers.parameters, method, keep, seed)
             click.echo(
                 f"{subject.name}: {method}, keep {keep}, seed {seed}: {subject.shown(row.tuned[0])}, {row.cpu_s:.0f} "
                 f"CPU s, the best of {row.steps} steps {row.best_step}, {row.stopped}, {row.precision}",
@@ -124,7 +124,7 @@ def rows(
             yield row
 
 
-def _healed(
+def _finetuned(
     subject: Subject,
     settings: Settings,
     data: Material,

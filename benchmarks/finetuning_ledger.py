@@ -1,4 +1,4 @@
-"""The JSON of `benchmarks/healing.py`: written after every run, read to go on with it or to put several together."""
+"""The JSON of `benchmarks/finetuning.py`: written after every run, read to go on with it or to put several together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from benchmarks.healing_rows import Row
-from benchmarks.healing_settings import Settings
+from benchmarks.finetuning_rows import Row
+from benchmarks.finetuning_settings import Settings
 from benchmarks.quality_models import Subject
 
 

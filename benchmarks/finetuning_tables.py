@@ -1,13 +1,13 @@
-"""How the measurements of `benchmarks/healing.py` are shown, over all seeds, and beside what was asked for."""
+"""How the measurements of `benchmarks/finetuning.py` are shown, over all seeds, and beside what was asked for."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
 
-from benchmarks.healing_ledger import Described, Ledger
-from benchmarks.healing_rows import Row
-from benchmarks.healing_settings import AHEAD_AT, CPU_S, GOALS, METHODS, RIVALS
+from benchmarks.finetuning_ledger import Described, Ledger
+from benchmarks.finetuning_rows import Row
+from benchmarks.finetuning_settings import AHEAD_AT, CPU_S, GOALS, METHODS, RIVALS
 from benchmarks.quality_rows import DATA_AWARE, FRACTIONS
 
 HEADER = ("method", "keep", "parameters", "untuned", "tuned", "least .. most", "CPU s", "wall s", "steps")
