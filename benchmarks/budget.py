@@ -210,7 +210,7 @@ HEADER = ("", UNIFORM, *LOSSES, SHIPPED)
 
 def fashion() -> Subject:
     """The bundled Fashion-MNIST LSTM on the bundled held-out images."""
-    example: Any = import_module("examples.fashion.model")
+    example: Any = import_module("examples.fashion.net")
     held = load_file(FASHION / "heldout.safetensors")
 
     def score(state: StateDict) -> tuple[float, ...]:

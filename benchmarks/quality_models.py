@@ -83,7 +83,7 @@ def fashion(folder: Path | None, calibration: int = CALIBRATION_IMAGES, test: in
         calibration: how many images, the last ones.
         test: how many images, the first ones; all by default.
     """
-    example: Any = import_module("examples.fashion.model")
+    example: Any = import_module("examples.fashion.net")
     module: nn.Module = example.build().eval()
     module.load_state_dict(torch.load(FASHION / "fashion.pt", weights_only=True)["model_state_dict"])
     if folder is None:
