@@ -156,7 +156,6 @@ def test_a_dense_file_has_the_nesting_the_original_had(tmp_path: Path) -> None:
     assert back == {"epoch": 3, "run.1": {"names": ["a", ("b", None)]}, "best": 0.5}
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")  # torch.load of torch 2.14
 def test_entries_of_a_state_dict_that_are_no_tensors_come_back(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     state: Any = module.state_dict()
