@@ -1,10 +1,10 @@
-"""What fine-tuning brings a compressed model, beside pruned ones that are fine-tuned in the same way.
+"""Scores of compressed models before and after fine-tuning, beside pruned models that are fine-tuned in the same way.
 
     python -m benchmarks.finetuning --quick
-    python -m benchmarks.finetuning --fashion FOLDER --resemblyzer FOLDER --audio FOLDER --kjv FILE --text FILE --json FILE
+    python -m benchmarks.finetuning --fashion FOLDER --resemblyzer FOLDER --audio FOLDER --kjv FILE --text FILE
     python -m benchmarks.finetuning --merge FILE --merge FILE --markdown FILE
 
-How to get the models and data is in `benchmarks/README.md`; steps, batches, fractions and goals are the table in
+`benchmarks/README.md` describes how to get the models and data. Steps, batches, fractions and goals are the table in
 `benchmarks/finetuning_settings.py`.
 """
 
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks.finetuning_ledger import Ledger, described, merged
 from benchmarks.finetuning_rows import rows
-from benchmarks.finetuning_settings import GOALS, METHODS, QUICK, RIVALS, SEEDS, SETTINGS, USUAL, Settings
+from benchmarks.finetuning_settings import DEFAULT_METHODS, GOALS, METHODS, QUICK, RIVALS, SEEDS, SETTINGS, Settings
 from benchmarks.finetuning_tables import GOALS_HEADER, notes, tables, verdicts
 from benchmarks.inputs import versions
 from benchmarks.quality import FILE, FOLDER, OUTPUT, chosen
@@ -32,7 +32,7 @@ WIDTH = 120
 
 
 class _Seeds(click.ParamType[tuple[int, ...]]):
-    """Whole numbers with commas between them."""
+    """Integers separated by commas."""
 
     name = "numbers"
 
@@ -42,9 +42,9 @@ class _Seeds(click.ParamType[tuple[int, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(dict.fromkeys(int(one) for one in value.split(",")))
+            return tuple(dict.fromkeys(int(number) for number in value.split(",")))
         except ValueError:
-            self.fail(f"{value!r}: whole numbers with commas between them are wanted, such as 0,1,2.", param, ctx)
+            self.fail(f"{value!r} is not a list of integers such as 0,1,2.", param, ctx)
 
 
 def measure(
@@ -52,92 +52,89 @@ def measure(
     *,
     files: dict[str, Any],
     quick: bool,
-    asked: bool,
+    goals_only: bool,
     methods: Sequence[str],
     keeps: Sequence[str],
     seeds: Sequence[int],
     steps: int | None,
 ) -> None:
-    """Measure all that was asked for and is not in the ledger, into the ledger.
+    """Measure everything requested that the ledger lacks, and add it to the ledger.
 
     Args:
-        ledger: what is known.
-        files: of the models, as `chosen` takes them.
-        quick: few steps on few images.
-        asked: only what the goals name.
-        methods: names of methods; none for the usual ones.
-        keeps: names of fractions; none for those of the settings.
-        seeds: of training.
-        steps: others than in the settings.
+        ledger: The measurements so far.
+        files: Files of the models, as for `chosen`.
+        quick: Whether to use few steps and few images.
+        goals_only: Whether to measure only what a goal names.
+        methods: Names of methods; empty for the default ones.
+        keeps: Names of fractions; empty for those of the settings.
+        seeds: Seeds of training.
+        steps: Number of steps, or None for that of the settings.
     """
     for subject in chosen(quick=quick, **files):
         settings: Settings = QUICK if quick else SETTINGS[subject.name]
         settings = replace(settings, steps=steps, steps_at={}) if steps else settings
         ledger.add_model(described(subject, settings))
-        usual_keeps = tuple(GOALS[subject.name]) if asked and not quick else settings.keeps
-        found = rows(
+        default_keeps = tuple(GOALS[subject.name]) if goals_only and not quick else settings.keeps
+        new_rows = rows(
             subject,
             settings,
-            methods=methods or ((DATA_AWARE, *RIVALS) if asked else USUAL),
-            keeps=keeps or usual_keeps,
+            methods=methods or ((DATA_AWARE, *RIVALS) if goals_only else DEFAULT_METHODS),
+            keeps=keeps or default_keeps,
             seeds=seeds,
-            is_known=lambda place: place in ledger.rows,
+            is_known=lambda key: key in ledger.rows,
         )
-        for row in found:
+        for row in new_rows:
             ledger.add_row(row)
 
 
 def show(ledger: Ledger, *, is_quick: bool) -> list[str]:
-    """Print all tables.
+    """Print all tables and return them as lines of Markdown.
 
     Args:
-        ledger: the measurements.
-        is_quick: whether the goals do not concern them.
-
-    Returns:
-        The same as lines of Markdown.
+        ledger: The measurements.
+        is_quick: Whether the goals do not apply.
     """
     console = Console(width=WIDTH, highlight=False)
-    page = [f"Made by `{each['command']}`; {each['tools']}." for each in ledger.commands]
+    page = [f"Command: `{run['command']}`; {run['tools']}." for run in ledger.commands]
 
     def table(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         console.print(rich_table(title, header, cells, WIDTH))
         page.extend(markdown_table(title, header, cells))
 
     for name, model in ledger.models.items():
-        found = ledger.of(name)
-        if not found:
+        measurements = ledger.of(name)
+        if not measurements:
             continue
-        for title, header, cells in tables(model, found):
+        for title, header, cells in tables(model, measurements):
             table(title, header, cells)
-        for said in notes(model, found):
-            console.print(f"  {said}", markup=False)
-            page.extend(("", said))
+        for line in notes(model, measurements):
+            console.print(f"  {line}", markup=False)
+            page.extend(("", line))
         console.print()
-    if not is_quick and (judged := list(verdicts(ledger))):
-        table("what was asked for", GOALS_HEADER, judged)
+    if not is_quick and (results := list(verdicts(ledger))):
+        table("goals", GOALS_HEADER, results)
     return page
 
 
 @click.command()
 @click.option("--fashion", type=FOLDER, help="The four files of Fashion-MNIST.")
 @click.option("--resemblyzer", type=FOLDER, help="The package: its pretrained.pt.")
-@click.option("--audio", type=FOLDER, help="Spoken .wav files.")
-@click.option("--kjv", type=FILE, help="What benchmarks/kjv_lm.py wrote.")
-@click.option("--text", type=FILE, help="What it was trained on.")
-@click.option("--cache", type=FOLDER, help="Keep the sounds here as the encoder reads them; 90 MB.")
+@click.option("--audio", type=FOLDER, help="Speech recordings, .wav.")
+@click.option("--kjv", type=FILE, help="Output of benchmarks/kjv_lm.py.")
+@click.option("--text", type=FILE, help="Its training text.")
+@click.option("--cache", type=FOLDER, help="Store the preprocessed recordings here; 90 MB.")
 @click.option("--only", type=click.Choice(list(SETTINGS)), multiple=True, help="Models; all by default.")
-@click.option("--method", "methods", type=click.Choice(METHODS), multiple=True, help="Methods; the usual four.")
+@click.option("--method", "methods", type=click.Choice(METHODS), multiple=True, help="Methods; four by default.")
 @click.option("--keep", "keeps", type=click.Choice(list(FRACTIONS)), multiple=True, help="Fractions; see the settings.")
-@click.option("--seeds", type=_Seeds(), help="Such as 0,1,2, which is the default; with --quick 0.")
-@click.option("--steps", type=click.IntRange(min=1), help="Others than in the settings.")
+@click.option("--seeds", type=_Seeds(), help="Default: 0,1,2; with --quick: 0.")
+@click.option("--steps", type=click.IntRange(min=1), help="Steps, instead of those in the settings.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--quick", is_flag=True, help="Few bundled images and steps: does everything run?")
-@click.option("--asked", is_flag=True, help="Only what the goals name.")
-@click.option("--markdown", type=OUTPUT, help="Write the tables here.")
-@click.option("--json", "json_path", type=OUTPUT, help="Write all measurements here, after every run.")
-@click.option("--resume", is_flag=True, help="Keep what is in the file of --json, and make only what is not.")
-@click.option("--merge", type=FILE, multiple=True, help="Measure nothing; show the measurements of such files.")
+@click.option("--quick", is_flag=True, help="A functional test with few bundled images and steps.")
+@click.option("--goals-only", is_flag=True, help="Measure only what a goal names.")
+@click.option("--markdown", type=OUTPUT, help="Write the tables to this file.")
+@click.option("--json", "json_path", type=OUTPUT, help="Write all measurements to this file after every run.")
+@click.option("--resume", is_flag=True, help="Keep the rows in the file of --json and measure only the others.")
+@click.option("--merge", type=FILE, multiple=True, help="Measure nothing; show the measurements in these files.")
 def main(
     *,
     methods: tuple[str, ...],
@@ -146,28 +143,28 @@ def main(
     steps: int | None,
     threads: int,
     quick: bool,
-    asked: bool,
+    goals_only: bool,
     markdown: Path | None,
     json_path: Path | None,
     resume: bool,
     merge: tuple[Path, ...],
     **files: Any,
 ) -> None:
-    """Compress trained models, fine-tune them towards the original ones, and measure what they still do."""
+    """Compress trained models, fine-tune them towards the original ones, and print their scores."""
     torch.set_num_threads(threads)
     if resume and json_path is None:
         raise click.UsageError("--resume needs --json.")
-    held = merge if merge else (json_path,) if resume and json_path is not None and json_path.is_file() else ()
-    ledger = merged(held)
+    sources = merge if merge else (json_path,) if resume and json_path is not None and json_path.is_file() else ()
+    ledger = merged(sources)
     ledger.path = json_path
     if not merge:
-        made_by = environment([versions("torch", "librosa")], "cpu") | {"threads": str(threads)}
-        ledger.commands.append({"command": command_line("-m benchmarks.finetuning"), **made_by})
+        facts = environment([versions("torch", "librosa")], "cpu") | {"threads": str(threads)}
+        ledger.commands.append({"command": command_line("-m benchmarks.finetuning"), **facts})
         measure(
             ledger,
             files=files,
             quick=quick,
-            asked=asked,
+            goals_only=goals_only,
             methods=methods,
             keeps=keeps,
             seeds=seeds or ((0,) if quick else SEEDS),

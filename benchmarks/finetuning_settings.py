@@ -1,4 +1,4 @@
-"""How `benchmarks/finetuning.py` fine-tunes each model, and what that was asked to reach: the numbers to turn."""
+"""Settings and goals of `benchmarks/finetuning.py` for each model."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from mpocompress.finetuning import Precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a model is fine-tuned; the same for every method.
+    """Settings of the fine-tuning of a model, the same for every method.
 
     Args:
-        keeps: fractions of the parameters that are kept.
-        kind: what the model puts out, which says how far two outputs are apart.
-        steps: at most so many; a run that finds nothing better for a while ends earlier.
-        steps_at: fraction -> other steps than those, where a step takes longer than at other fractions.
-        batch: samples of a batch, or streams of text side by side.
-        length: characters of a window, for text that goes on from batch to batch; None for samples by themselves.
-        carry_state: whether the memory goes on with the text.
-        batches_per_step: batches of every step.
-        is_regrouped: whether samples come with others in every pass; otherwise batches stay as they are, only come in
-            another order, and the teacher runs once for each.
-        held_out: batches of training data that are not trained on, by which the best weights are told.
-        lr: the largest step size; None for that which `finetune` gives every tensor.
-        precision: of the products; `auto`, what a user gets, is told by timing, and may differ between methods.
+        keeps: Fractions of the parameters to keep.
+        kind: Kind of the model's outputs, which determines their divergence.
+        steps: Maximum number of steps; a run stops early if it does not improve for a while.
+        steps_at: Fraction -> other number of steps, where a step takes longer than at other fractions.
+        batch: Samples per batch, or parallel streams of text.
+        length: Characters per window of continuous text; None for independent samples.
+        carry_state: Whether the state is carried from window to window.
+        batches_per_step: Batches per step.
+        is_regrouped: Whether samples are grouped into new batches in every pass. Otherwise batches keep their contents
+            and only change their order, and the teacher runs once per batch.
+        held_out: Number of held-out batches, which select the best weights.
+        lr: Largest learning rate; None for the default of `finetune_module` for every tensor.
+        precision: Precision of the products; `auto`, the default for users, is chosen by timing and may differ between
+            methods.
     """
 
     keeps: tuple[str, ...]
@@ -51,29 +52,29 @@ SETTINGS: Mapping[str, Settings] = {
         keeps=("1/8", "1/32"),
         kind="classification",
         steps=300,
-        steps_at={"1/32": 170},  # a shape of many sites, which trains at half the speed
+        steps_at={"1/32": 170},  # a shape with many sites, which trains at half the speed
         batch=16,
         length=64,
         carry_state=True,
     ),
 }
 QUICK = Settings(keeps=("1/8",), kind="classification", steps=40, batch=32)
-"""For a few bundled images: does everything run?"""
+"""For a functional test on a few bundled images."""
 
 GOALS: Mapping[str, Mapping[str, float]] = {
     "fashion": {"1/8": 88.9, "1/32": 84.5},
     "resemblyzer": {"1/8": 0.92},
     "kjv": {"1/8": 1.11, "1/32": 1.5},
 }
-"""Model -> fraction kept -> the least main figure after fine-tuning; where smaller is better, the most."""
+"""Model -> fraction kept -> minimum of the main score after fine-tuning; maximum if smaller is better."""
 CPU_S: Mapping[str, float] = {"fashion": 30.0, "resemblyzer": 120.0, "kjv": 60.0}
-"""The most processor time of fine-tuning."""
+"""Maximum processor time of fine-tuning."""
 
 MAGNITUDE, WANDA = "magnitude pruning", "Wanda + least squares"
-METHODS = (DATA_AWARE, DATA_FREE, MAGNITUDE, WANDA, "pruning, places free", "Wanda, places free")
-USUAL = (DATA_AWARE, DATA_FREE, MAGNITUDE, WANDA)
-"""Methods that are measured where none is named."""
+METHODS = (DATA_AWARE, DATA_FREE, MAGNITUDE, WANDA, "pruning, positions free", "Wanda, positions free")
+DEFAULT_METHODS = (DATA_AWARE, DATA_FREE, MAGNITUDE, WANDA)
+"""Methods that are measured by default."""
 RIVALS = (MAGNITUDE, WANDA)
-"""Methods that the data-aware start has to be ahead of after fine-tuning, at `AHEAD_AT` of the parameters and less."""
+"""Methods that the calibrated start must surpass after fine-tuning, at `AHEAD_AT` of the parameters and less."""
 AHEAD_AT = "1/8"
 SEEDS = (0, 1, 2)

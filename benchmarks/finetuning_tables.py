@@ -1,4 +1,4 @@
-"""How the measurements of `benchmarks/finetuning.py` are shown, over all seeds, and beside what was asked for."""
+"""The tables of `benchmarks/finetuning.py`, over all seeds, and the comparison with the goals."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks.finetuning_rows import Row
 from benchmarks.finetuning_settings import AHEAD_AT, CPU_S, GOALS, METHODS, RIVALS
 from benchmarks.quality_rows import DATA_AWARE, FRACTIONS
 
-HEADER = ("method", "keep", "parameters", "untuned", "tuned", "least .. most", "CPU s", "wall s", "steps")
-SHORT = ("method", "keep", "untuned", "tuned", "least .. most")
-GOALS_HEADER = ("goal", "asked", "reached", "")
+HEADER = ("method", "keep", "parameters", "before", "after", "min .. max", "CPU s", "wall s", "steps")
+SHORT = ("method", "keep", "before", "after", "min .. max")
+GOALS_HEADER = ("goal", "required", "measured", "")
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 Group = tuple[str, str]
@@ -20,32 +20,24 @@ Group = tuple[str, str]
 
 
 def tables(model: Described, rows: Sequence[Row]) -> Iterator[Table]:
-    """The measurements of a model: each figure by fraction and method, the median over all seeds.
-
-    Args:
-        model: the model.
-        rows: its measurements.
-
-    Yields:
-        Title, header, rows.
-    """
+    """The tables of a model, as title, header and rows: the median of each score by fraction and method."""
     better = "larger" if model.larger_is_better else "smaller"
-    for place, figure in enumerate(model.figures):
-        title = f"{model.name}: {figure}, {better} is better; dense {model.shown(model.dense[place])}"
-        if not place:
-            title += f"; one answer to everything {model.shown(model.constant)}"
+    for index, figure in enumerate(model.figures):
+        title = f"{model.name}: {figure}, {better} is better; dense {model.shown(model.dense[index])}"
+        if not index:
+            title += f"; constant output {model.shown(model.constant)}"
         cells: list[tuple[str, ...]] = []
         for (keep, method), group in _groups(rows).items():
-            tuned = [row.tuned[place] for row in group]
+            after = [row.after[index] for row in group]
             measured = (
-                model.shown(group[0].untuned[place]),
-                model.shown(statistics.median(tuned)),
-                f"{model.shown(min(tuned))} .. {model.shown(max(tuned))}",
+                model.shown(group[0].before[index]),
+                model.shown(statistics.median(after)),
+                f"{model.shown(min(after))} .. {model.shown(max(after))}",
             )
-            if place:
+            if index:
                 cells.append((method, keep, *measured))
                 continue
-            spent = (statistics.median(row.cpu_s for row in group), statistics.median(row.wall_s for row in group))
+            times_s = (statistics.median(row.cpu_s for row in group), statistics.median(row.wall_s for row in group))
             steps = sorted({row.steps for row in group})
             cells.append(
                 (
@@ -53,78 +45,85 @@ def tables(model: Described, rows: Sequence[Row]) -> Iterator[Table]:
                     keep,
                     f"{group[0].parameters:,}",
                     *measured,
-                    *(f"{seconds:.1f}" for seconds in spent),
+                    *(f"{seconds:.1f}" for seconds in times_s),
                     f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} .. {steps[-1]}",
                 )
             )
-        yield title, SHORT if place else HEADER, cells
+        yield title, SHORT if index else HEADER, cells
 
 
 def notes(model: Described, rows: Sequence[Row]) -> Iterator[str]:
-    """What a reader of the tables of a model has to know, a sentence or two each."""
+    """Description of the tables of a model, one or two sentences settings."""
     yield f"{model.name}: {model.note}."
-    each = model.settings
-    batch = f"{each.batch} streams of {each.length} characters" if each.length else f"{each.batch} samples"
-    others = "".join(f" ({steps} at {keep})" for keep, steps in each.steps_at.items())
-    memory = "with" if each.carry_state else "without"
+    settings = model.settings
+    batch = (
+        f"{settings.batch} streams of {settings.length} characters" if settings.length else f"{settings.batch} samples"
+    )
+    exceptions = "".join(f" ({steps} at {keep})" for keep, steps in settings.steps_at.items())
+    state = "with" if settings.carry_state else "without"
     yield (
-        f"{rows[0].dense_parameters:,} parameters in the compressed layers. Fine-tuning: at most {each.steps}{others} "
-        f"steps of {each.batches_per_step} x {batch}, {memory} the memory carried on, "
-        f"{each.held_out} batches held out; seeds {', '.join(map(str, sorted({row.seed for row in rows})))}."
+        f"{rows[0].dense_parameters:,} parameters in the compressed layers. "
+        f"Fine-tuning: at most {settings.steps}{exceptions} "
+        f"steps of {settings.batches_per_step} x {batch}, {state} carried state, "
+        f"{settings.held_out} batches held out; seeds {', '.join(map(str, sorted({row.seed for row in rows})))}."
     )
     precisions: dict[str, dict[str, None]] = {}
     for (keep, method), group in _groups(rows).items():
         for row in group:
             precisions.setdefault(row.precision, {})[f"{method} at {keep}"] = None
-    alike = len(precisions) == 1
-    said = (each if alike else f"{each} ({', '.join(of)})" for each, of in precisions.items())
-    yield f"Products in training: {'; '.join(said)}."
+    if len(precisions) == 1:
+        shown = list(precisions)
+    else:
+        shown = [f"{precision} ({', '.join(methods)})" for precision, methods in precisions.items()]
+    yield f"Products in training: {'; '.join(shown)}."
 
 
 def verdicts(ledger: Ledger) -> Iterator[tuple[str, ...]]:
-    """Every goal that something was measured for: what it is, its number, what was reached, and whether that is enough.
+    """Every goal that was measured: its name, the goal, the result, and whether it is reached.
 
-    Scores are medians over the seeds, times those of the slowest seed.
-
-    Args:
-        ledger: all measurements.
+    Scores are medians over the seeds, and times those of the slowest seed.
     """
     for name, model in ledger.models.items():
         groups = _groups(ledger.of(name))
-        ours = {keep: _median(group) for (keep, method), group in groups.items() if method == DATA_AWARE}
+        calibrated = {keep: _median(group) for (keep, method), group in groups.items() if method == DATA_AWARE}
         for keep, goal in GOALS[name].items():
-            if keep in ours:
-                enough = not _ahead(model, goal, ours[keep])
-                yield f"{name}, keep {keep}", f"{goal:g}", f"{ours[keep]:.4g}", _verdict(enough)
-        for keep in ours:
+            if keep in calibrated:
+                is_reached = not _ahead(model, goal, calibrated[keep])
+                yield f"{name}, keep {keep}", f"{goal:g}", f"{calibrated[keep]:.4g}", _verdict(is_reached)
+        for keep in calibrated:
             if keep in GOALS[name]:
-                spent = max(row.cpu_s for row in groups[keep, DATA_AWARE])
-                asked = f"{CPU_S[name]:g} CPU s"
-                yield f"{name}, keep {keep}, time", asked, f"{spent:.1f} CPU s", _verdict(spent <= CPU_S[name])
-        for keep, reached in ours.items():
+                cpu_s = max(row.cpu_s for row in groups[keep, DATA_AWARE])
+                limit = f"{CPU_S[name]:g} CPU s"
+                yield f"{name}, keep {keep}, time", limit, f"{cpu_s:.1f} CPU s", _verdict(cpu_s <= CPU_S[name])
+        for keep, median in calibrated.items():
             for rival in RIVALS:
                 if (keep, rival) in groups and FRACTIONS[keep] <= FRACTIONS[AHEAD_AT]:
-                    theirs = _median(groups[keep, rival])
-                    enough = _ahead(model, reached, theirs)
-                    yield f"{name}, keep {keep}, ahead of {rival}", f"{theirs:.4g}", f"{reached:.4g}", _verdict(enough)
+                    rival_median = _median(groups[keep, rival])
+                    is_reached = _ahead(model, median, rival_median)
+                    yield (
+                        f"{name}, keep {keep}, ahead of {rival}",
+                        f"{rival_median:.4g}",
+                        f"{median:.4g}",
+                        _verdict(is_reached),
+                    )
 
 
 def _groups(rows: Sequence[Row]) -> dict[Group, list[Row]]:
-    """Rows that differ in their seeds alone, larger fractions first."""
-    found: dict[Group, list[Row]] = {}
+    """Rows that differ only in their seeds, larger fractions first."""
+    groups: dict[Group, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (-FRACTIONS[row.keep], METHODS.index(row.method), row.seed)):
-        found.setdefault((row.keep, row.method), []).append(row)
-    return found
+        groups.setdefault((row.keep, row.method), []).append(row)
+    return groups
 
 
 def _median(rows: Sequence[Row]) -> float:
-    return statistics.median(row.tuned[0] for row in rows)
+    return statistics.median(row.after[0] for row in rows)
 
 
-def _ahead(model: Described, one: float, other: float) -> bool:
-    """Whether a main figure is better than another."""
-    return one > other if model.larger_is_better else one < other
+def _ahead(model: Described, score: float, other: float) -> bool:
+    """Whether a score is better than another."""
+    return score > other if model.larger_is_better else score < other
 
 
-def _verdict(enough: bool) -> str:
-    return "reached" if enough else "MISSED"
+def _verdict(is_reached: bool) -> str:
+    return "reached" if is_reached else "MISSED"
