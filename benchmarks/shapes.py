@@ -20,12 +20,13 @@ from torch import Tensor
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tables import WIDTH, command_line, markdown_table, rich_table
+from benchmarks.tables import command_line, markdown_table, rich_table
 from mpocompress.mpo.sites import balanced, candidates, folded
 from mpocompress.mpo.tt_svd import computable
 from mpocompress.planning.curves import best_under_cap, competing, survey
 from mpocompress.planning.shortlist import shortlist
 
+LINE_WIDTH = 120
 HEADER = ("matrix", "bond", "seed", "shortlist", "chosen", "best", "error of chosen", "error of best", "excess")
 
 
@@ -45,7 +46,7 @@ def main() -> int:
                 rows.append(row)
                 print("  ".join(row), file=sys.stderr, flush=True)
     title = command_line("benchmarks/shapes.py")
-    Console(width=WIDTH).print(rich_table(title, HEADER, rows))
+    Console(width=LINE_WIDTH).print(rich_table(title, HEADER, rows, LINE_WIDTH))
     if arguments.markdown is not None:
         arguments.markdown.write_text("\n".join(markdown_table(title, HEADER, rows)) + "\n")
     return 0
