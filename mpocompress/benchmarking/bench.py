@@ -1,11 +1,13 @@
-"""Dense against compressed, side by side: the layers of a compressed file, or the whole model of its user."""
+"""The `bench` command: times the layers of a compressed file, or the user's whole model, dense against compressed."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,7 +16,6 @@ from mpocompress._version import __version__
 from mpocompress.benchmarking.comparison import REPEATS, Conditions
 from mpocompress.benchmarking.example_inputs import InputsFunction
 from mpocompress.benchmarking.layers import bench_layers
-from mpocompress.benchmarking.machine import processor
 from mpocompress.benchmarking.model import bench_model
 from mpocompress.benchmarking.stored_layers import stored_layers
 from mpocompress.checkpoint import open_checkpoint
@@ -24,6 +25,8 @@ from mpocompress.jobs import Progress, blas_threads
 from mpocompress.nn.execution import VARIABLE
 from mpocompress.reports.benchmark import BenchReport, Machine
 from mpocompress.text import shown
+
+CPU_FILE = Path("/proc/cpuinfo")
 
 
 def bench(
@@ -76,12 +79,12 @@ def bench(
     conditions = Conditions(
         batches=tuple(batches), lengths=tuple(lengths), repeats=repeats, device=device, progress=progress
     )
-    with open_checkpoint(source) as checkpoint, blas_threads(threads), _as_asked():
+    with open_checkpoint(source) as checkpoint, blas_threads(threads), _without_variable():
         report = stored_report(checkpoint)
         if not report.compressed:
             raise BenchmarkError(
                 where=checkpoint.path.name,
-                found="no compressed layer in it",
+                found="no compressed layer",
                 why="there is nothing to compare with a dense one",
                 action="Compress the checkpoint to a smaller target.",
             )
@@ -107,14 +110,14 @@ def bench(
 
 
 @contextmanager
-def _as_asked() -> Iterator[None]:
-    """Let layers run as they are asked to, whatever the environment says: every way is measured."""
-    said = os.environ.pop(VARIABLE, None)
+def _without_variable() -> Iterator[None]:
+    """Ignore the environment variable of the execution mode in the block, because every mode is measured."""
+    value = os.environ.pop(VARIABLE, None)
     try:
         yield
     finally:
-        if said is not None:
-            os.environ[VARIABLE] = said
+        if value is not None:
+            os.environ[VARIABLE] = value
 
 
 def _check(**numbers: Sequence[int]) -> None:
@@ -137,9 +140,9 @@ def _check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError(
             where="device",
-            found="cuda, and no graphics card that torch can use",
-            why="there is nothing to run on",
-            action="Give cpu, or install a torch that finds the card.",
+            found="cuda, but torch finds no GPU",
+            why="the benchmark cannot run on a missing device",
+            action="Use cpu, or install a build of torch that supports the GPU.",
         )
 
 
@@ -158,3 +161,14 @@ def _check_choices(model: str | nn.Module | None, inputs: str | InputsFunction |
             why="a model is measured as a whole",
             action="Give one of them.",
         )
+
+
+def processor() -> str:
+    """Return the name of the processor; the machine type if the system does not report the name.
+
+    Example:
+        >>> processor() != ""
+        True
+    """
+    models = CPU_FILE.read_text().split("model name")[1:2] if CPU_FILE.exists() else []
+    return models[0].partition("\n")[0].strip(" \t:") if models else platform.machine()

@@ -340,7 +340,7 @@ def test_a_benchmark_says_what_could_not_run_and_what_runs_alike(run: Run) -> No
     code, out, _ = run("bench", "small.pt", *QUICK)
 
     assert code == 0
-    assert "  dynamic int8: not available, torch has none for an LSTM with a projection" in out
+    assert "  dynamic int8: not available, torch does not quantise an LSTM with a projection" in out
     assert re.search(r"^fc.0: Linear, .* \(3 layers alike: also fc.1, fc.2\)$", out, re.MULTILINE)
     assert re.search(r"^batch 1 +median", out, re.MULTILINE)
     assert "rnn" not in run("bench", "small.pt", "--layer", "fc*", *QUICK)[1]
