@@ -407,8 +407,10 @@ def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
     assert (benched.kind, len(benched.layers), benched.matrices) == ("model", 7, ())
     assert benched.parameters == mpocompress.inspect(small).totals.eligible_parameters_after
     assert report.notes == (
-        "The model was called with random numbers of shape (batch, length, 64), as its first layer, rnn (LSTM), "
-        "accepts.",
+        (
+            "The model was called with random numbers of shape (batch, length, 64), as its first layer, rnn (LSTM), "
+            "accepts."
+        ),
     )
     for case in benched.cases:
         assert [one.contender for one in case.contenders if one.kind == "compressed"] == [
