@@ -183,7 +183,8 @@ def watched(watches: Sequence[Watch], watcher: Watcher) -> Iterator[None]:
         for watch in watches:
             module = watch.module
             if isinstance(module, nn.LSTM | nn.LSTMCell):
-                vars(module)["forward"] = partial(_recurrent, watch, watcher, module.forward)
+                call = module.forward  # type: ignore[has-type, unused-ignore] # torch 2.10
+                vars(module)["forward"] = partial(_recurrent, watch, watcher, call)
                 stack.callback(vars(module).pop, "forward")
             else:
                 hook = module.register_forward_hook(partial(_product, watch, watcher), with_kwargs=True)
