@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mpocompress.compression.inspection import inspect, look, overview
     from mpocompress.compression.plan import plan
     from mpocompress.errors import MPOCompressError
-    from mpocompress.finetuning.finetune import FinetuneResult, finetune
-    from mpocompress.finetuning.finetune_file import finetune_file
+    from mpocompress.finetuning.finetune import finetune
+    from mpocompress.finetuning.finetune_module import FinetuneResult, finetune_module
     from mpocompress.finetuning.progress import FinetuneProgress
     from mpocompress.finetuning.self_generated import SelfGenerated
     from mpocompress.layers.selection import Selection
@@ -69,7 +69,7 @@ __all__ = [
     "decompose",
     "expand",
     "finetune",
-    "finetune_file",
+    "finetune_module",
     "inspect",
     "load",
     "look",
@@ -86,7 +86,7 @@ _HOMES = {
     "BenchReport": "reports.benchmark",
     "Calibration": "calibration.calibration",
     "CalibrationInputs": "calibration.options",
-    "FinetuneResult": "finetuning.finetune",
+    "FinetuneResult": "finetuning.finetune_module",
     "MPO": "mpo.mpo",
     "MPOCompressError": "errors",
     "MPOLSTM": "nn",
@@ -109,7 +109,7 @@ _HOMES = {
     "decompose": "planning.single_matrix",
     "expand": "compression.expand",
     "finetune": "finetuning.finetune",
-    "finetune_file": "finetuning.finetune_file",
+    "finetune_module": "finetuning.finetune_module",
     "inspect": "compression.inspection",
     "load": "modules.load",
     "look": "compression.inspection",

@@ -163,7 +163,7 @@ def finetune(
         if is_wrong:
             raise click.UsageError(said)
     with _progress() as progress:
-        report = mpocompress.finetune_file(
+        report = mpocompress.finetune(
             file,
             output or "",
             model=own_model or "",
