@@ -14,10 +14,18 @@ class MatmulDtypes:
     Args:
         model: dtype of the trained model.
         teacher: dtype of the teacher.
+
+    Raises:
+        ValueError: another dtype.
     """
 
     model: str = "float32"
     teacher: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        if not {self.model, self.teacher} <= {"float32", "bfloat16"}:
+            raise ValueError("dtypes")
 
     def __str__(self) -> str:
         return self.model if self.model == self.teacher else f"{self.model}, teacher in {self.teacher}"

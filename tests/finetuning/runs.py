@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.finetuning.finetune import FinetuneResult, finetune
+from mpocompress.finetuning.finetune_module import FinetuneResult, finetune_module
 from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
@@ -88,7 +88,7 @@ def pairs(count: int = 8, size: int = 6) -> list[tuple[Tensor, Tensor]]:
 
 def tuned(model: nn.Module, data: object, **options: Any) -> FinetuneResult:
     """Train a few steps, in float32."""
-    return finetune(model, data, **{"steps": 6, "precision": "float32", **options})
+    return finetune_module(model, data, **{"steps": 6, "precision": "float32", **options})
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:
