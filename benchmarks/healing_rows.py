@@ -175,7 +175,7 @@ def _healed(
 
 def _layers(subject: Subject) -> Layers:
     """The weights that mpocompress finds, and the second moments of what they are multiplied with."""
-    _, report = mpocompress.compress_module(subject.module, Truncation(max_bond=1), jobs=1)
+    _, report = mpocompress.compress_module(subject.module, truncation=Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
     return Layers(
@@ -191,7 +191,9 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Start:
             batches=subject.calibration, samples=sum(map(len, subject.calibration))
         )
     started = time.process_time()
-    small, report = mpocompress.compress_module(subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **asked)
+    small, report = mpocompress.compress_module(
+        subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **asked
+    )
     return Start(
         model=small,
         finished=lambda model: model,

@@ -74,7 +74,7 @@ def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iter
         methods: names out of `METHODS`.
         keeps: names out of `FRACTIONS`.
     """
-    _, report = mpocompress.compress_module(subject.module, Truncation(max_bond=1), jobs=1)
+    _, report = mpocompress.compress_module(subject.module, truncation=Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
     layers = Layers(
@@ -112,7 +112,9 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
         )
     started = time.process_time()
     try:
-        small, report = mpocompress.compress_module(subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **asked)
+        small, report = mpocompress.compress_module(
+            subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **asked
+        )
     except MPOCompressError as error:
         return replace(refused, refused=str(error))
     cpu_s = time.process_time() - started

@@ -157,7 +157,7 @@ def finetune(
     Example:
         >>> import mpocompress
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-        >>> small, _ = mpocompress.compress_module(net, mpocompress.Truncation(max_bond=8))
+        >>> small, _ = mpocompress.compress_module(net, truncation=mpocompress.Truncation(max_bond=8))
         >>> found = finetune(small, [torch.randn(32, 64) for _ in range(16)], teacher=net, steps=40)
         >>> found.after.loss < found.before.loss
         True
