@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 INSTALLED_FROM := pyproject.toml constraints.txt mpocompress/_version.py
+CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 # The first interpreter that is new enough; 3.11 before others, because the constraints were resolved for it.
@@ -23,7 +24,7 @@ heading = @printf '\n=== %s ===\n' '$(1)'
 
 .PHONY: help
 help: ## list what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 24
 
 .PHONY: demo
 demo: $(RUNTIME) ## compress the bundled checkpoint and show what it cost
@@ -50,6 +51,10 @@ docs: $(DEVELOPMENT) ## build the documentation into docs/_build/html, warnings 
 	$(call heading,sphinx)
 	@$(BIN)/sphinx-build -q -W --keep-going -E -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo 'docs/_build/html/index.html'
+
+.PHONY: release-check
+release-check: | $(BIN)/python ## build the wheel, install it in a clean environment and use it there
+	@$(BIN)/python -m tools.release_check
 
 .PHONY: reference
 reference: $(DEVELOPMENT) ## write the generated pages of the documentation again
@@ -78,10 +83,10 @@ $(BIN)/python:
 
 $(RUNTIME): $(INSTALLED_FROM) | $(BIN)/python
 	$(call heading,installing the package)
-	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@$(PIP) install --quiet --constraint '$(CONSTRAINTS)' --editable .
 	@touch $@
 
 $(DEVELOPMENT): $(INSTALLED_FROM) | $(BIN)/python
 	$(call heading,installing the package with its development and documentation tools)
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev,docs,loops]'
+	@$(PIP) install --quiet --constraint '$(CONSTRAINTS)' --editable '.[dev,docs,loops]'
 	@touch $(RUNTIME) $@

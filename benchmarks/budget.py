@@ -1,10 +1,10 @@
-"""Rules that spread a parameter budget over the matrices of a model without data, judged by what the model then does.
+"""Compare rules that distribute a parameter budget over the matrices of a model without data.
 
     python benchmarks/budget.py --markdown table.md
     python benchmarks/budget.py --minilm FOLDER --text FILE --resemblyzer FOLDER --audio FOLDER --markdown table.md
 
 The column `mpocompress` is the released code: `compress` with a fraction to keep, then `expand`. The other rules are
-written here, with one low rank a tensor. What the models and inputs are is in `benchmarks/README.md`.
+implemented here, with one low rank per tensor. `benchmarks/README.md` describes the models and inputs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from mpocompress import Truncation
 FASHION = Path(__file__).resolve().parents[1] / "examples" / "fashion"
 FRACTIONS: Mapping[str, float] = {"3/4": 3 / 4, "1/2": 1 / 2, "1/4": 1 / 4, "1/8": 1 / 8}
 UNIFORM, SHIPPED = "same fraction", "mpocompress"
-LARGEST_MISS = 1 - 1e-6
-"""Share of the squared norm above which missing still more is no worse: the logarithm has to stay finite."""
+LARGEST_ERROR = 1 - 1e-6
+"""Squared relative errors are clipped here, so that the logarithm stays finite."""
 LOSSES: Mapping[str, Callable[[NDArray[np.float64], float], NDArray[np.float64]]] = {
-    "absolute error": lambda missed, squared_norm: missed * squared_norm,
-    "relative error": lambda missed, _: missed,
-    "product": lambda missed, _: -np.log1p(-np.minimum(missed, LARGEST_MISS)),
+    "absolute error": lambda errors, squared_norm: errors * squared_norm,
+    "relative error": lambda errors, _: errors,
+    "product": lambda errors, _: -np.log1p(-np.minimum(errors, LARGEST_ERROR)),
 }
-"""What a rule minimises the sum of: (squared relative errors of a tensor, its squared norm) -> losses."""
+"""Rule -> (squared relative errors of a tensor, its squared norm) -> losses, whose sum it minimises."""
 LEAST_LETTERS = 30
 TOKENS = 64
 SILENCE_DB = 30
@@ -51,14 +51,14 @@ StateDict = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A model to compress, and how to tell what is left of it.
+    """A model to compress and its scores.
 
     Args:
-        name: shown above its tables.
-        state: the dense weights.
-        figures: what `score` returns, in words.
-        score: dense weights -> figures, larger is better.
-        note: what a reader of the figures has to know.
+        name: Title of its tables.
+        state: The dense weights.
+        figures: Names of the scores.
+        score: Dense weights -> scores, larger is better.
+        note: Description of the scores for the reader.
     """
 
     name: str
@@ -70,16 +70,16 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRanks:
-    """One tensor in every rank that makes it smaller, the least first, and dense as the last way to store it.
+    """All ways to store one tensor: every rank that makes it smaller, in rising order, then dense.
 
     Args:
-        name: of the tensor.
-        weight: the tensor.
-        left: left singular vectors times singular values.
-        right: right singular vectors, a row each.
-        squared_norm: of the tensor.
-        parameters: cost of each way, rising.
-        missed: squared relative error of each way, falling.
+        name: Name of the tensor.
+        weight: The tensor.
+        left: Left singular vectors times singular values.
+        right: Right singular vectors as rows.
+        squared_norm: Squared Frobenius norm of the tensor.
+        parameters: Number of parameters of each option, rising.
+        errors: Squared relative error of each option, falling.
     """
 
     name: str
@@ -88,17 +88,17 @@ class LowRanks:
     right: Tensor
     squared_norm: float
     parameters: NDArray[np.int64]
-    missed: NDArray[np.float64]
+    errors: NDArray[np.float64]
 
-    def restored(self, way: int) -> Tensor:
-        """The tensor multiplied out again, in its own dtype."""
-        if way == len(self.parameters) - 1:
+    def restored(self, option: int) -> Tensor:
+        """The product of the factors, in the dtype of the tensor."""
+        if option == len(self.parameters) - 1:
             return self.weight
-        return (self.left[:, : way + 1] @ self.right[: way + 1]).to(self.weight.dtype)
+        return (self.left[:, : option + 1] @ self.right[: option + 1]).to(self.weight.dtype)
 
 
 def low_ranks(name: str, weight: Tensor) -> LowRanks:
-    """Factorise one tensor once for all ranks."""
+    """Factorise a tensor once for all ranks."""
     left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
     rows, cols = weight.shape
     ranks = np.arange(1, (rows * cols - 1) // (rows + cols) + 1)
@@ -110,79 +110,76 @@ def low_ranks(name: str, weight: Tensor) -> LowRanks:
         right=right,
         squared_norm=float(tails[0]),
         parameters=np.append(ranks * (rows + cols), rows * cols),
-        missed=np.append(tails[ranks] / tails[0], 0.0),
+        errors=np.append(tails[ranks] / tails[0], 0.0),
     )
 
 
 def same_fraction(tensors: Sequence[LowRanks], fraction: float) -> list[int]:
     """The largest rank of every tensor within the same fraction of its own parameters."""
     return [
-        max(0, int(np.searchsorted(one.parameters, fraction * one.parameters[-1], side="right")) - 1) for one in tensors
+        max(0, int(np.searchsorted(tensor.parameters, fraction * tensor.parameters[-1], side="right")) - 1)
+        for tensor in tensors
     ]
 
 
 def least_loss(tensors: Sequence[LowRanks], losses: Sequence[NDArray[np.float64]], budget: int) -> list[int]:
-    """The least sum of losses within a budget: one price per parameter, and what it leaves over spent step by step.
+    """The option of every tensor that minimises the sum of losses within a budget.
+
+    Bisection on a price per parameter; the rest of the budget is spent one step at a time.
 
     Args:
-        tensors: the ways to store each tensor.
-        losses: the loss of each way.
-        budget: parameters of all tensors together.
-
-    Returns:
-        A way for every tensor.
+        tensors: The options of each tensor.
+        losses: The loss of each option.
+        budget: Parameters of all tensors together.
     """
 
-    def at(price: float) -> list[int]:
-        return [int(np.argmin(loss + price * one.parameters)) for one, loss in zip(tensors, losses, strict=True)]
+    def cheapest(price: float) -> list[int]:
+        return [int(np.argmin(loss + price * tensor.parameters)) for tensor, loss in zip(tensors, losses, strict=True)]
 
     def steps() -> Iterator[tuple[float, int]]:
-        left = budget - size(tensors, ways)
-        for place, (one, loss, way) in enumerate(zip(tensors, losses, ways, strict=True)):
-            if way + 1 < len(loss) and (cost := int(one.parameters[way + 1] - one.parameters[way])) <= left:
-                yield float(loss[way] - loss[way + 1]) / cost, place
+        unused = budget - size(tensors, options)
+        for index, (tensor, loss, option) in enumerate(zip(tensors, losses, options, strict=True)):
+            if option + 1 < len(loss):
+                cost = int(tensor.parameters[option + 1] - tensor.parameters[option])
+                if cost <= unused:
+                    yield float(loss[option] - loss[option + 1]) / cost, index
 
     low, high = -30.0, 10.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if size(tensors, at(10.0**middle)) <= budget else (middle, high)
-    ways = at(10.0**high)
-    while found := max(steps(), default=None):
-        ways[found[1]] += 1
-    return ways
+        low, high = (low, middle) if size(tensors, cheapest(10.0**middle)) <= budget else (middle, high)
+    options = cheapest(10.0**high)
+    while best_step := max(steps(), default=None):
+        options[best_step[1]] += 1
+    return options
 
 
-def size(tensors: Sequence[LowRanks], ways: Sequence[int]) -> int:
+def size(tensors: Sequence[LowRanks], options: Sequence[int]) -> int:
     """Parameters of all tensors together."""
-    return sum(int(one.parameters[way]) for one, way in zip(tensors, ways, strict=True))
+    return sum(int(tensor.parameters[option]) for tensor, option in zip(tensors, options, strict=True))
 
 
 def by_rules(tensors: Sequence[LowRanks], fraction: float) -> Iterator[tuple[str, StateDict]]:
-    """Name of each rule written here, and the tensors it leaves.
+    """Each rule of this file and its compressed tensors.
 
     Raises:
-        click.ClickException: a rule that needs more than the budget.
+        click.ClickException: If a rule exceeds the budget.
     """
-    budget = int(fraction * sum(int(one.parameters[-1]) for one in tensors))
+    budget = int(fraction * sum(int(tensor.parameters[-1]) for tensor in tensors))
     chosen = {UNIFORM: same_fraction(tensors, fraction)} | {
-        rule: least_loss(tensors, [loss(one.missed, one.squared_norm) for one in tensors], budget)
+        rule: least_loss(tensors, [loss(tensor.errors, tensor.squared_norm) for tensor in tensors], budget)
         for rule, loss in LOSSES.items()
     }
-    for rule, ways in chosen.items():
-        if size(tensors, ways) > budget:
-            raise click.ClickException(f"{rule}: {size(tensors, ways):,} parameters, more than the {budget:,} allowed")
-        yield rule, {one.name: one.restored(way) for one, way in zip(tensors, ways, strict=True)}
+    for rule, options in chosen.items():
+        if size(tensors, options) > budget:
+            raise click.ClickException(
+                f"{rule}: {size(tensors, options):,} parameters, more than the {budget:,} allowed"
+            )
+        yield rule, {t.name: t.restored(option) for t, option in zip(tensors, options, strict=True)}
 
 
 def run(subject: Subject) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """Score every rule at every fraction.
-
-    Args:
-        subject: the model.
-
-    Yields:
-        Each figure in words, and its table: a row a fraction, a column a rule.
-    """
+    """Score every rule at every fraction; yield the title and the rows of a table for each score."""
     scores: dict[str, dict[str, tuple[float, ...]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source.safetensors")
@@ -195,14 +192,14 @@ def run(subject: Subject) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
             mpocompress.compress(source, small, truncation=Truncation(keep=fraction), overwrite=True)
             mpocompress.expand(small, dense, overwrite=True)
             scores[label] = {
-                rule: subject.score({**subject.state, **left}) for rule, left in by_rules(tensors, fraction)
+                rule: subject.score({**subject.state, **compressed}) for rule, compressed in by_rules(tensors, fraction)
             }
             scores[label][SHIPPED] = subject.score(load_file(dense))
             click.echo(f"{subject.name}: keep {label} done", err=True)
-    whole = subject.score(subject.state)
-    for place, figure in enumerate(subject.figures):
-        rows = [(f"keep {label}", *(f"{scores[label][rule][place]:.3f}" for rule in HEADER[1:])) for label in FRACTIONS]
-        yield f"{subject.name}: {figure}, dense {whole[place]:.3f}", rows
+    dense_scores = subject.score(subject.state)
+    for index, figure in enumerate(subject.figures):
+        rows = [(f"keep {label}", *(f"{scores[label][rule][index]:.3f}" for rule in HEADER[1:])) for label in FRACTIONS]
+        yield f"{subject.name}: {figure}, dense {dense_scores[index]:.3f}", rows
 
 
 HEADER = ("", UNIFORM, *LOSSES, SHIPPED)
@@ -210,20 +207,20 @@ HEADER = ("", UNIFORM, *LOSSES, SHIPPED)
 
 def fashion() -> Subject:
     """The bundled Fashion-MNIST LSTM on the bundled held-out images."""
-    example: Any = import_module("examples.fashion.model")
-    held = load_file(FASHION / "heldout.safetensors")
+    example: Any = import_module("examples.fashion.net")
+    heldout = load_file(FASHION / "heldout.safetensors")
 
     def score(state: StateDict) -> tuple[float, ...]:
         model = example.build()
         model.load_state_dict(dict(state))
-        return (100 * example.accuracy(model, held["images"], held["labels"]),)
+        return (100 * example.accuracy(model, heldout["images"], heldout["labels"]),)
 
     return Subject(
         name="fashion",
         state=torch.load(FASHION / "fashion.pt", weights_only=True)["model_state_dict"],
         figures=("accuracy in %",),
         score=score,
-        note=f"accuracy on {len(held['images']):,} held-out images",
+        note=f"accuracy on {len(heldout['images']):,} held-out images",
     )
 
 
@@ -231,9 +228,9 @@ def sentences(folder: Path, text: Path, count: int) -> Subject:
     """all-MiniLM-L6-v2 on lines of a text.
 
     Args:
-        folder: weights, configuration and vocabulary.
-        text: a sentence a line.
-        count: how many lines, taken at equal distances.
+        folder: Weights, configuration and vocabulary.
+        text: One sentence per line.
+        count: Number of lines, selected at equal intervals.
     """
     transformers = extra("transformers")
     model: nn.Module = transformers.AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
@@ -259,12 +256,12 @@ def sentences(folder: Path, text: Path, count: int) -> Subject:
 
 
 def voices(folder: Path, audio: Path, count: int) -> Subject:
-    """The speaker encoder of Resemblyzer on the first 1.6 seconds of spoken clips.
+    """The speaker encoder of Resemblyzer on the first 1.6 seconds of recordings.
 
     Args:
-        folder: where its `pretrained.pt` is; a torch file of the old kind, which mpocompress does not read.
-        audio: a folder with .wav files, at any depth.
-        count: how many clips, taken at equal distances among those that are long enough.
+        folder: The folder of its `pretrained.pt`.
+        audio: A folder with .wav files, at any depth.
+        count: Number of recordings, selected at equal intervals among those that are long enough.
     """
     model = speech.pretrained(folder)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -282,36 +279,36 @@ def voices(folder: Path, audio: Path, count: int) -> Subject:
         with torch.inference_mode():
             return torch.cat([model(batch) for batch in torch.split(chosen, 20)])
 
-    return by_embedding("speech", state, embed, f"{len(chosen)} clips of 1.6 s")
+    return by_embedding("speech", state, embed, f"{len(chosen)} recordings of 1.6 s")
 
 
 def by_embedding(name: str, state: StateDict, embed: Callable[[StateDict], Tensor], inputs: str) -> Subject:
-    """A model that is judged by how near its embeddings stay to those of its dense weights."""
-    wanted = embed(state)
-    unit = normalize(wanted, dim=1)
+    """A model whose score is the cosine of its embeddings to those of the dense model."""
+    reference = embed(state)
+    unit = normalize(reference, dim=1)
     others = float((unit.sum(0).square().sum() - len(unit)) / (len(unit) * (len(unit) - 1)))
 
     def score(state: StateDict) -> tuple[float, ...]:
-        found = embed(state)
-        centred = cosine_similarity(found - found.mean(0), wanted - wanted.mean(0))
-        return float(cosine_similarity(found, wanted).mean()), float(centred.mean())
+        embeddings = embed(state)
+        centred = cosine_similarity(embeddings - embeddings.mean(0), reference - reference.mean(0))
+        return float(cosine_similarity(embeddings, reference).mean()), float(centred.mean())
 
     return Subject(
         name=name,
         state=state,
         figures=("cosine", "cosine of centred embeddings"),
         score=score,
-        note=f"mean over {inputs}, to the embeddings of the dense weights; two different inputs have {others:.3f}",
+        note=f"mean over {inputs}, to the embeddings of the dense model; two different inputs have {others:.3f}",
     )
 
 
 @click.command()
 @click.option("--minilm", type=click.Path(exists=True, file_okay=False, path_type=Path), help="all-MiniLM-L6-v2.")
-@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A sentence a line.")
-@click.option("--lines", type=click.IntRange(min=2), default=200, show_default=True, help="How many of them.")
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One sentence per line.")
+@click.option("--lines", type=click.IntRange(min=2), default=200, show_default=True, help="How many to use.")
 @click.option("--resemblyzer", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Its package.")
-@click.option("--audio", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Spoken .wav files.")
-@click.option("--clips", type=click.IntRange(min=2), default=200, show_default=True, help="How many of them.")
+@click.option("--audio", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Speech recordings, .wav.")
+@click.option("--clips", type=click.IntRange(min=2), default=200, show_default=True, help="How many to use.")
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables here.")
 def main(
     minilm: Path | None,
@@ -322,7 +319,7 @@ def main(
     clips: int,
     markdown: Path | None,
 ) -> None:
-    """Compare rules for a budget on real models; print a table for each."""
+    """Compare budget rules on trained models; print a table for each."""
     if (minilm is None) != (text is None) or (resemblyzer is None) != (audio is None):
         raise click.UsageError("--minilm goes with --text, and --resemblyzer with --audio.")
     torch.set_num_threads(1)
@@ -332,7 +329,7 @@ def main(
     if resemblyzer is not None and audio is not None:
         subjects.append(voices(resemblyzer, audio, clips))
     console = Console(width=WIDTH, highlight=False)
-    page = [f"Made by `{command_line('benchmarks/budget.py')}`; {versions('torch', 'transformers', 'librosa')}."]
+    page = [f"Command: `{command_line('benchmarks/budget.py')}`; {versions('torch', 'transformers', 'librosa')}."]
     for subject in subjects:
         for title, rows in run(subject):
             console.print(rich_table(title, HEADER, rows))

@@ -1,8 +1,8 @@
-"""Compress real checkpoints at several targets and check every promise of the report from outside.
+"""Compress checkpoints at several targets and verify the report independently.
 
 For each checkpoint and target: compress twice with different numbers of jobs (the bytes must be equal), inspect,
-expand, and compare the expanded tensors with the original ones, using torch and safetensors alone. Exits with 1 when a
-promise is broken.
+expand, and compare the expanded tensors with the original ones, using only torch and safetensors. The exit code is 1 if
+a check fails.
 
     python benchmarks/checkpoints.py model.safetensors other.pt --markdown table.md
 """
@@ -37,25 +37,25 @@ def main() -> int:
     """Run every target on every checkpoint; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    rows, broken = [], 0
+    rows, failures = [], 0
     for checkpoint in arguments.checkpoints:
         for name, truncation in TARGETS.items():
             row, problems = _try(checkpoint, name, truncation)
             rows.append(row)
-            broken += len(problems)
+            failures += len(problems)
             for problem in problems:
-                print(f"BROKEN {checkpoint.name} {name}: {problem}", file=sys.stderr)
+                print(f"FAILED {checkpoint.name} {name}: {problem}", file=sys.stderr)
     _show(rows, arguments.markdown)
-    return 1 if broken else 0
+    return 1 if failures else 0
 
 
 HEADINGS = ("checkpoint", "target", "achieved", "eligible", "after", "file", "error", "largest deviation", "s")
 
 
 def _try(source: Path, name: str, truncation: Truncation) -> tuple[tuple[str, ...], list[str]]:
-    """One checkpoint at one target: the row of the table, and the promises that do not hold."""
+    """Compress one checkpoint to one target; return the row of the table and the failed checks."""
     with tempfile.TemporaryDirectory() as folder:
         small, again = Path(folder, "small" + source.suffix), Path(folder, "again" + source.suffix)
         dense = Path(folder, "dense" + source.suffix)
@@ -63,19 +63,19 @@ def _try(source: Path, name: str, truncation: Truncation) -> tuple[tuple[str, ..
         report = mpocompress.compress(source, small, truncation=truncation, jobs=2)
         seconds = time.perf_counter() - start
         mpocompress.compress(source, again, truncation=truncation, jobs=1)
-        problems = [] if small.read_bytes() == again.read_bytes() else ["other bytes with another number of jobs"]
+        problems = [] if small.read_bytes() == again.read_bytes() else ["different bytes with another number of jobs"]
         if mpocompress.inspect(small) != report:
-            problems.append("inspect shows another report")
+            problems.append("inspect returns another report")
         mpocompress.expand(small, dense)
-        deviation, found = _compare(_load(source), _load(dense), report)
-        problems += found
+        deviation, differences = _compare(_load(source), _load(dense), report)
+        problems += differences
     totals, target = report.totals, report.target
-    if target is None or not _kept(truncation, report):
-        problems.append(f"asked {truncation.asked}, achieved {target.achieved if target else None}")
+    if target is None or not _is_met(truncation, report):
+        problems.append(f"target {truncation.asked}, achieved {target.achieved if target else None}")
     row = (
         source.name,
         name,
-        "nothing" if target is None or target.achieved is None else f"{target.achieved:.4g}",
+        "none" if target is None or target.achieved is None else f"{target.achieved:.4g}",
         f"{totals.eligible_parameters:,}",
         f"{totals.eligible_parameters_after:,}",
         f"{totals.file_size_bytes_before:,} -> {totals.file_size_bytes_after:,}",
@@ -87,8 +87,8 @@ def _try(source: Path, name: str, truncation: Truncation) -> tuple[tuple[str, ..
 
 
 def _compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], report: Report) -> tuple[float, list[str]]:
-    """The largest relative deviation of a reported error from the measured one, and what differs that must not."""
-    problems = [] if set(before) == set(after) else ["other tensor names"]
+    """Return the largest relative deviation of a reported error, and all differences that are not allowed."""
+    problems = [] if set(before) == set(after) else ["different tensor names"]
     members = {name for matrix in report.compressed for name in matrix.members}
     problems += [
         f"{name} changed" for name in before if name not in members and not torch.equal(before[name], after[name])
@@ -101,38 +101,38 @@ def _compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], report: 
         deviation = max(deviation, abs(matrix.relative_error / measured - 1))
         summed = (sum(matrix.discarded_weights) / matrix.squared_norm) ** 0.5
         if abs(summed**2 - measured**2) > 1e-5:
-            problems.append(f"{matrix.name}: discarded weights say {summed:.6f}, measured {measured:.6f}")
+            problems.append(f"{matrix.name}: discarded weights give {summed:.6f}, measured {measured:.6f}")
     return deviation, [*problems, *([f"an error is off by {deviation:.1e}"] if deviation > 1e-3 else [])]
 
 
-def _kept(truncation: Truncation, report: Report) -> bool:
-    """Whether the target holds, from the entries of the report alone."""
-    promises: Mapping[str, Callable[[], bool]] = {
+def _is_met(truncation: Truncation, report: Report) -> bool:
+    """Whether the target is met, according to the entries of the report."""
+    checks: Mapping[str, Callable[[], bool]] = {
         "bond": lambda: all(max(m.bonds) <= (truncation.max_bond or 0) for m in report.compressed),
         "keep": lambda: _within_one_step(report, truncation.keep or 0.0),
         "max_error": lambda: all(m.relative_error <= (truncation.max_error or 0.0) for m in report.compressed),
         "energy": lambda: all(1 - m.relative_error**2 >= (truncation.energy or 1.0) for m in report.compressed),
     }
-    return promises[truncation.kind]()
+    return checks[truncation.kind]()
 
 
 def _within_one_step(report: Report, keep: float) -> bool:
-    """At or under the budget, and no single bond could be raised by one within it."""
-    left = keep * report.totals.eligible_parameters - report.totals.eligible_parameters_after
+    """Whether the budget is met and no single bond can be increased by one within it."""
+    unused = keep * report.totals.eligible_parameters - report.totals.eligible_parameters_after
     steps = [
-        matrix.sites.parameters([bond + (place == cut) for place, bond in enumerate(matrix.bonds)]) - matrix.parameters
+        matrix.sites.parameters([bond + (index == cut) for index, bond in enumerate(matrix.bonds)]) - matrix.parameters
         for matrix in report.compressed
         for cut in range(len(matrix.bonds))
     ]
-    return 0 <= left < min(steps, default=float("inf"))
+    return 0 <= unused < min(steps, default=float("inf"))
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         tensors: dict[str, Tensor] = load_file(path)
         return tensors
-    held = torch.load(path, weights_only=True)
-    return next((held[key] for key in ("state_dict", "model_state_dict", "model_state") if key in held), held)
+    content = torch.load(path, weights_only=True)
+    return next((content[key] for key in ("state_dict", "model_state_dict", "model_state") if key in content), content)
 
 
 def _show(rows: list[tuple[str, ...]], markdown: Path | None) -> None:

@@ -1,8 +1,8 @@
-"""Speed and error of the decomposition of one matrix, against the tools that do the same, in one run.
+"""Time and error of the decomposition of one matrix, by mpocompress and by other tools, in one run.
 
     python benchmarks/decomposition.py --markdown table.md --json table.json
 
-One thread, float32, every bond capped at 16. How the figures are made is in `benchmarks/README.md`.
+One thread, float32, every bond capped at 16. `benchmarks/README.md` describes the measurement.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Entry:
     """One tool on one matrix.
 
     Args:
-        tool: its name.
-        reason: why there are no figures; None when there are.
-        times_s: seconds of every run.
-        median_s: their median.
-        times_faster: than the baseline; None without a baseline.
-        relative_error: Frobenius norm of the difference to the dense matrix over the norm of that.
-        above_exact: relative error over that of the full SVD in every cut, minus 1; None without that.
+        tool: Name of the tool.
+        reason: Why there are no figures, or None.
+        times_s: Seconds of every run.
+        median_s: Their median.
+        times_faster: Median of the baseline over the median of the tool; None without a baseline.
+        relative_error: Relative error (Frobenius norm) against the dense matrix.
+        above_exact: Relative error divided by that of the full SVD at every cut, minus 1; None without that.
     """
 
     tool: str
@@ -68,7 +68,7 @@ class Entry:
     above_exact: float | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """The row of the table, in the order of `HEADER`."""
+        """The row of the table, with the columns of `HEADER`."""
         if self.reason is not None or self.median_s is None or self.relative_error is None:
             return (self.tool, self.reason or "", "", "", "", "", "")
         faster = self.times_faster
@@ -88,9 +88,9 @@ class Case:
     """All tools on one matrix.
 
     Args:
-        sites: its site shape.
-        weights: how it was drawn.
-        entries: one for every tool.
+        sites: Its site shape.
+        weights: Its distribution.
+        entries: One entry per tool.
     """
 
     sites: Sites
@@ -99,7 +99,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """Shape, sites and weights in words."""
+        """Shape, number of sites and distribution."""
         return title(self.sites, self.weights)
 
 
@@ -109,16 +109,13 @@ def title(sites: Sites, weights: Weights) -> str:
 
 
 def draw(sites: Sites, weights: Weights, seed: int) -> Tensor:
-    """A matrix of unit norm whose first unfolding is Gaussian, or has a spectrum that falls like a power of the index.
+    """A float32 matrix of unit norm whose first unfolding is Gaussian or has a power-law spectrum.
 
     Args:
-        sites: the site shape, in tensorly's order of the row index.
-        weights: `gaussian` is the hard case, since no spectrum is flatter; `power law` is G diag(1/i^0.5) H with
-            Gaussian G and H.
-        seed: of the generator; the same seed gives the same matrix.
-
-    Returns:
-        A contiguous float32 matrix.
+        sites: The site shape, in tensorly's order of the row index.
+        weights: `gaussian` is the hardest case, because it has the flattest spectrum; `power law` is G diag(1/i^0.5) H
+            with Gaussian G and H.
+        seed: Seed of the generator.
     """
     generator = torch.Generator().manual_seed(seed)
     count, first = len(sites.dims), sites.dims[0]
@@ -130,9 +127,9 @@ def draw(sites: Sites, weights: Weights, seed: int) -> Tensor:
         scale = torch.arange(1, inner + 1, dtype=torch.float32) ** -EXPONENT
         left = torch.randn(first, inner, generator=generator)
         unfolding = (left * scale) @ torch.randn(inner, others, generator=generator)
-    digits = unfolding.reshape([dim for pair in zip(sites.row_dims, sites.col_dims, strict=True) for dim in pair])
+    indices = unfolding.reshape([dim for pair in zip(sites.row_dims, sites.col_dims, strict=True) for dim in pair])
     rows, cols = [2 * site for site in range(count)], [2 * site + 1 for site in range(count)]
-    matrix = digits.permute([*rows, *cols]).reshape(sites.shape)
+    matrix = indices.permute([*rows, *cols]).reshape(sites.shape)
     return matrix.div(torch.linalg.vector_norm(matrix))
 
 
@@ -153,21 +150,18 @@ def run_case(
     slow_s: float,
     clock: Clock,
 ) -> Case:
-    """Time every tool on one matrix, interleaved, and measure what each got.
+    """Measure time and error of every tool on one matrix, with interleaved repeats.
 
     Args:
-        sites: the site shape.
-        weights: how to draw the matrix.
-        contenders: the tools.
-        bond: cap of every bond.
-        seed: of the matrix.
-        repeats: see `timing.interleave`, as for the next three.
-        slow_repeats: number of runs of a slow tool.
-        slow_s: seconds above which a tool is slow.
-        clock: what is measured.
-
-    Returns:
-        The case, one entry for every tool, in their order.
+        sites: The site shape.
+        weights: The distribution of the matrix.
+        contenders: The tools.
+        bond: Maximum bond.
+        seed: Seed of the matrix.
+        repeats: See `timing.interleave`, also for the next three.
+        slow_repeats: Number of runs of a slow tool.
+        slow_s: Seconds above which a tool is slow.
+        clock: Processor time or wall time.
     """
     weight = draw(sites, weights, seed)
     tasks = {tool.name: task(tool, weight, sites, bond) for tool in contenders if not tool.missing}
@@ -208,19 +202,19 @@ def task(tool: Contender, weight: Tensor, sites: Sites, bond: int) -> Callable[[
     return lambda: tool.decompose(weight, sites, bond)
 
 
-def in_words(facts: dict[str, str]) -> str:
+def joined(facts: dict[str, str]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in facts.items())
 
 
 def as_markdown(cases: Sequence[Case], command: str, facts: dict[str, str], bond: int) -> Iterator[str]:
-    """The lines of a page part: the command, the machine, and a table for every matrix."""
-    yield f"Made by `{command}`; bond {bond}, float32; {in_words(facts)}."
+    """The lines of a page section: the command, the machine, and a table for every matrix."""
+    yield f"Command: `{command}`; bond {bond}, float32; {joined(facts)}."
     for case in cases:
         yield from markdown_table(case.title, HEADER, [entry.cells() for entry in case.entries])
 
 
 def as_document(cases: Sequence[Case], command: str, facts: dict[str, str], bond: int) -> dict[str, Any]:
-    """Everything that was measured, as plain values."""
+    """All measurements as plain values."""
     return {
         "benchmark": "decomposition",
         "version": 1,
@@ -246,22 +240,28 @@ def as_document(cases: Sequence[Case], command: str, facts: dict[str, str], bond
 
 
 @click.command()
-@click.option("--bond", type=click.IntRange(min=1), default=16, show_default=True, help="Cap of every bond.")
-@click.option("--quick", is_flag=True, help="Small shapes only: does everything run? Its ratios say nothing.")
+@click.option("--bond", type=click.IntRange(min=1), default=16, show_default=True, help="Maximum bond.")
+@click.option("--quick", is_flag=True, help="A functional test on small shapes; its ratios are not meaningful.")
 @click.option(
     "--tool",
     "names",
     multiple=True,
     type=click.Choice([tool.name for tool in CONTENDERS]),
-    help="Only this tool; may be repeated.",
+    help="Only this tool; repeatable.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Least runs of a fast tool.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Minimum runs of a fast tool."
+)
 @click.option("--slow-repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Runs of a slow tool.")
-@click.option("--slow-seconds", type=float, default=5.0, show_default=True, help="A run longer than this is slow.")
-@click.option("--clock", type=click.Choice(["cpu", "wall"]), default="cpu", show_default=True, help="What is measured.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the matrices.")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables here.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
+@click.option("--slow-seconds", type=float, default=5.0, show_default=True, help="A longer run is slow.")
+@click.option(
+    "--clock", type=click.Choice(["cpu", "wall"]), default="cpu", show_default=True, help="Processor or wall time."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the matrices.")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables to this file.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures to this file."
+)
 def main(
     bond: int,
     quick: bool,
@@ -274,11 +274,11 @@ def main(
     markdown: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Decompose seeded matrices with every tool that is installed; print a table for each."""
+    """Decompose seeded matrices with every installed tool; print a table for each matrix."""
     torch.set_num_threads(1)
-    measured = cast("Clock", clock)
+    chosen_clock = cast("Clock", clock)
     contenders = [tool for tool in CONTENDERS if not names or tool.name in names]
-    facts = environment([tool.version for tool in contenders if tool.version], measured)
+    facts = environment([tool.version for tool in contenders if tool.version], chosen_clock)
     command = command_line("benchmarks/decomposition.py")
     console = Console(width=WIDTH, highlight=False)
     # The first call of a tool pays for its imports.
@@ -296,7 +296,7 @@ def main(
                 repeats=repeats,
                 slow_repeats=slow_repeats,
                 slow_s=slow_seconds,
-                clock=measured,
+                clock=chosen_clock,
             )
             cases.append(case)
             measured_rows = [entry.cells() for entry in case.entries if entry.reason is None]
@@ -304,7 +304,7 @@ def main(
             for entry in case.entries:
                 if entry.reason is not None:
                     console.print(f"  {entry.tool}: {entry.reason}", markup=False)
-    console.print(f"\n{in_words(facts)}", markup=False)
+    console.print(f"\n{joined(facts)}", markup=False)
     if markdown is not None:
         markdown.write_text("\n".join(as_markdown(cases, command, facts, bond)) + "\n")
     if json_file is not None:

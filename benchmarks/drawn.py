@@ -1,4 +1,4 @@
-"""Layers with random cores, dense and compressed: what speeds are measured on, since values do not change them."""
+"""Layers with random cores, dense and compressed, for measuring speed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ GATES = 4
 
 
 def split_8(rows: int, cols: int) -> Sites:
-    """Rows (M/8, 8), columns (8, N/8)."""
+    """Row dims (M/8, 8), col dims (8, N/8)."""
     return folded(rows, cols, 8, 8)
 
 
 def balanced_2(rows: int, cols: int) -> Sites:
-    """Two sites, both sides factored as evenly as their divisors allow."""
+    """Two sites, both sides factored as evenly as their divisors permit."""
     return balanced(rows, cols, 2)
 
 
@@ -35,16 +35,7 @@ SHAPES: Mapping[str, Callable[[int, int], Sites]] = {
 
 
 def random_mpo(sites: Sites, bond: int, seed: int = SEED) -> MPO:
-    """Gaussian cores of a matrix that keeps the size of its inputs: entries of variance 1 / columns.
-
-    Args:
-        sites: the site shape.
-        bond: cap of every bond.
-        seed: of the generator; the same seed gives the same cores.
-
-    Returns:
-        The MPO, in float32.
-    """
+    """Gaussian float32 cores whose product preserves the norm of its inputs: entries of variance 1 / columns."""
     generator = torch.Generator().manual_seed(seed)
     bonds = sites.capped(bond)
     chain = (1, *bonds, 1)
@@ -54,17 +45,14 @@ def random_mpo(sites: Sites, bond: int, seed: int = SEED) -> MPO:
 
 
 def lstm_twins(hidden: int, shape: str, bond: int, *, joint: bool, cell: bool = False) -> Twins:
-    """An LSTM, or an LSTM cell, whose inputs are as many as its hidden units.
+    """A dense LSTM or LSTM cell with as many inputs as hidden units, and the arguments for its compressed twin.
 
     Args:
-        hidden: hidden units.
-        shape: a site shape of `SHAPES`, for every matrix.
-        bond: cap of every bond.
-        joint: whether both weights are one matrix.
-        cell: whether it is a cell.
-
-    Returns:
-        The layer dense, and what it takes to make it with cores.
+        hidden: Hidden units.
+        shape: A site shape of `SHAPES`, for every matrix.
+        bond: Maximum bond.
+        joint: Whether both weights are one matrix.
+        cell: Whether it is a cell.
     """
     end, rows = "" if cell else "_l0", GATES * hidden
     sites = SHAPES[shape]
@@ -81,31 +69,13 @@ def lstm_twins(hidden: int, shape: str, bond: int, *, joint: bool, cell: bool = 
 
 
 def linear_twins(rows: int, cols: int, shape: str, bond: int) -> Twins:
-    """A Linear layer.
-
-    Args:
-        rows: outputs.
-        cols: inputs.
-        shape: a site shape of `SHAPES`.
-        bond: cap of every bond.
-
-    Returns:
-        The layer dense, and what it takes to make it with cores.
-    """
+    """A dense Linear layer and the arguments for its compressed twin."""
     mpo = random_mpo(SHAPES[shape](rows, cols), bond)
     return Twins(dense=with_weights(nn.Linear(cols, rows), {"weight": mpo.to_matrix()}), mpos={"weight": mpo})
 
 
 def with_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A layer with some of its tensors replaced, in evaluation mode.
-
-    Args:
-        layer: the layer; it is changed.
-        weights: name -> tensor.
-
-    Returns:
-        The same layer.
-    """
+    """Replace some tensors of a layer in place, set it to evaluation mode, and return it."""
     generator = torch.Generator().manual_seed(SEED)
     noise = {
         name: 0.1 * torch.randn(tensor.shape, generator=generator)

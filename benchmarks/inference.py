@@ -1,9 +1,9 @@
-"""Speed of layers that hold cores against the best dense path of torch, and against other tools, in one run.
+"""Speed of compressed layers, the fastest dense implementation of torch, and other tools, in one run.
 
     python -m benchmarks.inference --markdown table.md --json table.json
     python -m benchmarks.inference --grid --only grid --markdown grid.md
 
-One thread, float32, bond 16, random cores. How the figures are made is in `benchmarks/README.md`.
+One thread, float32, bond 16, random cores. `benchmarks/README.md` describes the measurement.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ LARGE = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One table, and everything behind it.
+    """One table and its measurements.
 
     Args:
-        title: printed above it.
-        header: names of the columns.
-        rows: cells.
-        remarks: what is said below it, a line each.
-        cases: what was measured, as plain values.
+        title: Printed above the table.
+        header: Names of the columns.
+        rows: Cells.
+        remarks: Lines printed below the table.
+        cases: The measurements as plain values.
     """
 
     title: str
@@ -66,7 +66,7 @@ class Table:
 
 
 def group_table(name: str, rows: Sequence[Row], conditions: Conditions) -> Table:
-    """Measure a group of rows."""
+    """Measure a group of rows and return its table."""
     cells, cases = [], []
     for row in rows:
         case = row.run(conditions)
@@ -86,10 +86,10 @@ TITLES = {
 
 
 def row_cells(row: Row, case: Case) -> tuple[str, ...]:
-    """The cells of a row, in the order of `HEADER`."""
-    timed = {one.contender: one for one in case.contenders}
+    """The cells of a row, with the columns of `HEADER`."""
+    timed = {contender.contender: contender for contender in case.contenders}
     best, auto, int8 = case.best_dense, timed["auto"], timed.get("dynamic int8")
-    compressed = [one for one in case.contenders if one.kind == "compressed"]
+    compressed = [contender for contender in case.contenders if contender.kind == "compressed"]
     return (
         row.layer,
         row.cores,
@@ -102,47 +102,47 @@ def row_cells(row: Row, case: Case) -> tuple[str, ...]:
     )
 
 
-def ratio(case: Case, one: Timed) -> str:
-    """How many times faster than the best dense path; empty where it did not run."""
-    faster = case.times_faster(one)
+def ratio(case: Case, timed: Timed) -> str:
+    """How many times faster than the best dense contender; empty if it did not run."""
+    faster = case.times_faster(timed)
     return "" if faster is None else f"{faster:.2f}" if faster < LARGE else f"{faster:.0f}"
 
 
 def difference(*timed: Timed) -> str:
-    """The largest difference of several contenders; in words where one is not finite."""
-    found = [one.largest_difference for one in timed]
-    return "not finite" if None in found else f"{max(one for one in found if one is not None):.0e}"
+    """The largest output difference of several contenders, or `not finite`."""
+    differences = [contender.largest_difference for contender in timed]
+    return "not finite" if None in differences else f"{max(value for value in differences if value is not None):.0e}"
 
 
 def unavailable(rows: Sequence[Row], cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Why a contender did not run, each reason once."""
-    found = (
-        f"{row.layer}: {one['contender']} not available, {one['unavailable']}"
+    """The distinct reasons why contenders did not run."""
+    reasons = (
+        f"{row.layer}: {contender['contender']} not available, {contender['unavailable']}"
         for row, case in zip(rows, cases, strict=True)
-        for one in case["contenders"]
-        if one["unavailable"]
+        for contender in case["contenders"]
+        if contender["unavailable"]
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(reasons))
 
 
 def peer_tables(hidden: int, batches: Sequence[int], length: int, bond: int, conditions: Conditions) -> Iterator[Table]:
-    """Every tool in an LSTM loop, and our own layer in the shape that it takes by itself."""
+    """Every tool in an LSTM loop, and our layer with its own row order."""
     for batch in batches:
         case = peer_case(hidden, batch, length, bond, conditions)
         title = f"{TITLES['peers']}: hidden {hidden}, batch {batch}, length {length}"
         rows = [
             (
-                one.contender,
-                seconds(one.median_s),
-                seconds(min(one.times_s), max(one.times_s)),
-                ratio(case, one),
-                difference(one),
-                shown_size(one.size_bytes),
+                contender.contender,
+                seconds(contender.median_s),
+                seconds(min(contender.times_s), max(contender.times_s)),
+                ratio(case, contender),
+                difference(contender),
+                shown_size(contender.size_bytes),
             )
-            for one in case.contenders
-            if one.times_s
+            for contender in case.contenders
+            if contender.times_s
         ]
-        remarks = [f"{one.contender}: {one.unavailable}" for one in case.contenders if one.unavailable]
+        remarks = [f"{timed.contender}: {timed.unavailable}" for timed in case.contenders if timed.unavailable]
         yield Table(
             title=title,
             header=PEER_HEADER,
@@ -153,7 +153,7 @@ def peer_tables(hidden: int, batches: Sequence[int], length: int, bond: int, con
 
 
 def grid_tables(quick: bool, largest: int, conditions: Conditions) -> Iterator[Table]:
-    """`auto` over a grid, a table for each kind of layer."""
+    """`auto` over a grid, one table per kind of layer."""
     bonds = QUICK_BONDS if quick else BONDS
     kinds: dict[str, list[Cell]] = {}
     for cell in run_grid(quick, largest, conditions):
@@ -161,9 +161,9 @@ def grid_tables(quick: bool, largest: int, conditions: Conditions) -> Iterator[T
         ratios = "  ".join(f"{value:.2f}" for value in cell.ratios.values())
         click.echo(f"{cell.label}: {seconds(cell.case.best_dense.median_s)}; {ratios}", err=True)
     for kind, cells in kinds.items():
-        compressed = [one for cell in cells for one in cell.case.contenders if one.kind == "compressed"]
+        compressed = [timed for cell in cells for timed in cell.case.contenders if timed.kind == "compressed"]
         yield Table(
-            title=f"auto, {kind}: times faster than the best dense path, by site shape and bond",
+            title=f"auto, {kind}: times faster than the best dense contender, by site shape and bond",
             header=(kind, "best dense", *columns(bonds)),
             rows=[
                 (
@@ -182,21 +182,21 @@ def grid_tables(quick: bool, largest: int, conditions: Conditions) -> Iterator[T
 
 
 def versions() -> list[str]:
-    """What the figures depend on."""
-    there = [name for module, name in DISTRIBUTIONS.items() if util.find_spec(module)]
-    return [f"mpocompress {__version__}", *(f"{name} {metadata.version(name)}" for name in there)]
+    """Names and versions of the installed tools."""
+    installed = [name for module, name in DISTRIBUTIONS.items() if util.find_spec(module)]
+    return [f"mpocompress {__version__}", *(f"{name} {metadata.version(name)}" for name in installed)]
 
 
 DISTRIBUTIONS = {"torch": "torch", "tltorch": "tensorly-torch", "torch_mpo": "torch-mpo", "torchtt": "torchTT"}
 
 
-def in_words(facts: dict[str, str]) -> str:
+def joined(facts: dict[str, str]) -> str:
     return "; ".join(f"{key}: {value}" for key, value in facts.items())
 
 
 def as_markdown(tables: Sequence[Table], command: str, facts: dict[str, str], bond: int) -> Iterator[str]:
-    """The lines of a page part: the command, the machine, and the tables."""
-    yield f"Made by `{command}`; bond {bond}, float32, random cores; {in_words(facts)}."
+    """The lines of a page section: the command, the machine, and the tables."""
+    yield f"Command: `{command}`; bond {bond}, float32, random cores; {joined(facts)}."
     for table in tables:
         yield from markdown_table(table.title, table.header, table.rows)
         for remark in table.remarks:
@@ -204,7 +204,7 @@ def as_markdown(tables: Sequence[Table], command: str, facts: dict[str, str], bo
 
 
 def as_document(tables: Sequence[Table], command: str, facts: dict[str, str], bond: int) -> dict[str, Any]:
-    """Everything that was measured, as plain values."""
+    """All measurements as plain values."""
     return {
         "benchmark": "inference",
         "version": 1,
@@ -216,15 +216,23 @@ def as_document(tables: Sequence[Table], command: str, facts: dict[str, str], bo
 
 
 @click.command()
-@click.option("--bond", type=click.IntRange(min=1), default=16, show_default=True, help="Cap of every bond.")
-@click.option("--quick", is_flag=True, help="Small layers only: does everything run? Its ratios say nothing.")
-@click.option("--only", multiple=True, type=click.Choice([*TITLES, "grid"]), help="Only this part; may be repeated.")
-@click.option("--grid", is_flag=True, help="Measure the grid of `auto` too, which takes an hour or so.")
-@click.option("--largest", type=click.IntRange(min=64), default=2048, show_default=True, help="Size in the grid.")
-@click.option("--repeats", type=click.IntRange(min=1), default=21, show_default=True, help="The most samples of each.")
-@click.option("--seconds", "budget_s", type=float, default=10.0, show_default=True, help="For all samples of a row.")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables here.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here.")
+@click.option("--bond", type=click.IntRange(min=1), default=16, show_default=True, help="Maximum bond.")
+@click.option("--quick", is_flag=True, help="A functional test on small layers; its ratios are not meaningful.")
+@click.option("--only", multiple=True, type=click.Choice([*TITLES, "grid"]), help="Only this group; repeatable.")
+@click.option("--grid", is_flag=True, help="Also measure the grid of `auto`; takes about an hour.")
+@click.option(
+    "--largest", type=click.IntRange(min=64), default=2048, show_default=True, help="Largest size in the grid."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=21, show_default=True, help="Maximum samples of each contender."
+)
+@click.option(
+    "--seconds", "budget_s", type=float, default=10.0, show_default=True, help="Time for all samples of a row."
+)
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables to this file.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures to this file."
+)
 def main(
     bond: int,
     quick: bool,
@@ -236,28 +244,28 @@ def main(
     markdown: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Time layers with random cores against dense ones and other tools; print a table for each part."""
+    """Time layers with random cores, dense layers and other tools; print a table for each group."""
     facts, command = environment(versions(), "wall"), command_line("benchmarks/inference.py")
     conditions = Conditions(batches=(), lengths=(), repeats=repeats, device="cpu", progress=None, budget_s=budget_s)
     console = Console(width=WIDTH, highlight=False)
     tables = []
     with blas_threads(1):
-        for table in measured(bond, quick, only, grid, largest, conditions):
+        for table in requested_tables(bond, quick, only, grid, largest, conditions):
             tables.append(table)
             console.print(rich_table(table.title, table.header, table.rows, WIDTH))
             for remark in table.remarks:
                 console.print(f"  {remark}", markup=False)
-    console.print(f"\n{in_words(facts)}", markup=False)
+    console.print(f"\n{joined(facts)}", markup=False)
     if markdown is not None:
         markdown.write_text("\n".join(as_markdown(tables, command, facts, bond)) + "\n")
     if json_file is not None:
         json_file.write_text(json.dumps(as_document(tables, command, facts, bond), indent=2) + "\n")
 
 
-def measured(
+def requested_tables(
     bond: int, quick: bool, only: Sequence[str], grid: bool, largest: int, conditions: Conditions
 ) -> Iterator[Table]:
-    """The tables that are asked for, one after another."""
+    """The requested tables, one after another."""
     for name, rows in (quick_groups if quick else groups)(bond).items():
         if not only or name in only:
             yield group_table(name, rows, conditions)

@@ -1,4 +1,4 @@
-"""`auto` over a grid of sizes, bonds and site shapes: how much faster than the best dense path, and where least."""
+"""`auto` over a grid of sizes, bonds and site shapes: how many times faster than the best dense contender."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Cell:
 
     Args:
         kind: `LSTM` or `Linear`.
-        size: hidden units, or rows and columns.
-        case: what was measured; a compressed contender is called by its bond and site shape.
+        size: Hidden units, or rows and columns.
+        case: The measurements; the name of a compressed contender is its bond and site shape.
     """
 
     kind: str
@@ -44,13 +44,13 @@ class Cell:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Bond and site shape -> how many times faster than the best dense path."""
-        timed = (one for one in self.case.contenders if one.kind == "compressed")
-        return {one.contender: self.case.times_faster(one) or 0.0 for one in timed}
+        """Bond and site shape -> how many times faster than the best dense contender."""
+        timed = [contender for contender in self.case.contenders if contender.kind == "compressed"]
+        return {contender.contender: self.case.times_faster(contender) or 0.0 for contender in timed}
 
     @property
     def label(self) -> str:
-        """Kind and sizes in words."""
+        """Kind and sizes as text."""
         return f"{self.kind} {self.size}, batch {self.case.batch}"
 
 
@@ -60,54 +60,44 @@ def columns(bonds: Sequence[int]) -> list[str]:
 
 
 def run_grid(quick: bool, largest: int, conditions: Conditions) -> Iterator[Cell]:
-    """Measure the grid, cell by cell.
+    """Measure the grid; yield its cells, small sizes first.
 
     Args:
-        quick: take a few small cells only.
-        largest: take no larger size.
-        conditions: how it is measured.
-
-    Yields:
-        The cells, small ones first.
+        quick: Measure only a few small cells.
+        largest: Largest size.
+        conditions: Conditions of the measurement.
     """
     sizes, batches, bonds = (QUICK_SIZES, QUICK_BATCHES, QUICK_BONDS) if quick else (SIZES, BATCHES, BONDS)
     for kind in ("LSTM", "Linear"):
-        for size in (one for one in sizes if one <= largest):
+        for size in (size for size in sizes if size <= largest):
             for batch in batches:
                 length = None if kind == "Linear" else 3 if quick else LENGTH
                 yield Cell(kind=kind, size=size, case=_case(kind, size, batch, length, bonds, conditions))
 
 
 def worst(cells: Sequence[Cell]) -> str:
-    """The cell that gains least, in words.
-
-    Args:
-        cells: all of them.
-
-    Returns:
-        Text.
-    """
+    """The cell with the smallest gain, as text."""
     ratio, name, cell = min(
         ((ratio, name, cell) for cell in cells for name, ratio in cell.ratios.items()), key=lambda entry: entry[0]
     )
-    return f"worst: {ratio:.2f} times as fast as the best dense path ({cell.label}, {name})"
+    return f"worst: {ratio:.2f} times as fast as the best dense contender ({cell.label}, {name})"
 
 
 def _case(kind: str, size: int, batch: int, length: int | None, bonds: Sequence[int], conditions: Conditions) -> Case:
-    """Every bond and site shape against one dense layer: its speed does not depend on the values of its weights."""
-    made = {f"{shape} {bond}": _twins(kind, size, shape, bond) for shape in SHAPES for bond in bonds}
-    dense = next(iter(made.values()))().dense
+    """Every bond and site shape beside one dense layer, whose speed does not depend on its values."""
+    builders = {f"{shape} {bond}": _twins(kind, size, shape, bond) for shape in SHAPES for bond in bonds}
+    dense = next(iter(builders.values()))().dense
     feed, more = fed_layer(dense, batch, length, conditions.device)
     contenders: list[Contender] = [*dense_contenders(dense, feed), *more]
     differences: dict[str, float | None] = {}
-    for name, make in made.items():
-        pair = make()
+    for name, build in builders.items():
+        pair = build()
         small = pair.compressed("auto")
         with torch.inference_mode():
             differences[name] = largest_difference(feed(small), feed(pair.dense))
         contenders.append(dataclasses.replace(compressed_contender(small, feed, "auto"), name=name))
     timed = race(contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s)
-    return Case(batch=batch, length=length, contenders=tuple(_compared(one, differences) for one in timed))
+    return Case(batch=batch, length=length, contenders=tuple(_compared(contender, differences) for contender in timed))
 
 
 def _twins(kind: str, size: int, shape: str, bond: int) -> Callable[[], Twins]:
@@ -117,6 +107,6 @@ def _twins(kind: str, size: int, shape: str, bond: int) -> Callable[[], Twins]:
 
 
 def _compared(timed: Timed, differences: dict[str, float | None]) -> Timed:
-    """A contender with the difference to its own dense twin."""
+    """A contender with its difference from its own dense twin."""
     own = differences.get(timed.contender, timed.largest_difference)
     return dataclasses.replace(timed, largest_difference=own)

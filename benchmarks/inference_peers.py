@@ -30,19 +30,17 @@ OURS, OURS_ALIGNED = "mpocompress", "mpocompress, cores of the others"
 
 
 def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Conditions) -> Case:
-    """Measure an LSTM of balanced MPOs with two sites, its weights apart.
+    """Measure an LSTM whose two weights are balanced MPOs with two sites.
 
-    All tools hold the same cores, in tensorly's order of the rows. Ours runs with those, and with its own order.
+    All tools hold the same cores, in tensorly's order of the rows. Our layer is measured with those cores and with its
+    own order. Differences are to the dense LSTM of the same cores.
 
     Args:
-        hidden: hidden units, and inputs.
-        batch: sequences in the batch.
-        length: their steps.
-        bond: cap of every bond.
-        conditions: how it is measured.
-
-    Returns:
-        The figures; differences are to the dense LSTM of the same cores.
+        hidden: Hidden units, and inputs.
+        batch: Sequences in the batch.
+        length: Steps per sequence.
+        bond: Maximum bond.
+        conditions: Conditions of the measurement.
     """
     own = lstm_twins(hidden, "balanced", bond, joint=False)
     aligned = {
@@ -75,7 +73,7 @@ def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Condi
 
 
 def _loops(inputs: MPO, hidden: MPO, bias: Tensor, feed: Feed) -> list[Contender]:
-    """One contender for every tool; one that is not installed says so."""
+    """One contender per tool; a tool that is not installed has a reason."""
     loops = []
     for peer in PEERS:
         run: Callable[[], object] = int

@@ -1,4 +1,4 @@
-"""What `benchmarks/inference.py` measures: layers, sizes and site shapes, by groups."""
+"""The rows of `benchmarks/inference.py`: layers, sizes and site shapes, in groups."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LENGTH = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One layer on one size of input.
+    """One layer with one size of input.
 
     Args:
-        layer: in words.
-        cores: form and site shape, in words.
-        twins: makes it, dense and compressed.
-        batch: inputs in the batch.
-        length: steps of the sequence; None where there is none.
-        training: whether forward and backward are timed, not forward alone.
+        layer: Description of the layer.
+        cores: Form and site shape.
+        twins: Builds the dense and the compressed layer.
+        batch: Inputs in the batch.
+        length: Steps of the sequence, or None.
+        training: Whether forward and backward are measured instead of forward alone.
     """
 
     layer: str
@@ -40,7 +40,7 @@ class Row:
     training: bool = False
 
     def run(self, conditions: Conditions) -> Case:
-        """Measure it."""
+        """Measure this row."""
         pair = self.twins()
         compressed = {mode: pair.compressed(mode) for mode in EXECUTIONS}
         feed, more = fed_layer(pair.dense, self.batch, self.length, conditions.device)
@@ -61,15 +61,10 @@ class Row:
 
 
 def trained(batch: int, length: int, lstm: nn.Module) -> Feed:
-    """Forward and backward of an LSTM, to its weights and to its inputs.
-
-    Args:
-        batch: sequences in a batch.
-        length: their steps.
-        lstm: says how wide the inputs are.
+    """A call of forward and backward of an LSTM, to its weights and its inputs.
 
     Returns:
-        What does it with a module, and returns the outputs and the gradient of the inputs.
+        A function of the module that returns the outputs and the gradient of the inputs.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(length, batch, int(lstm.input_size), generator=generator).requires_grad_()  # type: ignore[arg-type]
@@ -87,7 +82,7 @@ def trained(batch: int, length: int, lstm: nn.Module) -> Feed:
 def lstm_rows(
     hidden: int, batch: int, shapes: Sequence[str], bond: int, *, length: int = LENGTH, training: bool = False
 ) -> list[Row]:
-    """An LSTM in several site shapes, its weights apart and joint."""
+    """An LSTM in several site shapes, with separate and joint weights."""
     return [
         Row(
             layer=f"LSTM {hidden}, batch {batch}, length {length}",
@@ -103,7 +98,7 @@ def lstm_rows(
 
 
 def cell_rows(hidden: int, batch: int, bond: int) -> list[Row]:
-    """An LSTM cell, its weights apart and joint."""
+    """An LSTM cell with separate and joint weights."""
     return [
         Row(
             layer=f"LSTM cell {hidden}, batch {batch}",
@@ -126,7 +121,7 @@ def linear_row(rows: int, cols: int, batch: int, shape: str, bond: int) -> Row:
 
 
 def groups(bond: int) -> Mapping[str, Sequence[Row]]:
-    """All rows that are measured, by the name of their group."""
+    """All rows by the name of their group."""
     return {
         "lstm": [
             *lstm_rows(1024, 1, ("low rank", "split 8", "balanced"), bond),
@@ -151,7 +146,7 @@ def groups(bond: int) -> Mapping[str, Sequence[Row]]:
 
 
 def quick_groups(bond: int) -> Mapping[str, Sequence[Row]]:
-    """A small row of every kind."""
+    """One small row of every kind."""
     return {
         "lstm": lstm_rows(64, 2, ("low rank", "split 8", "balanced"), bond, length=3),
         "step": [*lstm_rows(64, 1, ("low rank",), bond, length=1), *cell_rows(64, 1, bond)],

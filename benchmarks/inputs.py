@@ -1,4 +1,4 @@
-"""What real models are fed with: the libraries that read it, and an even choice among it."""
+"""Inputs of trained models: optional libraries that read them, and selection at equal intervals."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ Item = TypeVar("Item")
 
 
 def spaced(items: Sequence[Item], count: int, where: Path) -> list[Item]:
-    """So many items at equal distances.
+    """Select `count` items at equal intervals.
 
     Raises:
-        click.ClickException: there are fewer.
+        click.ClickException: If there are fewer.
     """
     if len(items) < count:
-        raise click.ClickException(f"{where}: {len(items)} inputs that are long enough, {count} are needed")
-    return [items[math.floor(place * len(items) / count)] for place in range(count)]
+        raise click.ClickException(f"{where}: {len(items)} inputs are long enough, but {count} are needed")
+    return [items[math.floor(index * len(items) / count)] for index in range(count)]
 
 
 def extra(module: str, package: str | None = None) -> Any:
-    """A library that only some benchmarks need.
+    """Import a library that only some benchmarks need.
 
     Args:
-        module: what is imported.
-        package: what is installed; by default of the same name.
+        module: The module.
+        package: The package to install, if its name differs.
 
     Raises:
-        click.ClickException: it is not installed.
+        click.ClickException: If it is not installed.
     """
     if util.find_spec(module) is None:
         raise click.ClickException(
-            f"{module} is not installed: pip install {package or module}, in an environment of its own."
+            f"{module} is not installed. Run `pip install {package or module}` in a separate environment."
         )
     return import_module(module)
 
 
 def versions(*names: str) -> str:
-    """What the figures depend on, in words; a library that is not installed is left out."""
+    """Names and versions of mpocompress and of the installed libraries, as text."""
     installed = [name for name in names if util.find_spec(name)]
     return ", ".join(f"{name} {metadata.version(name)}" for name in ("mpocompress", *installed))

@@ -1,13 +1,13 @@
-"""Train a character language model on the King James Bible, for `benchmarks/quality.py` to compress.
+"""Train a character language model on the King James Bible, for `benchmarks/quality.py`.
 
     apt-get install bible-kjv bible-kjv-text
-    bible -f gen1:1-rev22:21 | cut -d' ' -f2- > kjv.txt     # 31,102 verses, one a line; 4,137,850 bytes
+    bible -f gen1:1-rev22:21 | cut -d' ' -f2- > kjv.txt     # 31,102 verses, one per line; 4,137,850 bytes
     python -m benchmarks.kjv_lm --text kjv.txt --out kjv.pt
 
-Takes 20 to 25 minutes of one core that multiplies bfloat16 in hardware; `--float32` on others takes twice that. The
-text is split by position: its last 5 %, from the letter to the Colossians on, are the test text, which training never
-sees; calibration text is part of what it was trained on. The last epoch is kept: a perplexity of 3.01 on the test
-text.
+Takes 20 to 25 minutes on one core with bfloat16 in hardware, and twice that with `--float32`. The text is split by
+position: its last 5 %, from the letter to the Colossians on, are the test text and are not used in training;
+calibration texts are part of the training text. The weights of the last epoch are saved: a perplexity of 3.01 on the
+test text.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ State = tuple[Tensor, Tensor]
 
 
 class CharacterModel(nn.Module):
-    """Predicts the next character from those before it: an embedding, one LSTM level and a linear head."""
+    """Predict the next character from the preceding ones: an embedding, one LSTM layer and a linear head."""
 
     def __init__(self, characters: int) -> None:
-        """Make the layers for so many different characters."""
+        """Create the layers for an alphabet of this size."""
         super().__init__()
         self.embedding = nn.Embedding(characters, 128)
         self.lstm = nn.LSTM(128, 512, batch_first=True)
@@ -43,7 +43,7 @@ class CharacterModel(nn.Module):
         self,
         tokens: Tensor,  # shape: (batch, length)
     ) -> Tensor:  # shape: (batch, length, characters)
-        """Logits of the next character at every place of texts that begin without a memory."""
+        """The logits of the next character at every position, from a zero state."""
         return self.read(tokens, None)[0]
 
     def read(
@@ -51,19 +51,19 @@ class CharacterModel(nn.Module):
         tokens: Tensor,  # shape: (batch, length)
         state: State | None,
     ) -> tuple[Tensor, State]:
-        """Logits as `forward` gives them, going on from a state, and the state at the end."""
+        """The logits as in `forward`, starting from a state, and the final state."""
         hidden, state = self.lstm(self.embedding(tokens), state)
         return self.head(hidden), state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A text as numbers of characters.
+    """A text as character indices.
 
     Args:
-        alphabet: its characters in order.
-        train: the tokens to train on.
-        test: the tokens at its end.
+        alphabet: Its characters in order.
+        train: The training tokens.
+        test: The test tokens, from the end of the text.
     """
 
     alphabet: str
@@ -82,10 +82,10 @@ def read_text(path: Path) -> Text:
 
 
 def load(path: Path, text: Text) -> CharacterModel:
-    """Read a checkpoint that this script wrote.
+    """Load a checkpoint that this script wrote.
 
     Raises:
-        click.ClickException: it was trained on another alphabet.
+        click.ClickException: If it was trained on another alphabet.
     """
     held = torch.load(path, weights_only=True)
     if held["alphabet"] != text.alphabet:
@@ -102,25 +102,25 @@ def streams(
     tokens: Tensor,  # shape: (length,)
     count: int,
 ) -> Tensor:  # shape: (count, length of a stream)
-    """Cut a text into so many of equal length, side by side; what is left over at the end is dropped."""
+    """Cut a text into parallel streams of equal length; the remainder at the end is dropped."""
     return tokens[: len(tokens) // count * count].reshape(count, -1)
 
 
 def windows(side_by_side: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and the characters that follow them, window after window."""
+    """Inputs and the characters that follow them, window by window."""
     for start in range(0, side_by_side.shape[1] - 1, length):
         wanted = side_by_side[:, start + 1 : start + 1 + length]
         yield side_by_side[:, start : start + wanted.shape[1]], wanted
 
 
 def perplexity(model: nn.Module, tokens: Tensor, count: int = 40, length: int = 250) -> float:
-    """How many characters the model is in doubt between: e to the mean negative logarithm, the memory carried on.
+    """The exponential of the mean negative log-likelihood of a text, with carried state.
 
     Args:
-        model: with the method `read` of `CharacterModel`.
-        tokens: the text.
-        count: how many streams it is cut into; each begins without a memory.
-        length: of a window, which bounds the memory of the process.
+        model: A model with the method `read` of `CharacterModel`.
+        tokens: The text.
+        count: Number of parallel streams; each begins with a zero state.
+        length: Length of a window, which bounds the memory use.
     """
     total, read, state = 0.0, 0, None
     with torch.inference_mode():
@@ -135,13 +135,13 @@ def train(text: Text, *, epochs: int, batch: int, length: int, rate: float, seed
     """Train from scratch with Adam, a short warm-up and a cosine schedule; sets torch's global seed.
 
     Args:
-        text: its training part is used.
-        epochs: how often each character is seen.
-        batch: streams side by side.
-        length: characters in a window.
-        rate: largest step size.
-        seed: draws the weights and where the streams begin.
-        low: products in bfloat16, weights in float32.
+        text: The text, of which the training part is used.
+        epochs: Passes over the text.
+        batch: Parallel streams.
+        length: Characters per window.
+        rate: Largest learning rate.
+        seed: Seed of the weights and of the offsets of the streams.
+        low: Whether products are computed in bfloat16; weights are float32.
     """
     torch.manual_seed(seed)
     model = CharacterModel(len(text.alphabet)).train()
@@ -167,7 +167,7 @@ def train(text: Text, *, epochs: int, batch: int, length: int, rate: float, seed
             state = (hidden.detach(), cell.detach())
             total, seen = total + loss.item() * wanted.numel(), seen + wanted.numel()
         wall_s = time.perf_counter() - started
-        click.echo(f"epoch {epoch} of {epochs}: perplexity in training {math.exp(total / seen):.3f}, {wall_s:.0f} s")
+        click.echo(f"epoch {epoch} of {epochs}: training perplexity {math.exp(total / seen):.3f}, {wall_s:.0f} s")
     return model.eval()
 
 
@@ -175,22 +175,22 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--text", type=FILE, required=True, help="The text, as the top of this file makes it.")
+@click.option("--text", type=FILE, required=True, help="The text, made as described at the top of this file.")
 @click.option("--out", type=FILE, required=True, help="The checkpoint to write.")
 @click.option("--epochs", type=click.IntRange(min=1), default=6, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Texts side by side.")
-@click.option("--length", type=click.IntRange(min=2), default=128, show_default=True, help="Characters in a step.")
-@click.option("--rate", type=float, default=4e-3, show_default=True, help="Largest step size.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Parallel streams.")
+@click.option("--length", type=click.IntRange(min=2), default=128, show_default=True, help="Characters per window.")
+@click.option("--rate", type=float, default=4e-3, show_default=True, help="Largest learning rate.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--float32", is_flag=True, help="No bfloat16 products.")
+@click.option("--float32", is_flag=True, help="Compute products in float32.")
 def main(text: Path, out: Path, epochs: int, batch: int, length: int, rate: float, seed: int, float32: bool) -> None:
     """Train, print the perplexity of the test text, and write the checkpoint."""
     torch.set_num_threads(1)
     split = read_text(text)
     model = train(split, epochs=epochs, batch=batch, length=length, rate=rate, seed=seed, low=not float32)
-    reached = perplexity(model, split.test)
-    click.echo(f"perplexity of the {len(split.test):,} characters of the test text: {reached:.3f}")
-    torch.save({"model_state_dict": model.state_dict(), "alphabet": split.alphabet, "perplexity": reached}, out)
+    test_perplexity = perplexity(model, split.test)
+    click.echo(f"perplexity of the {len(split.test):,} characters of the test text: {test_perplexity:.3f}")
+    torch.save({"model_state_dict": model.state_dict(), "alphabet": split.alphabet, "perplexity": test_perplexity}, out)
     click.echo(f"wrote {out}")
 
 

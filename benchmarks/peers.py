@@ -1,4 +1,4 @@
-"""The tools that are compared: each takes a matrix, its sites and a bond, and gives back cores."""
+"""The decomposition tools: each decomposes a matrix for given sites and a maximum bond and returns cores."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Contender:
     """One tool.
 
     Args:
-        name: name in the tables.
-        module: what has to be importable; None when it always is.
-        distribution: the package whose version is shown.
-        decompose: (weight, sites, bond) -> the tool's own value; this is what is timed.
-        cores: (that value, sites) -> one core a site, of shape (left_bond, row, col, right_bond); not timed.
+        name: Name in the tables.
+        module: Module that must be importable, or None.
+        distribution: Package whose version is shown.
+        decompose: (weight, sites, bond) -> the tool's own result; this call is timed.
+        cores: (result, sites) -> one core per site, of shape (left_bond, row, col, right_bond); not timed.
     """
 
     name: str
@@ -38,21 +38,21 @@ class Contender:
 
     @property
     def missing(self) -> str | None:
-        """Why the tool cannot take part, in words; None when it can."""
+        """Why the tool is not measured, or None."""
         if self.module is None or util.find_spec(self.module):
             return None
         return f"not installed (pip install {self.distribution})"
 
     @property
     def version(self) -> str | None:
-        """Version of the package; None when it is not installed."""
+        """Name and version of the package; None if it is not installed."""
         if self.missing:
             return None
         return f"{self.distribution} {__version__ if self.name == OURS else metadata.version(self.distribution)}"
 
 
 def chain(sites: Sites, bond: int) -> list[int]:
-    """Bonds of an MPO, the outer ones included; a new list, because tensorly changes the one it is given."""
+    """Bonds of an MPO including the outer ones; a new list, because tensorly modifies it."""
     return [1, *sites.capped(bond), 1]
 
 
@@ -66,15 +66,15 @@ def with_tensorly(weight: Tensor, sites: Sites, bond: int) -> Any:
 
 
 def with_torch_svd(weight: Tensor, sites: Sites, bond: int) -> list[Tensor]:
-    """The textbook sweep: full SVD of every unfolding, the largest triplets kept."""
+    """A sweep with the full SVD of every unfolding that keeps the largest triplets."""
     count = len(sites.row_dims)
     axes = [axis for site in range(count) for axis in (site, count + site)]
-    rest, left, cores = weight.reshape(*sites.row_dims, *sites.col_dims).permute(axes), 1, []
-    for row, col, right in zip(sites.row_dims[:-1], sites.col_dims[:-1], sites.capped(bond), strict=True):
-        u, s, v = torch.linalg.svd(rest.reshape(left * row * col, -1), full_matrices=False)
-        cores.append(u[:, :right].reshape(left, row, col, right))
-        rest, left = s[:right, None] * v[:right], right
-    return [*cores, rest.reshape(left, sites.row_dims[-1], sites.col_dims[-1], 1)]
+    remainder, left_bond, cores = weight.reshape(*sites.row_dims, *sites.col_dims).permute(axes), 1, []
+    for row, col, right_bond in zip(sites.row_dims[:-1], sites.col_dims[:-1], sites.capped(bond), strict=True):
+        u, s, v = torch.linalg.svd(remainder.reshape(left_bond * row * col, -1), full_matrices=False)
+        cores.append(u[:, :right_bond].reshape(left_bond, row, col, right_bond))
+        remainder, left_bond = s[:right_bond, None] * v[:right_bond], right_bond
+    return [*cores, remainder.reshape(left_bond, sites.row_dims[-1], sites.col_dims[-1], 1)]
 
 
 def with_tensorly_torch(weight: Tensor, sites: Sites, bond: int) -> Any:
@@ -89,14 +89,14 @@ def with_torch_mpo(weight: Tensor, sites: Sites, bond: int) -> Any:
 
 def with_torchtt(weight: Tensor, sites: Sites, bond: int) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its optional C++ part, which no decomposition uses, is not there
+        warnings.simplefilter("ignore")  # about its optional C++ extension, which no decomposition uses
         tt = import_module("torchtt").TT
-    digits = weight.reshape(*sites.row_dims, *sites.col_dims)
-    return tt(digits, list(zip(sites.row_dims, sites.col_dims, strict=True)), rmax=chain(sites, bond))
+    indices = weight.reshape(*sites.row_dims, *sites.col_dims)
+    return tt(indices, list(zip(sites.row_dims, sites.col_dims, strict=True)), rmax=chain(sites, bond))
 
 
 def torch_mpo_cores(value: Sequence[Tensor], sites: Sites) -> list[Tensor]:
-    """torch-mpo flattens a core (left_bond, row, right_bond, col) to a matrix."""
+    """The cores of torch-mpo, which flattens a core (left_bond, row, right_bond, col) to a matrix."""
     cores: list[Tensor] = []
     for flat, row, col in zip(value, sites.row_dims, sites.col_dims, strict=True):
         cores.append(flat.reshape(flat.shape[0] // row, row, flat.shape[1] // col, col).permute(0, 1, 3, 2))

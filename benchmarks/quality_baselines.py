@@ -1,8 +1,8 @@
-"""What `benchmarks/quality.py` compares with: other ways to keep a fraction of the parameters, none of them trained.
+"""Baselines of `benchmarks/quality.py`: other methods that keep a fraction of the parameters, without training.
 
-Each gets the same weights, the same fraction and the same second moments, and returns weights of the old shape. What
-they cost is counted as it would be stored: two factors of a low rank; of a pruned matrix the values that are left, and
-their places in the cheaper of two ways, a column number of 16 bits for each value or one bit for each entry.
+All get the same weights, the same fraction and the same second moments, and return dense weights. Their size is counted
+as stored: two factors of a low rank; for a pruned matrix the remaining values and their positions in the cheaper of two
+encodings, a column index of 16 bits per value or one bit per entry.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from benchmarks.second_moments import Group
 
 FLOAT_BYTES = 4
-COLUMN_NUMBER, BIT = 16 / 32, 1 / 32
-"""What it costs to store where a pruned matrix has its values, in parameters: for each value, or for each entry."""
+COLUMN_INDEX, BIT = 16 / 32, 1 / 32
+"""Cost of the positions of a pruned matrix's values, in parameters: per value, or per entry."""
 DAMPING = 1e-5
-"""Added to the diagonal of a second moment, as a share of the mean of the diagonal."""
+"""Added to the diagonal of a second moment, as a fraction of the mean of the diagonal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """A model made smaller in another way.
+    """The result of a method.
 
     Args:
-        weights: the dense weights that it multiplies with.
-        parameters: what is stored for them, places of values included, in parameters.
+        weights: The dense weights that it multiplies with.
+        parameters: Stored parameters, including positions of values.
     """
 
     weights: Mapping[str, Tensor]
@@ -38,17 +38,17 @@ class Baseline:
 
     @property
     def size_bytes(self) -> int:
-        """What is stored for them, float32."""
+        """Bytes of the stored parameters in float32."""
         return self.parameters * FLOAT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """Weights to be made smaller, in double precision, and what they are multiplied with.
+    """The weights to compress, in double precision, and the moments of their inputs.
 
     Args:
-        weights: of each name.
-        moments: of each group of names, the second moment of the inputs of all of them one after the other.
+        weights: Name -> weight.
+        moments: Group of names -> second moment of their stacked inputs.
     """
 
     weights: Mapping[str, Tensor]
@@ -65,7 +65,7 @@ class Layers:
             yield group, torch.cat([self.weights[name] for name in group], 1), moment
 
     def single(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Each weight by itself, and the moment of its own inputs."""
+        """Each weight, and the moment of its own inputs."""
         for group, moment in self.moments.items():
             start = 0
             for name in group:
@@ -74,54 +74,54 @@ class Layers:
                 start = end
 
     def split(self, group: Group, joined: Tensor) -> dict[str, Tensor]:
-        """The weights of a group that stand side by side, each by itself again."""
+        """The separate weights of a group that is side by side."""
         parts = torch.split(joined, [self.weights[name].shape[1] for name in group], 1)
         return dict(zip(group, parts, strict=True))
 
 
-def magnitude(layers: Layers, keep: float, *, places_free: bool = False) -> Baseline:
+def magnitude(layers: Layers, keep: float, *, positions_free: bool = False) -> Baseline:
     """Keep the largest values of all weights together."""
-    kept = int(_kept_share(keep, places_free) * layers.parameters)
+    count = int(_value_share(keep, positions_free) * layers.parameters)
     sizes = torch.cat([weight.abs().flatten() for weight in layers.weights.values()])
-    least = sizes.kthvalue(len(sizes) - kept).values
+    least = sizes.kthvalue(len(sizes) - count).values
     weights = {name: torch.where(weight.abs() > least, weight, 0.0) for name, weight in layers.weights.items()}
-    return _pruned(weights, places_free)
+    return _pruned(weights, positions_free)
 
 
-def wanda(layers: Layers, keep: float, *, places_free: bool = False) -> Baseline:
-    """Keep in every row the values that are largest times the norm of their input, then fit them to the old products.
+def wanda(layers: Layers, keep: float, *, positions_free: bool = False) -> Baseline:
+    """Keep in every row the values with the largest product with the norm of their input, then fit them to the outputs.
 
     Source:
-        Choice: Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695.
-        Fit: least squares of each row by itself, in the metric of the inputs. The two weights of an LSTM level are
-        pruned and fitted as one, which is better than each by itself.
+        Selection: Sun et al. 2023, "A Simple and Effective Pruning Approach for Large Language Models",
+        arXiv:2306.11695. Fit: least squares of each row in the metric of the inputs. The two weights of an LSTM layer
+        are pruned and fitted together, which is better than separately.
     """
     weights: dict[str, Tensor] = {}
     for group, weight, moment in layers.joined():
-        kept = max(1, int(_kept_share(keep, places_free) * weight.shape[1]))
-        columns = (weight.abs() * moment.diagonal().sqrt()).topk(kept, dim=1).indices.sort(dim=1).values
+        count = max(1, int(_value_share(keep, positions_free) * weight.shape[1]))
+        columns = (weight.abs() * moment.diagonal().sqrt()).topk(count, dim=1).indices.sort(dim=1).values
         weights |= layers.split(group, _refitted(weight, columns, _damped(moment)))
-    return _pruned(weights, places_free)
+    return _pruned(weights, positions_free)
 
 
 def projection(layers: Layers, keep: float) -> Baseline:
-    """Project the inputs of every weight on their principal components; the same share of variance is left everywhere.
+    """Project the inputs of every weight on their principal components; every weight keeps the same share of variance.
 
-    The form of MATLAB's `compressNetworkUsingProjection`: W Q and Q are stored, for inputs and for hidden states.
+    The method of MATLAB's `compressNetworkUsingProjection`: W Q and Q are stored, for inputs and for hidden states.
     """
-    found = []
+    spectra = []
     for name, weight, moment in layers.single():
         values, vectors = torch.linalg.eigh(moment)
         share = values.clamp_min(0).flip(0).cumsum(0) / values.clamp_min(0).sum()
-        found.append((name, weight, vectors.flip(1), share))
+        spectra.append((name, weight, vectors.flip(1), share))
 
     def ranks(variance: float) -> list[int]:
-        return [min(int((share < variance).sum()) + 1, len(share)) for *_, share in found]
+        return [min(int((share < variance).sum()) + 1, len(share)) for *_, share in spectra]
 
     def cost(variance: float) -> int:
         return sum(
             min(rank * sum(weight.shape), weight.numel())
-            for rank, (_, weight, *_) in zip(ranks(variance), found, strict=True)
+            for rank, (_, weight, *_) in zip(ranks(variance), spectra, strict=True)
         )
 
     low, high = 0.0, 1.0
@@ -130,7 +130,7 @@ def projection(layers: Layers, keep: float) -> Baseline:
         low, high = (middle, high) if cost(middle) <= keep * layers.parameters else (low, middle)
     weights = {
         name: weight if rank * sum(weight.shape) >= weight.numel() else weight @ vectors[:, :rank] @ vectors[:, :rank].T
-        for rank, (name, weight, vectors, _) in zip(ranks(low), found, strict=True)
+        for rank, (name, weight, vectors, _) in zip(ranks(low), spectra, strict=True)
     }
     return Baseline(weights=weights, parameters=cost(low))
 
@@ -141,7 +141,7 @@ def plain_svd(layers: Layers, keep: float) -> Baseline:
 
 
 def whitened_svd(layers: Layers, keep: float) -> Baseline:
-    """The same for the nearest products with the inputs, in place of the nearest weight."""
+    """Truncate the singular values of the product of each weight with a root of the moment of its inputs."""
 
     def nearest(weight: Tensor, moment: Tensor) -> Tensor:
         root = torch.linalg.cholesky(_damped(moment))
@@ -153,7 +153,7 @@ def whitened_svd(layers: Layers, keep: float) -> Baseline:
 
 
 def rounded(layers: Layers) -> Mapping[str, Tensor]:
-    """Every weight in 8 bits, with one scale a row (not counted), and multiplied with in float32."""
+    """Every weight rounded to 8 bits with one scale per row (not counted), for computation in float32."""
     scales = {
         name: weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127 for name, weight in layers.weights.items()
     }
@@ -165,9 +165,9 @@ BASELINES: Mapping[str, Callable[[Layers, float], Baseline]] = {
     "whitened SVD": whitened_svd,
     "activation PCA": projection,
     "magnitude pruning": magnitude,
-    "pruning, places free": partial(magnitude, places_free=True),
+    "pruning, positions free": partial(magnitude, positions_free=True),
     "Wanda + least squares": wanda,
-    "Wanda, places free": partial(wanda, places_free=True),
+    "Wanda, positions free": partial(wanda, positions_free=True),
 }
 
 
@@ -197,24 +197,24 @@ def _refitted(
     columns: Tensor,  # shape: (rows, kept)
     moment: Tensor,  # shape: (columns, columns)
 ) -> Tensor:  # shape: (rows, columns)
-    """Zero but in the kept columns of each row, where the products come nearest to those of `weight`."""
-    wanted = weight @ moment
+    """Zero outside the kept columns of each row; inside, the least-squares fit to the products of `weight`."""
+    products = weight @ moment
     fitted = torch.zeros_like(weight)
     for rows in torch.split(torch.arange(len(weight)), 64):
-        places = columns[rows]
-        within = moment[places[:, :, None], places[:, None, :]]
-        solved = torch.linalg.solve(within, wanted[rows].gather(1, places))
-        fitted[rows] = fitted[rows].scatter(1, places, solved)
+        positions = columns[rows]
+        within = moment[positions[:, :, None], positions[:, None, :]]
+        solved = torch.linalg.solve(within, products[rows].gather(1, positions))
+        fitted[rows] = fitted[rows].scatter(1, positions, solved)
     return fitted
 
 
-def _kept_share(keep: float, places_free: bool) -> float:
-    """The share of the values that is left when they and their places are stored in a share of the parameters."""
-    return keep if places_free else max(keep / (1 + COLUMN_NUMBER), keep - BIT)
+def _value_share(keep: float, positions_free: bool) -> float:
+    """The fraction of values that fits, together with their positions, into a fraction of the parameters."""
+    return keep if positions_free else max(keep / (1 + COLUMN_INDEX), keep - BIT)
 
 
-def _pruned(weights: Mapping[str, Tensor], places_free: bool) -> Baseline:
+def _pruned(weights: Mapping[str, Tensor], positions_free: bool) -> Baseline:
     values = sum(int(weight.count_nonzero()) for weight in weights.values())
     entries = sum(weight.numel() for weight in weights.values())
-    places = 0.0 if places_free else min(COLUMN_NUMBER * values, BIT * entries)
-    return Baseline(weights=weights, parameters=math.ceil(values + places))
+    positions = 0.0 if positions_free else min(COLUMN_INDEX * values, BIT * entries)
+    return Baseline(weights=weights, parameters=math.ceil(values + positions))

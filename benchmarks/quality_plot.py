@@ -1,4 +1,4 @@
-"""The figure of `benchmarks/quality.py`: what is left of each model over how many times fewer parameters."""
+"""The figure of `benchmarks/quality.py`: the scores of each model against the reduction of parameters."""
 
 from __future__ import annotations
 
@@ -21,19 +21,13 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "Wanda + least squares": ("#5e548e", "D-"),
     "magnitude pruning": ("#5e548e", "D:"),
 }
-"""Method -> its colour, and its marker and line; dotted ones use no data. Methods that are not here are not drawn."""
+"""Method -> colour, and marker and line; dotted lines use no data. Other methods are not drawn."""
 FARTHEST = {"kjv": 8.0}
-"""The largest figure that is drawn, where a smaller one is better."""
+"""The largest score that is drawn, if smaller is better."""
 
 
 def draw(subjects: Sequence[Subject], rows: Sequence[Row], path: Path) -> None:
-    """Write the figure, a panel a model.
-
-    Args:
-        subjects: the models.
-        rows: all measurements.
-        path: an .svg file.
-    """
+    """Write the figure as SVG, with one panel per model."""
     extra("matplotlib").use("svg")
     pyplot: Any = extra("matplotlib.pyplot", "matplotlib")
     pyplot.rcParams.update({"svg.hashsalt": "quality", "svg.fonttype": "none", "font.size": 10})
@@ -51,14 +45,14 @@ def draw(subjects: Sequence[Subject], rows: Sequence[Row], path: Path) -> None:
 def _panel(panel: Any, subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:
     lines: dict[str, Any] = {}
     for method, (colour, style) in STYLES.items():
-        found = [row for row in rows if (row.model, row.method) == (subject.name, method) and row.scores]
-        if found:
-            places, scores = [row.times_fewer for row in found], [row.scores[0] for row in found]
+        points = [row for row in rows if (row.model, row.method) == (subject.name, method) and row.scores]
+        if points:
+            reductions, scores = [row.times_fewer for row in points], [row.scores[0] for row in points]
             wide = 2.4 if method == DATA_AWARE else 1.3
-            (lines[method],) = panel.plot(places, scores, style, color=colour, linewidth=wide, markersize=4.5)
+            (lines[method],) = panel.plot(reductions, scores, style, color=colour, linewidth=wide, markersize=4.5)
     dense = next(row.scores[0] for row in rows if (row.model, row.method) == (subject.name, DENSE))
     lines[DENSE] = panel.axhline(dense, color="#222222", linewidth=0.9)
-    lines["one answer to everything"] = panel.axhline(subject.constant, color="#888888", linewidth=0.9, linestyle="--")
+    lines["constant output"] = panel.axhline(subject.constant, color="#888888", linewidth=0.9, linestyle="--")
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter("{x:g}")
     if not subject.larger_is_better:

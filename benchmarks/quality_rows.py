@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks/quality.py`: every method at every fraction, one model after the other."""
+"""The measurements of `benchmarks/quality.py`: every method at every fraction."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OURS: Mapping[str, Mapping[str, Any]] = {
     "balanced MPO": {"sites": 2},
     "balanced MPO + data": {"sites": 2, "calibration": True},
 }
-"""Method -> what `compress_module` is called with; `calibration` stands for the inputs of the model."""
+"""Method -> arguments of `compress_module`; `calibration` stands for the inputs of the model."""
 WHOLES = (DENSE, INT8_WEIGHTS, DYNAMIC_INT8)
-"""Methods that keep every parameter; all but the first in a quarter of the bytes."""
+"""Methods that keep every parameter; all but the first store a quarter of the bytes."""
 METHODS = (*OURS, *BASELINES, *WHOLES[1:])
 
 
@@ -39,15 +39,15 @@ class Row:
     """One method at one fraction on one model.
 
     Args:
-        model: name of the model.
-        method: name of the method.
-        keep: the fraction that was asked for; `all` for a method that takes none.
-        dense_parameters: entries of the weights that every method compresses.
-        parameters: what the method stores for them.
-        size_bytes: in bytes.
-        scores: as the model counts; none where the method refused.
-        cpu_s: processor time of compression, calibration included; only of mpocompress.
-        refused: why, in its own words; else empty.
+        model: Name of the model.
+        method: Name of the method.
+        keep: The requested fraction; `all` for a method without one.
+        dense_parameters: Entries of the weights that every method compresses.
+        parameters: Parameters that the method stores for them.
+        size_bytes: Their size.
+        scores: The scores of the model; empty if the method refused.
+        cpu_s: Processor time of compression, including calibration; only for mpocompress.
+        refused: Message of the refusal, or empty.
     """
 
     model: str
@@ -62,18 +62,12 @@ class Row:
 
     @property
     def times_fewer(self) -> float:
-        """Dense parameters over those stored."""
+        """Dense parameters divided by stored parameters."""
         return self.dense_parameters / self.parameters if self.parameters else float("nan")
 
 
 def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iterator[Row]:
-    """Measure a model as it is, then methods on it.
-
-    Args:
-        subject: the model.
-        methods: names out of `METHODS`.
-        keeps: names out of `FRACTIONS`.
-    """
+    """Measure the dense model, then methods out of `METHODS` at fractions out of `FRACTIONS`."""
     _, report = mpocompress.compress_module(subject.module, truncation=Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
@@ -89,13 +83,13 @@ def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iter
                 row = _ours(subject, layers, method, keep)
             else:
                 row = _baseline(subject, layers, method, keep)
-            said = row.refused or ", ".join(subject.shown(score) for score in row.scores)
-            click.echo(f"{subject.name}: {method}, keep {keep}: {said}", err=True)
+            outcome = row.refused or ", ".join(subject.shown(score) for score in row.scores)
+            click.echo(f"{subject.name}: {method}, keep {keep}: {outcome}", err=True)
             yield row
 
 
 def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
-    asked = dict(OURS[method])
+    arguments = dict(OURS[method])
     refused = Row(
         model=subject.name,
         method=method,
@@ -106,14 +100,14 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
         scores=(),
         refused="",
     )
-    if asked.pop("calibration", False):
-        asked["calibration"] = mpocompress.CalibrationInputs(
+    if arguments.pop("calibration", False):
+        arguments["calibration"] = mpocompress.CalibrationInputs(
             batches=subject.calibration, samples=sum(map(len, subject.calibration))
         )
     started = time.process_time()
     try:
         small, report = mpocompress.compress_module(
-            subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **asked
+            subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **arguments
         )
     except MPOCompressError as error:
         return replace(refused, refused=str(error))
@@ -130,20 +124,20 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
 
 
 def _baseline(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
-    made = BASELINES[method](layers, FRACTIONS[keep])
+    baseline = BASELINES[method](layers, FRACTIONS[keep])
     return Row(
         model=subject.name,
         method=method,
         keep=keep,
         dense_parameters=layers.parameters,
-        parameters=made.parameters,
-        size_bytes=made.size_bytes,
-        scores=subject.scores(subject.with_weights(made.weights)),
+        parameters=baseline.parameters,
+        size_bytes=baseline.size_bytes,
+        scores=subject.scores(subject.with_weights(baseline.weights)),
     )
 
 
 def _whole(subject: Subject, layers: Layers, method: str) -> Row:
-    made = {
+    models = {
         DENSE: lambda: subject.module,
         INT8_WEIGHTS: lambda: subject.with_weights(rounded(layers)),
         DYNAMIC_INT8: lambda: int8_copy(subject.module),
@@ -155,5 +149,5 @@ def _whole(subject: Subject, layers: Layers, method: str) -> Row:
         dense_parameters=layers.parameters,
         parameters=layers.parameters,
         size_bytes=layers.parameters * (FLOAT_BYTES if method == DENSE else 1),
-        scores=subject.scores(made[method]()),
+        scores=subject.scores(models[method]()),
     )

@@ -1,4 +1,4 @@
-"""The layers of other tools in an LSTM: their Linear class for both products, in a plain loop over the steps."""
+"""LSTM loops with the Linear layers of other tools."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Peer:
     """One tool.
 
     Args:
-        name: name in the tables.
-        module: what has to be importable.
-        distribution: the package that brings it.
-        product: an MPO with aligned rows -> a layer of the tool that holds its cores.
+        name: Name in the tables.
+        module: Module that must be importable.
+        distribution: Package that contains it.
+        product: An MPO with aligned rows -> a layer of the tool with its cores.
     """
 
     name: str
@@ -36,17 +36,17 @@ class Peer:
 
     @property
     def missing(self) -> str:
-        """Why it cannot take part, in words; empty when it can."""
+        """Why the tool is not measured; empty if it is."""
         return "" if util.find_spec(self.module) else f"not installed (pip install {self.distribution})"
 
 
 class PeerLSTM(nn.Module):
-    """A plain loop; the input product is made for all steps at once, which is the best that such a loop can do.
+    """An LSTM as a plain loop; the input product is computed for all steps at once.
 
     Args:
-        input_product: of a tool.
-        hidden_product: of the same tool.
-        bias: the sum of both biases.
+        input_product: Input-to-hidden product of a tool.
+        hidden_product: Hidden-to-hidden product of the same tool.
+        bias: The sum of both biases.
     """
 
     def __init__(self, input_product: Product, hidden_product: Product, bias: Tensor) -> None:
@@ -58,7 +58,7 @@ class PeerLSTM(nn.Module):
         inputs: Tensor,  # shape: (length, batch, inputs)
         states: tuple[Tensor, Tensor],  # each of shape: (1, batch, hidden)
     ) -> Tensor:  # shape: (length, batch, hidden)
-        """Run over the steps."""
+        """The outputs of all steps."""
         length, batch, _ = inputs.shape
         hidden, cell = states[0][0], states[1][0]
         given = self.input_product(inputs.reshape(length * batch, -1)).reshape(length, batch, -1) + self.summed_bias
@@ -72,7 +72,7 @@ class PeerLSTM(nn.Module):
 
 
 def tensorly_torch(mpo: MPO, implementation: str) -> Product:
-    """Its FactorizedLinear, which holds a BlockTT."""
+    """FactorizedLinear of tensorly-torch, which holds a BlockTT."""
     sites = mpo.sites
     tensor = with_tensorly_torch(mpo.to_matrix(), sites, max(mpo.bonds))
     layer: Product = import_module("tltorch").FactorizedLinear(
@@ -82,7 +82,7 @@ def tensorly_torch(mpo: MPO, implementation: str) -> Product:
 
 
 def torch_mpo(mpo: MPO) -> Product:
-    """Its TTLinear, which flattens a core (left_bond, row, right_bond, col) to a matrix."""
+    """TTLinear of torch-mpo, which flattens a core (left_bond, row, right_bond, col) to a matrix."""
     sites = mpo.sites
     layer: Any = import_module("torch_mpo").TTLinear(
         sites.shape[1],
@@ -99,7 +99,7 @@ def torch_mpo(mpo: MPO) -> Product:
 
 
 def torchtt(mpo: MPO) -> Product:
-    """Its LinearLayerTT, which takes and gives tensors with a dimension for every site."""
+    """LinearLayerTT of torchTT, whose inputs and outputs have one dimension per site."""
     sites = mpo.sites
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its optional C++ part, which the layer does not use, is not there

@@ -1,7 +1,7 @@
-"""How often the site shape told from a sample is the best one, and what it loses where it is not.
+"""Compare the site shape chosen from a sample with the best one.
 
-Large matrices get their site shape from a sample of their rows. Here the whole survey of every candidate is made too,
-and the error of the shape that is taken is compared with that of the best.
+The site shape of a large matrix is chosen from a sample of its rows. This script also computes the full spectra of
+every candidate and compares the error of the chosen shape with the smallest one.
 
     python benchmarks/shapes.py --bond 4 16 64 --seeds 2 --markdown table.md
 """
@@ -20,13 +20,14 @@ from torch import Tensor
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.tables import WIDTH, command_line, markdown_table, rich_table
+from benchmarks.tables import command_line, markdown_table, rich_table
 from mpocompress.mpo.sites import balanced, candidates, folded
 from mpocompress.mpo.tt_svd import computable
 from mpocompress.planning.curves import best_under_cap, competing, survey
 from mpocompress.planning.shortlist import shortlist
 
-HEADER = ("matrix", "bond", "seed", "left", "taken", "best", "error of taken", "error of best", "excess")
+LINE_WIDTH = 120
+HEADER = ("matrix", "bond", "seed", "shortlist", "chosen", "best", "error of chosen", "error of best", "excess")
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument("--cols", type=int, default=2048)
     parser.add_argument("--bond", type=int, nargs="*", default=[4, 16, 64])
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     rows = []
     for seed in range(arguments.seeds):
@@ -45,14 +46,14 @@ def main() -> int:
                 rows.append(row)
                 print("  ".join(row), file=sys.stderr, flush=True)
     title = command_line("benchmarks/shapes.py")
-    Console(width=WIDTH).print(rich_table(title, HEADER, rows))
+    Console(width=LINE_WIDTH).print(rich_table(title, HEADER, rows, LINE_WIDTH))
     if arguments.markdown is not None:
         arguments.markdown.write_text("\n".join(markdown_table(title, HEADER, rows)) + "\n")
     return 0
 
 
 def _matrices(rows: int, cols: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Noise, power laws, and sums of Kronecker products that a split or a balanced shape fits, with noise."""
+    """Gaussian noise, power laws, and sums of Kronecker products with noise, for a fold and for a balanced shape."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -78,18 +79,18 @@ def _compared(name: str, matrix: Tensor, bonds: list[int], seed: int) -> Iterato
     for bond in bonds:
         shapes = competing(candidates(len(matrix), matrix.shape[1], "auto"), bond)
         curves = survey(weight, shapes, max_bond=bond, norm=norm)
-        left = shortlist(weight, shapes, bond)
-        taken = best_under_cap([curve for curve in curves if curve.sites in left], bond)
-        if taken is None:
+        listed = shortlist(weight, shapes, bond)
+        chosen = best_under_cap([curve for curve in curves if curve.sites in listed], bond)
+        if chosen is None:
             continue
         best = min(curves, key=lambda curve: curve.error(curve.sites.capped(bond)))
-        errors = [curve.error(curve.sites.capped(bond)) for curve in (taken, best)]
+        errors = [curve.error(curve.sites.capped(bond)) for curve in (chosen, best)]
         yield (
             name,
             str(bond),
             str(seed),
-            f"{len(left)} of {len(shapes)}",
-            taken.sites.label,
+            f"{len(listed)} of {len(shapes)}",
+            chosen.sites.label,
             best.sites.label,
             f"{errors[0]:.4f}",
             f"{errors[1]:.4f}",

@@ -1,7 +1,7 @@
-"""Compress and expand large checkpoints with the real command: processor time and peak memory of its process.
+"""Compress and expand large checkpoints with the command line: processor time and peak memory of the process.
 
-Makes files of float16 matrices of 4096 x 4096, and of many small layers; runs `python -m mpocompress` on them in a
-child process, and samples its anonymous memory.
+Writes files of float16 matrices of 4096 x 4096 and files of many small layers, runs `python -m mpocompress` on them in
+a child process, and samples its anonymous memory.
 
     python benchmarks/streaming.py --folder /tmp --gib 0.5 1 2 --layers 2500 5000 10000 --markdown table.md
 """
@@ -36,13 +36,13 @@ HEADER = ("file", "size", "command", "user + system", "wall", "peak RssAnon", "V
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What one command took.
+    """Time and memory of one command.
 
     Args:
-        cpu_s: user and system time of the process.
-        wall_s: time on the wall.
-        anonymous_bytes: largest sample of its anonymous memory.
-        resident_bytes: the largest resident set, pages of mapped files included.
+        cpu_s: User and system time of the process.
+        wall_s: Wall time.
+        anonymous_bytes: Largest sample of its anonymous memory.
+        resident_bytes: Largest resident set, including pages of mapped files.
     """
 
     cpu_s: float
@@ -54,13 +54,13 @@ class Run:
 def main() -> int:
     """Run every command on every file; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where the files are made; by default a temporary folder")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder for the files")
     parser.add_argument("--gib", type=float, nargs="*", default=[0.5, 1.0, 2.0], help="sizes of the large files")
     parser.add_argument("--weights", nargs="*", choices=["power", "gaussian"], default=["power", "gaussian"])
     parser.add_argument("--containers", nargs="*", choices=["safetensors", "pt"], default=["safetensors", "pt"])
     parser.add_argument("--layers", type=int, nargs="*", default=[2500, 5000, 10000], help="numbers of small layers")
-    parser.add_argument("--no-expand", action="store_true", help="leave the expansion out")
-    parser.add_argument("--markdown", type=Path, help="also write the table here")
+    parser.add_argument("--no-expand", action="store_true", help="do not expand")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def _large(folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
-    """Rows for the files of large matrices: the same size in both containers, and back to dense."""
+    """Rows for the files of large matrices: compress and expand, with the same size in both containers."""
     for kind in arguments.weights:
         for gib in arguments.gib:
             count = round(gib * GIB / (2 * SIDE * SIDE))
@@ -106,7 +106,7 @@ def _small(folder: Path, counts: Sequence[int]) -> Iterator[tuple[str, ...]]:
 
 
 def _matrix(kind: str, seed: int) -> Tensor:
-    """One float16 matrix: entries of a normal distribution, or G diag(1 / i^0.5) H with G and H of such."""
+    """A float16 matrix: Gaussian, or G diag(1 / i^0.5) H with Gaussian G and H."""
     generator = torch.Generator().manual_seed(seed)
     entries = torch.randn(SIDE, SIDE, generator=generator) / 64
     if kind == "power":
@@ -122,7 +122,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _row(name: str, source: Path, title: str, arguments: Sequence[str]) -> tuple[str, ...]:
-    """One command, measured, as cells."""
+    """Run one command and return the cells of its row."""
     run = _measured(arguments)
     return (
         f"{name}, {source.suffix.removeprefix('.')}",
@@ -136,12 +136,12 @@ def _row(name: str, source: Path, title: str, arguments: Sequence[str]) -> tuple
 
 
 def _measured(arguments: Sequence[str]) -> Run:
-    """Run the command in a child process and look at its memory while it runs."""
+    """Run the command in a child process and sample its memory."""
     start, anonymous, resident = time.perf_counter(), 0, 0
     child = subprocess.Popen([sys.executable, "-m", "mpocompress", *arguments], stdout=subprocess.DEVNULL)
     while True:
-        found, status, usage = os.wait4(child.pid, os.WNOHANG)
-        if found:
+        process_id, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if process_id:
             child.returncode = os.waitstatus_to_exitcode(status)
             break
         for line in Path(f"/proc/{child.pid}/status").read_text().splitlines():
@@ -151,7 +151,7 @@ def _measured(arguments: Sequence[str]) -> Run:
                 resident = max(resident, int(line.split()[1]) * 1024)
         time.sleep(SAMPLE_S)
     if child.returncode not in (0, 3):
-        raise SystemExit(f"mpocompress {' '.join(arguments)} left with {child.returncode}")
+        raise SystemExit(f"mpocompress {' '.join(arguments)} ended with exit code {child.returncode}")
     return Run(
         cpu_s=usage.ru_utime + usage.ru_stime,
         wall_s=time.perf_counter() - start,

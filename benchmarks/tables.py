@@ -1,4 +1,4 @@
-"""How measurements are shown: rich tables at 100 columns, Markdown, and what the figures depend on."""
+"""Output of the benchmarks: rich tables at 100 columns, Markdown, and the environment of the figures."""
 
 from __future__ import annotations
 
@@ -17,48 +17,32 @@ WIDTH = 100
 
 
 def command_line(script: str) -> str:
-    """The command that was given, to be shown beside its figures.
+    """The command that is running, as typed in a shell.
 
     Args:
-        script: path of the script from the root of the repository, or `-m` and the module.
-
-    Returns:
-        The command as typed in a shell.
+        script: Path of the script from the root of the repository, or `-m` and the module.
     """
     return shlex.join(["python", *script.split(), *sys.argv[1:]])
 
 
 def environment(versions: Sequence[str], clock: Clock) -> dict[str, str]:
-    """What figures depend on, in words.
+    """Processor, versions, threads and clock of the measurements, as text by name.
 
     Args:
-        versions: names and versions of the tools.
-        clock: what was measured.
-
-    Returns:
-        name -> words.
+        versions: Names and versions of the tools.
+        clock: Processor time or wall time.
     """
     return {
         "processor": processor(),
         "python": platform.python_version(),
         "tools": ", ".join(versions),
         "threads": "1",
-        "clock": "processor time" if clock == "cpu" else "time on the wall",
+        "clock": "processor time" if clock == "cpu" else "wall time",
     }
 
 
 def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> Table:
-    """A table for the terminal, its first column left aligned.
-
-    Args:
-        title: printed above it.
-        header: names of the columns.
-        rows: cells.
-        width: columns of the terminal.
-
-    Returns:
-        The table, to be printed by rich.
-    """
+    """A table for the terminal with the first column left aligned."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, width=width, pad_edge=False
     )
@@ -70,16 +54,7 @@ def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
 
 
 def markdown_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The same table as lines of Markdown, its title in bold.
-
-    Args:
-        title: printed above it.
-        header: names of the columns.
-        rows: cells.
-
-    Yields:
-        Lines without their ends.
-    """
+    """The lines of a table in Markdown, with its title in bold."""
     yield from ("", f"**{title}**", "")
     yield f"| {' | '.join(header)} |"
     yield f"|---|{'---:|' * (len(header) - 1)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 Clock = Literal["cpu", "wall"]
-"""Processor time of this process, all its threads added up, or time on the wall."""
+"""Processor time of this process, summed over its threads, or wall time."""
 
 CLOCKS: Mapping[Clock, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing(Generic[T]):
-    """The repeats of one task, in the order in which they ran.
+    """The repeats of one task in order.
 
     Args:
-        times_s: seconds of every run; at least one.
-        result: what the last run returned.
+        times_s: Seconds of every run; at least one.
+        result: Result of the last run.
     """
 
     times_s: tuple[float, ...]
@@ -44,10 +44,10 @@ class Timing(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A task that raised.
+    """A task that raised an error.
 
     Args:
-        reason: type and text of what it raised, on one line.
+        reason: Type and message of the error, on one line.
     """
 
     reason: str
@@ -62,22 +62,22 @@ def interleave(
     clock: Clock = "cpu",
     on_run: Callable[[str, float], None] = lambda _name, _seconds: None,
 ) -> dict[str, Timing[T] | Failure]:
-    """Run tasks in rounds, so that a machine that speeds up or slows down does so for all of them.
+    """Run tasks in rounds, so that changes in the speed of the machine affect all of them.
 
-    A task that took longer than `slow_s` is slow: it runs `slow_repeats` times in all, and the others run again after
-    each of its runs, so that they are timed over the same stretch. A fast task runs twice each time and the second run
-    counts; a slow one is its own warm-up. Give the fast tasks first.
+    A task that took longer than `slow_s` is slow: it runs `slow_repeats` times in total, and the others run again after
+    each of its runs, so that all are measured over the same period. A fast task runs twice each time and the second run
+    counts; a slow one is its own warm-up. Name the fast tasks first. A task that raises an error is not run again.
 
     Args:
-        tasks: name -> what to time.
-        repeats: the least number of runs of a task that is not slow, 1 or more.
-        slow_repeats: number of runs of a slow task, 1 or more.
-        slow_s: seconds above which a task is slow.
-        clock: what is measured.
-        on_run: told the name and the seconds of every run.
+        tasks: Name -> task.
+        repeats: Minimum number of runs of a fast task, 1 or more.
+        slow_repeats: Number of runs of a slow task, 1 or more.
+        slow_s: Seconds above which a task is slow.
+        clock: Processor time or wall time.
+        on_run: Called with the name and the seconds of every run.
 
     Returns:
-        For every task, in the given order, its timing, or its failure; a task that raised is not run again.
+        The timing or failure of every task, in the same order.
     """
     times: dict[str, list[float]] = {name: [] for name in tasks}
     results: dict[str, T] = {}
@@ -88,7 +88,7 @@ def interleave(
         start = CLOCKS[clock]()
         try:
             results[name] = tasks[name]()
-        except Exception as error:  # noqa: BLE001 - somebody else's code may raise anything; its words are the result
+        except Exception as error:  # noqa: BLE001 - other tools may raise anything; the message is the result
             failures[name] = Failure(reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
             return None
         return CLOCKS[clock]() - start
@@ -96,7 +96,7 @@ def interleave(
     def run(name: str) -> None:
         seconds = once(name)
         if seconds is not None and seconds <= slow_s:
-            seconds = once(name)  # the one before it has warmed up what a slow task took from the caches
+            seconds = once(name)  # the first run refills the caches after a slow task
         if seconds is not None:
             times[name].append(seconds)
             on_run(name, seconds)
@@ -123,27 +123,12 @@ def interleave(
 
 
 def times_faster(timing: Timing[T], baseline: Timing[T]) -> float:
-    """How many times faster than a baseline of the same run: the ratio of the medians, above 1 when faster.
-
-    Args:
-        timing: the task.
-        baseline: what it is compared with.
-
-    Returns:
-        Median of the baseline over median of the task.
-    """
+    """How many times faster than a baseline of the same run: median of the baseline over median of the task."""
     return baseline.median_s / timing.median_s
 
 
 def format_seconds(*seconds: float) -> str:
-    """One duration, or several in the unit of the first: `12.3 ms`, `0.147 s`, `12.1 - 13.0 ms`.
-
-    Args:
-        seconds: durations in seconds.
-
-    Returns:
-        The text.
-    """
+    """One duration, or several in the unit of the first: `12.3 ms`, `0.147 s`, `12.1 - 13.0 ms`."""
     if seconds[0] < MILLISECONDS_BELOW_S:
         return f"{' - '.join(f'{value * 1e3:.1f}' for value in seconds)} ms"
     digits = 3 if seconds[0] < 1 else 1

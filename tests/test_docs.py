@@ -143,6 +143,8 @@ def test_a_command_can_write_its_output_to_a_file(tmp_path: Path, monkeypatch: p
 def test_a_document_works_in_its_own_folder_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tmp_path / "bundled.pt"
     checkpoint.write_bytes(b"weights")
+    for name in console_blocks.BESIDE_CHECKPOINT:
+        (tmp_path / name).write_text(f"content of {name}")
     monkeypatch.setattr(console_blocks, "CHECKPOINT", checkpoint)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
@@ -151,6 +153,8 @@ def test_a_document_works_in_its_own_folder_and_leaves_nothing(tmp_path: Path, m
     inside = Path.cwd()
     assert inside != tmp_path
     assert Path("model.pt").read_bytes() == b"weights"
+    for name in console_blocks.BESIDE_CHECKPOINT:
+        assert Path(name).read_text() == f"content of {name}"
     console_blocks.leave_workspace(namespace)
 
     assert Path.cwd() == tmp_path

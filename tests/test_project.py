@@ -8,15 +8,18 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mpocompress
 from mpocompress._version import __version__
-from tools import architecture_page
+from tools import architecture_page, release_check
 from tools.pages import is_current
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,3 +132,84 @@ def test_no_module_hides_a_public_name() -> None:
     modules = {entry.stem for entry in (ROOT / "mpocompress").iterdir() if not entry.name.startswith("_")}
 
     assert modules & (set(mpocompress.__all__) | RESERVED) == set()
+
+
+def parsed(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def test_the_workflow_tests_every_stated_python_version_with_the_oldest_and_the_newest_torch() -> None:
+    jobs = parsed(".github/workflows/ci.yml")["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    commands = {name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
+    used = [step["uses"] for job in jobs.values() for step in job["steps"] if "uses" in step]
+    (torch,) = (requirement for requirement in RUNTIME if requirement.name == "torch")
+
+    stated = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", line) for line in PROJECT["classifiers"]]
+    assert matrix["python"] == [match[1] for match in stated if match]
+    assert PROJECT["requires-python"] == f">={matrix['python'][0]}"
+    assert str(torch.specifier) == f">={matrix['torch'][0].removesuffix('.0')}"
+    assert "make test" in commands["test"]
+    assert "make release-check" in commands["release-check"]
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", action) for action in used)
+    assert all(job["timeout-minutes"] for job in jobs.values())
+
+
+@pytest.mark.parametrize("form", sorted(path.name for path in (ROOT / ".github/ISSUE_TEMPLATE").iterdir()))
+def test_an_issue_form_has_the_required_parts(form: str) -> None:
+    template = parsed(f".github/ISSUE_TEMPLATE/{form}")
+
+    assert template["name"]
+    assert template["description"]
+    assert [field["attributes"] for field in template["body"]]
+
+
+def test_the_hooks_run_the_tools_of_the_environment() -> None:
+    (repository,) = parsed(".pre-commit-config.yaml")["repos"]
+    hooks = {hook["id"]: hook for hook in repository["hooks"]}
+
+    assert repository["repo"] == "local"
+    assert list(hooks) == ["ruff", "ruff-format", "mypy"]
+    assert all(hook["entry"].startswith(".venv/bin/") for hook in hooks.values())
+    assert hooks["mypy"]["stages"] == ["manual"]
+
+
+def test_the_citation_names_this_version_and_the_paper() -> None:
+    citation = parsed("CITATION.cff")
+    (paper,) = citation["references"]
+
+    assert citation["version"] == __version__
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    assert "2012.11943" in paper["url"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Gao", "Sun", "Gao", "Li", "Lu"]
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in ROOT.glob("*.md")))
+def test_the_links_of_a_top_level_page_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text())
+
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_release_check_names_the_files_that_a_wheel_lacks(tmp_path: Path) -> None:
+    package = tmp_path / "shell"
+    (package / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "py.typed", "inner/schema.json"):
+        (package / name).touch()
+    with zipfile.ZipFile(tmp_path / "shell.whl", "w") as archive:
+        archive.writestr("shell/__init__.py", "")
+
+    assert release_check.missing_files(tmp_path / "shell.whl", package) == ["shell/inner/schema.json", "shell/py.typed"]
+
+
+def test_the_release_check_stops_a_command_at_its_time_limit(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+
+    with pytest.raises(release_check.CheckError, match=r"did not finish within 0 s"):
+        release_check.run(command, folder=tmp_path, timeout_s=0.01)
+
+
+def test_the_release_check_shows_what_a_failed_command_printed(tmp_path: Path) -> None:
+    with pytest.raises(release_check.CheckError, match=r"ended with exit code 1:\nno such plan\n"):
+        release_check.run([sys.executable, "-c", "raise SystemExit('no such plan')"], folder=tmp_path, timeout_s=60)

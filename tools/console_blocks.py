@@ -34,6 +34,8 @@ from sybil import Example
 
 PROGRAM = "mpocompress"
 CHECKPOINT = Path(__file__).resolve().parents[1] / "examples" / "fashion" / "fashion.pt"
+BESIDE_CHECKPOINT = ("net.py", "heldout.safetensors")
+"""Files of the checkpoint's folder that are copied under their own names."""
 PROMPT = "$ "
 EXIT_COMMENT = re.compile(r"\s+# exit (?P<code>\d+)\s*$")
 ENVIRONMENT = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}
@@ -161,7 +163,7 @@ def evaluate(example: Example) -> str | None:
 
 
 def enter_workspace(namespace: dict[str, Any]) -> None:
-    """Make a folder that holds the bundled checkpoint as `model.pt`, and make it the current one.
+    """Make a folder with the bundled checkpoint as `model.pt`, its `net.py` and images, and make it the current one.
 
     Args:
         namespace: The names of one document, all of whose examples share the folder; the way back is kept in it.
@@ -169,6 +171,8 @@ def enter_workspace(namespace: dict[str, Any]) -> None:
     folder = tempfile.TemporaryDirectory(prefix="mpocompress-docs-")
     if CHECKPOINT.is_file():
         shutil.copyfile(CHECKPOINT, Path(folder.name) / "model.pt")
+        for name in BESIDE_CHECKPOINT:
+            shutil.copyfile(CHECKPOINT.with_name(name), Path(folder.name) / name)
     namespace["_workspace"] = (folder, Path.cwd())
     os.chdir(folder.name)
 

@@ -1,8 +1,7 @@
-"""Compress the bundled checkpoint with the `mpocompress` command: what it costs in accuracy and saves in time.
+"""Compress the bundled checkpoint and compare size, accuracy and speed before and after.
 
-Two commands are run as a user would type them; their output is theirs. The expanded file is an ordinary dense
-checkpoint: it is loaded with plain torch into the network of `model.py`, which knows nothing of mpocompress. The
-compressed file is loaded into the same network, and runs from its cores.
+The script runs `mpocompress` and `mpocompress expand` as commands. It loads the expanded file with plain torch into the
+network of `net.py`, and the compressed file with `mpocompress.load` into the same network.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from model import accuracy, build, prepare
+from net import accuracy, build, prepare
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,14 +26,14 @@ import mpocompress
 HERE = Path(__file__).resolve().parent
 CHECKPOINT = HERE / "fashion.pt"
 HELDOUT = HERE / "heldout.safetensors"
-KEEP = 0.25  # the README's table says what other budgets give
+KEEP = 0.25  # README.md in this folder has a table of other fractions
 BATCHES = (1, 32)
 REPEATS = 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table: a file, and what the network answers with its weights."""
+    """One line of the table: a file and the accuracy of its weights."""
 
     name: str
     parameters: int
@@ -43,71 +42,54 @@ class Row:
 
 
 def run(arguments: list[str]) -> None:
-    """Show a `mpocompress` command and run it with the interpreter that runs this script.
-
-    Args:
-        arguments: What follows `mpocompress` on the command line.
+    """Print a `mpocompress` command and run it in the environment of this script.
 
     Raises:
-        subprocess.CalledProcessError: If the command fails; it has said why.
+        subprocess.CalledProcessError: If the command fails.
     """
     print(f"\n$ {shlex.join(['mpocompress', *arguments])}", flush=True)
-    beside = Path(sys.executable).with_name("mpocompress")
-    command = [str(beside)] if beside.is_file() else [sys.executable, "-m", "mpocompress"]
+    program = Path(sys.executable).with_name("mpocompress")
+    command = [str(program)] if program.is_file() else [sys.executable, "-m", "mpocompress"]
     subprocess.run([*command, *arguments], check=True)
 
 
 def shown(path: Path) -> str:
-    """Return the path as seen from the current folder if it lies below it, and as it is otherwise."""
+    """Return the path relative to the current folder if it is inside it, otherwise unchanged."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def read_state_dict(path: Path, key: str) -> Mapping[str, Tensor]:
-    """Return the tensors of a `.pt` file without running anything that is in it.
-
-    Args:
-        path: A file of `torch.save`.
-        key: Where in the saved dictionary the tensors are.
-    """
+    """Return the state dict that a `.pt` file holds under a key, loaded without running code from the file."""
     state_dict: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)[key]
     return state_dict
 
 
 def network(state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """Return the network with these weights.
-
-    Args:
-        state_dict: Dense weights under the network's own names.
-    """
+    """Return the network with these weights, in evaluation mode."""
     model = build()
     model.load_state_dict(state_dict)
     return model.eval()
 
 
 def milliseconds(models: Sequence[nn.Module], images: Tensor) -> list[float]:
-    """Return the median time of one call of each model, taking turns, on one thread.
-
-    Args:
-        models: Networks that read what `prepare` returns.
-        images: What they are given, shape (batch, 28, 28), uint8.
-    """
+    """Return the median time of a call of each model in ms; the calls of the models alternate."""
     rows = prepare(images)
     times: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
         for turn in range(3 + REPEATS):
-            for model, taken in zip(models, times, strict=True):
+            for model, times_ms in zip(models, times, strict=True):
                 started = time.perf_counter()
                 model(rows)
-                if turn >= 3:  # the first ones warm up
-                    taken.append(1e3 * (time.perf_counter() - started))
-    return [statistics.median(taken) for taken in times]
+                if turn >= 3:  # the first calls warm up
+                    times_ms.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(times_ms) for times_ms in times]
 
 
 def show_speed(dense: nn.Module, compressed: nn.Module, images: Tensor) -> None:
-    """Print how long both networks take for a batch, one thread each."""
+    """Print the time that both networks take for a batch on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    print(f"\n{'time of a batch, one thread':<30}{'dense':>12}{'factorised':>14}")
+    print(f"\n{'time per batch, one thread':<30}{'dense':>12}{'compressed':>14}")
     for batch in BATCHES:
         before, after = milliseconds((dense, compressed), images[:batch])
         name = "1 image" if batch == 1 else f"{batch} images"
@@ -116,12 +98,12 @@ def show_speed(dense: nn.Module, compressed: nn.Module, images: Tensor) -> None:
 
 
 def count(state_dict: Mapping[str, Tensor]) -> int:
-    """Return how many numbers the tensors hold."""
+    """Return the number of entries of all tensors."""
     return sum(tensor.numel() for tensor in state_dict.values())
 
 
 def show(before: Row, after: Row) -> None:
-    """Print the two rows and what changed between them."""
+    """Print both rows and the change between them."""
     print(f"\n{'':<24}{'parameters':>12}{'file bytes':>13}{'accuracy':>11}")
     for row in (before, after):
         print(f"{row.name:<24}{row.parameters:>12,}{row.size_bytes:>13,}{100 * row.accuracy:>9.2f} %")
@@ -137,50 +119,51 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=float, default=KEEP, help=f"fraction of the parameters to keep (default {KEEP})")
-    parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the files it writes")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the output files")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Compress, expand, measure, and return the exit status."""
+    """Compress, expand, measure, and return the exit code."""
     started = time.perf_counter()
     options = parse_arguments()
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     small, dense = out / "fashion-small.pt", out / "fashion-dense.pt"
 
-    print("A Fashion-MNIST classifier (an LSTM that reads each image row by row), compressed without any data.")
+    print("Compress a Fashion-MNIST classifier, an LSTM that reads each image row by row.\nNo data is used.")
     try:
         run([shown(CHECKPOINT), "--keep", f"{options.keep:g}", "-o", shown(small), "--force"])
         run(["expand", shown(small), "-o", shown(dense), "--force"])
     except subprocess.CalledProcessError as error:
-        print(f"\nthe command above ended with exit status {error.returncode}", file=sys.stderr)
+        print(f"\nThe command above ended with exit code {error.returncode}.", file=sys.stderr)
         return int(error.returncode)
 
     heldout = load_file(HELDOUT)
     original = read_state_dict(CHECKPOINT, "model_state_dict")
     images, labels = heldout["images"], heldout["labels"]
-    before_it, after_it = network(original), network(read_state_dict(dense, "model_state_dict"))
-    compressed = mpocompress.load(small, build(), execution="factorised").eval()
+    original_network, expanded_network = network(original), network(read_state_dict(dense, "model_state_dict"))
+    compressed_network = mpocompress.load(small, build(), execution="factorised").eval()
     before = Row(
         name=CHECKPOINT.name,
         parameters=count(original),
         size_bytes=CHECKPOINT.stat().st_size,
-        accuracy=accuracy(before_it, images, labels),
+        accuracy=accuracy(original_network, images, labels),
     )
     after = Row(
         name=small.name,
         parameters=count(read_state_dict(small, "state_dict")),
         size_bytes=small.stat().st_size,
-        accuracy=accuracy(after_it, images, labels),
+        accuracy=accuracy(expanded_network, images, labels),
     )
     show(before, after)
-    loaded = accuracy(compressed, images, labels)
-    show_speed(after_it, compressed, images)
+    show_speed(expanded_network, compressed_network, images)
+    cores_accuracy = accuracy(compressed_network, images, labels)
     wall_s = time.perf_counter() - started
     print(
-        f"\nAccuracy on {len(images):,} images that were never trained on; the compressed file, loaded and run from\n"
-        f"its cores, has {100 * loaded:.2f} %. The whole demo took {wall_s:.0f} s."
+        f"\nAccuracy is measured on {len(images):,} test images, for {small.name} after expansion.\n"
+        f"Run directly from its cores, {small.name} has {100 * cores_accuracy:.2f} %.\n"
+        f"The demo took {wall_s:.0f} s."
     )
     return 0
 

@@ -1,7 +1,7 @@
 """Train the Fashion-MNIST example and write `fashion.pt` and `heldout.safetensors` beside this file.
 
-The data is that of Debian's package (`apt-get install dataset-fashion-mnist`); `--data` names another folder with the
-same four files. The last epoch is kept, not the best one.
+The data comes from a Debian package (`apt-get install dataset-fashion-mnist`) or from the folder given by `--data`.
+The weights of the last epoch are saved, not those of the best one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from data import DEBIAN_FOLDER, read_split
-from model import FashionLSTM, accuracy, build, prepare
+from net import FashionLSTM, accuracy, build, prepare
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,12 +26,9 @@ def augment(
     random: torch.Generator,
     max_shift: int,
 ) -> Tensor:  # shape: (batch, 28, 28)
-    """Return a copy of the images, about half of them mirrored and each shifted at random.
+    """Return a copy of the images, each mirrored with probability 1/2 and shifted by up to `max_shift` pixels.
 
-    Args:
-        images: Grey images with a black background, which fills the border that a shift uncovers.
-        random: Draws the shifts and which images are mirrored.
-        max_shift: The largest shift in pixels, up, down, left or right; 0 for none.
+    The border that a shift uncovers is black.
     """
     count, height, width = images.shape
     padded = nn.functional.pad(images, (max_shift,) * 4)
@@ -55,16 +52,16 @@ def train(
 ) -> FashionLSTM:
     """Return a network trained from scratch with Adam, a short warm-up and a cosine schedule.
 
-    Sets torch's global seed, which draws the initial weights. Prints one line an epoch.
+    Sets torch's global seed and prints one line per epoch.
 
     Args:
-        images: The training images.
+        images: Training images.
         labels: Their class numbers.
-        epochs: How often each image is seen.
-        batch_size: Images in one step; what is left at the end of an epoch is skipped.
-        learning_rate: The largest step size of the schedule.
-        max_shift: As for `augment`.
-        seed: Draws the initial weights, the order and the augmentation.
+        epochs: Passes over the images.
+        batch_size: Images per step; an incomplete last batch is skipped.
+        learning_rate: Largest learning rate of the schedule.
+        max_shift: Largest random shift in pixels.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
     """
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
@@ -100,18 +97,18 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER, help="folder with the four idx files")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for the two files that are written")
-    parser.add_argument("--epochs", type=int, default=8, help="how often each image is seen")
-    parser.add_argument("--batch-size", type=int, default=128, help="images in one step")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="largest step size")
-    parser.add_argument("--max-shift", type=int, default=0, help="random shift of the training images, in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="draws the weights, the order, the augmentation")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; another number rounds differently")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the two output files")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the images")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per step")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="largest learning rate")
+    parser.add_argument("--max-shift", type=int, default=0, help="largest random shift of a training image, in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; affects rounding")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Train, print the accuracy on all test images, write both files, and return the exit status."""
+    """Train, print the accuracy on all test images, write both files, and return the exit code."""
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     try:
@@ -129,10 +126,10 @@ def main() -> int:
         max_shift=options.max_shift,
         seed=options.seed,
     )
-    reached = accuracy(model, test_images, test_labels)
-    print(f"accuracy on the {len(test_images):,} test images: {100 * reached:.2f} %")
+    test_accuracy = accuracy(model, test_images, test_labels)
+    print(f"accuracy on the {len(test_images):,} test images: {100 * test_accuracy:.2f} %")
     options.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = {"epoch": options.epochs, "model_state_dict": model.state_dict(), "accuracy": reached}
+    checkpoint = {"epoch": options.epochs, "model_state_dict": model.state_dict(), "accuracy": test_accuracy}
     torch.save(checkpoint, options.out / "fashion.pt")
     heldout = {
         "images": test_images[:HELDOUT_COUNT].contiguous(),

@@ -150,11 +150,13 @@ class LevelRun:
         """All directions by the kernel of torch, multiplied out."""
         flat = [tensor for dense in self.dense_weights() for tensor in dense]
         states = tuple(torch.stack([state[part] for state in self.states]) for part in range(2))
-        common = (flat, bool(self.directions[0].biases), 1, 0.0, self.training, len(self.states) == 2)
+        common = (flat, len(self.directions[0].biases) > 0, 1, 0.0, self.training, len(self.states) == 2)
         if self.rows.sizes is None:
             y, h, c = torch.lstm(self.x, states, *common, False)
         else:
             y, h, c = torch.lstm(self.x, self.rows.sizes, states, *common)
+        if h.dim() == 4:  # torch 2.10 exports the states with one dimension too many
+            h, c = h.view_as(states[0]), c.view_as(states[1])
         return y, [(h[place], c[place]) for place in range(len(h))]
 
     def _operands(self, place: int, way: str, dtype: torch.dtype) -> Operands:

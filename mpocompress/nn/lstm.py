@@ -128,7 +128,8 @@ class MPOLSTM(Preparing, ExecutionChoice):
             RuntimeError: an input or a state of the wrong shape, in torch's own words.
             ValueError: an input of the wrong number of dimensions or dtype.
         """
-        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        # The flag, because torch 2.10 compiles `is_exporting()` to True.
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:
             disable: Any = torch.compiler.disable  # compiled, every step would be written out
             outside: Run = disable(MPOLSTM._run)
             return outside(self, input, hx)

@@ -57,6 +57,15 @@ def test_an_exported_lstm_takes_states(mixture: str, execution: Execution) -> No
     assert_close(program.module()(x + 1, hx), exactly(layer, x + 1, hx), torch.float64)
 
 
+def test_an_export_by_dynamo_gives_the_same() -> None:
+    layer = make("lstm, joint", "factorised").eval()
+    x, other = inputs(layer, 1), inputs(layer, 2)
+
+    program = torch.export.export(layer, (x,), strict=True)
+
+    assert_close(program.module()(other), exactly(layer, other), torch.float64)
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_an_exported_linear_layer_takes_any_batch(execution: Execution) -> None:
     layer = make("linear", execution).eval()

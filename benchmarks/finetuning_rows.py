@@ -1,4 +1,4 @@
-"""The measurements of `benchmarks/healing.py`: a model made smaller in several ways, each as it is and fine-tuned."""
+"""The measurements of `benchmarks/finetuning.py`: compressed models before and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import click
 from torch import nn
 
 import mpocompress
-from benchmarks.healing_data import Material, material
-from benchmarks.healing_pruned import Pruned
-from benchmarks.healing_settings import Settings
+from benchmarks.finetuning_data import Material, material
+from benchmarks.finetuning_pruned import Pruned
+from benchmarks.finetuning_settings import Settings
 from benchmarks.quality_baselines import BASELINES, Layers
 from benchmarks.quality_models import Subject
 from benchmarks.quality_rows import FRACTIONS, OURS
@@ -27,21 +27,21 @@ class Row:
     """One method at one fraction on one model, fine-tuned with one seed.
 
     Args:
-        model: name of the model.
-        method: name of the method.
-        keep: the fraction that was asked for.
-        seed: of the order of the data, and of all that is drawn in training.
-        dense_parameters: entries of the weights that every method compresses.
-        parameters: what the method stores for them.
-        untuned: the figures before fine-tuning, as the model counts.
-        tuned: the figures after it.
-        cpu_s: processor time of fine-tuning.
-        wall_s: the same by the clock.
-        start_cpu_s: processor time of making the model smaller; calibration included.
-        steps: steps done.
-        best_step: the step whose weights were kept.
-        stopped: `finished`, or why it ended earlier.
-        precision: of the products in training.
+        model: Name of the model.
+        method: Name of the method.
+        keep: The requested fraction.
+        seed: Seed of the order of the data and of all random numbers in training.
+        dense_parameters: Entries of the weights that every method compresses.
+        parameters: Parameters that the method stores for them.
+        before: The scores before fine-tuning.
+        after: The scores after fine-tuning.
+        cpu_s: Processor time of fine-tuning.
+        wall_s: Wall time of fine-tuning.
+        start_cpu_s: Processor time of the compression, including calibration.
+        steps: Steps done.
+        best_step: Step of the selected weights.
+        stopped: `finished`, or the reason of an early stop.
+        precision: Precision of the products in training.
     """
 
     model: str
@@ -50,8 +50,8 @@ class Row:
     seed: int
     dense_parameters: int
     parameters: int
-    untuned: tuple[float, ...]
-    tuned: tuple[float, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
     cpu_s: float
     wall_s: float
     start_cpu_s: float
@@ -61,20 +61,20 @@ class Row:
     precision: str
 
     @property
-    def place(self) -> tuple[str, str, str, int]:
-        """What tells it from all other rows."""
+    def key(self) -> tuple[str, str, str, int]:
+        """Identifies the row among all rows."""
         return self.model, self.method, self.keep, self.seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """A model made smaller, not yet trained.
+    """A compressed model before training.
 
     Args:
-        model: to be copied, and the copy trained.
-        finished: gives of a trained copy the model that is measured.
-        parameters: what is stored for the compressed weights.
-        cpu_s: processor time of making it.
+        model: The model; a copy is trained.
+        finished: Trained copy -> the model to evaluate.
+        parameters: Parameters stored for the compressed weights.
+        cpu_s: Processor time of the compression.
     """
 
     model: nn.Module
@@ -92,53 +92,55 @@ def rows(
     seeds: Sequence[int],
     is_known: Callable[[tuple[str, str, str, int]], bool],
 ) -> Iterator[Row]:
-    """Make a model smaller, measure it, fine-tune it with every seed, and measure it again.
+    """Compress a model, score it, fine-tune it with every seed, and score it again.
 
     Args:
-        subject: the model; the outputs of its dense weights are all that is learnt from.
-        settings: how it is fine-tuned.
-        methods: names of methods.
-        keeps: names of fractions.
-        seeds: of training.
-        is_known: whether a row need not be made, told by its place.
+        subject: The model; training uses only the outputs of its dense weights.
+        settings: Settings of the fine-tuning.
+        methods: Names of methods.
+        keeps: Names of fractions.
+        seeds: Seeds of training.
+        is_known: Key -> whether the row already exists.
     """
-    wanted = [(method, keep) for keep in keeps for method in methods]
+    requested = [(method, keep) for keep in keeps for method in methods]
     missing = {
-        each: left for each in wanted if (left := [seed for seed in seeds if not is_known((subject.name, *each, seed))])
+        pair: open_seeds
+        for pair in requested
+        if (open_seeds := [seed for seed in seeds if not is_known((subject.name, *pair, seed))])
     }
     if not missing:
         return
     data = material(subject.training(), settings)
     layers = _layers(subject)
-    for (method, keep), left in missing.items():
+    for (method, keep), open_seeds in missing.items():
         start = (_ours if method in OURS else _pruned)(subject, layers, method, keep)
-        untuned = subject.scores(start.finished(start.model))
-        click.echo(f"{subject.name}: {method}, keep {keep}: {subject.shown(untuned[0])} untuned", err=True)
-        for seed in left:
-            row = _healed(subject, settings, data, start, untuned, layers.parameters, method, keep, seed)
+        before = subject.scores(start.finished(start.model))
+        click.echo(f"{subject.name}: {method}, keep {keep}: {subject.shown(before[0])} before", err=True)
+        for seed in open_seeds:
+            row = _finetuned(subject, settings, data, start, before, layers.parameters, method, keep, seed)
             click.echo(
-                f"{subject.name}: {method}, keep {keep}, seed {seed}: {subject.shown(row.tuned[0])}, {row.cpu_s:.0f} "
-                f"CPU s, the best of {row.steps} steps {row.best_step}, {row.stopped}, {row.precision}",
+                f"{subject.name}: {method}, keep {keep}, seed {seed}: {subject.shown(row.after[0])}, {row.cpu_s:.0f} "
+                f"CPU s, best step {row.best_step} of {row.steps}, {row.stopped}, {row.precision}",
                 err=True,
             )
             yield row
 
 
-def _healed(
+def _finetuned(
     subject: Subject,
     settings: Settings,
     data: Material,
     start: Start,
-    untuned: tuple[float, ...],
+    before: tuple[float, ...],
     dense_parameters: int,
     method: str,
     keep: str,
     seed: int,
 ) -> Row:
-    """Fine-tune a copy and measure it."""
+    """Fine-tune a copy and score it."""
     model = copy.deepcopy(start.model)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    found = mpocompress.finetune(
+    result = mpocompress.finetune(
         model,
         data.batches,
         teacher=subject.module,
@@ -152,7 +154,7 @@ def _healed(
         seed=seed,
     )
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-    if found.stopped == INTERRUPTED:
+    if result.stopped == INTERRUPTED:
         raise click.Abort
     return Row(
         model=subject.name,
@@ -161,20 +163,20 @@ def _healed(
         seed=seed,
         dense_parameters=dense_parameters,
         parameters=start.parameters,
-        untuned=untuned,
-        tuned=subject.scores(start.finished(model)),
+        before=before,
+        after=subject.scores(start.finished(model)),
         cpu_s=cpu_s,
         wall_s=wall_s,
         start_cpu_s=start.cpu_s,
-        steps=found.steps,
-        best_step=found.report.best_step,
-        stopped=found.stopped,
-        precision=found.report.precision,
+        steps=result.steps,
+        best_step=result.report.best_step,
+        stopped=result.stopped,
+        precision=result.report.precision,
     )
 
 
 def _layers(subject: Subject) -> Layers:
-    """The weights that mpocompress finds, and the second moments of what they are multiplied with."""
+    """The weights that mpocompress compresses, and the second moments of their inputs."""
     _, report = mpocompress.compress_module(subject.module, truncation=Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
@@ -185,14 +187,14 @@ def _layers(subject: Subject) -> Layers:
 
 
 def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Start:
-    asked = dict(OURS[method])
-    if asked.pop("calibration", False):
-        asked["calibration"] = mpocompress.CalibrationInputs(
+    arguments = dict(OURS[method])
+    if arguments.pop("calibration", False):
+        arguments["calibration"] = mpocompress.CalibrationInputs(
             batches=subject.calibration, samples=sum(map(len, subject.calibration))
         )
     started = time.process_time()
     small, report = mpocompress.compress_module(
-        subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **asked
+        subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **arguments
     )
     return Start(
         model=small,
@@ -204,12 +206,12 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Start:
 
 def _pruned(subject: Subject, layers: Layers, method: str, keep: str) -> Start:
     started = time.process_time()
-    made = BASELINES[method](layers, FRACTIONS[keep])
-    model = Pruned(subject.with_weights(made.weights), made.weights)
-    return Start(model=model, finished=_dense, parameters=made.parameters, cpu_s=time.process_time() - started)
+    baseline = BASELINES[method](layers, FRACTIONS[keep])
+    model = Pruned(subject.with_weights(baseline.weights), baseline.weights)
+    return Start(model=model, finished=_dense, parameters=baseline.parameters, cpu_s=time.process_time() - started)
 
 
 def _dense(model: nn.Module) -> nn.Module:
     if not isinstance(model, Pruned):
-        raise TypeError(f"a {type(model).__name__}, where a pruned model was trained")
+        raise TypeError(f"expected a pruned model, got {type(model).__name__}")
     return model.dense()

@@ -1,4 +1,4 @@
-"""The JSON of `benchmarks/healing.py`: written after every run, read to go on with it or to put several together."""
+"""The JSON file of `benchmarks/finetuning.py`: written after every run, read to resume or to merge."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import click
 
-from benchmarks.healing_rows import Row
-from benchmarks.healing_settings import Settings
+from benchmarks.finetuning_rows import Row
+from benchmarks.finetuning_settings import Settings
 from benchmarks.quality_models import Subject
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What has to be known of a model to show its rows.
+    """Description of a model for its tables.
 
     Args:
-        name: of the model.
-        figures: what was measured, in words, the main figure first.
-        larger_is_better: whether it is.
-        decimals: of all figures.
-        dense: the figures of the dense model.
-        constant: main figure of one answer to every input.
-        note: what a reader of the figures has to know.
-        settings: how it was fine-tuned.
+        name: Name of the model.
+        figures: Names of the scores, the main score first.
+        larger_is_better: Whether larger scores are better.
+        decimals: Decimals of all scores.
+        dense: The scores of the dense model.
+        constant: Main score of a constant output.
+        note: Description of the scores for the reader.
+        settings: Settings of the fine-tuning.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Described:
     settings: Settings
 
     def shown(self, figure: float) -> str:
-        """A figure in text."""
+        """A score as text."""
         return f"{figure:.{self.decimals}f}"
 
 
 def described(subject: Subject, settings: Settings) -> Described:
-    """What has to be known of a model; measures its dense weights."""
+    """Describe a model; evaluates its dense weights."""
     return Described(
         name=subject.name,
         figures=subject.figures,
@@ -63,10 +63,10 @@ class Ledger:
     """All measurements so far.
 
     Args:
-        commands: those that made them, each with what its figures depend on.
-        models: name -> the model.
-        rows: place -> row.
-        path: where they are written after every change; None for nowhere.
+        commands: The commands that measured them, each with its environment.
+        models: Name -> model.
+        rows: Key -> row.
+        path: The file written after every change, or None.
     """
 
     commands: list[dict[str, str]] = field(default_factory=list)
@@ -75,22 +75,24 @@ class Ledger:
     path: Path | None = None
 
     def add_model(self, model: Described) -> None:
-        """Take in a model.
+        """Add a model.
 
         Raises:
-            click.ClickException: it is known, and its rows were made with other settings or another dense model.
+            click.ClickException: If its rows were measured with other settings or another dense model.
         """
         known = self.models.get(model.name)
-        if known is not None and replace(known, settings=_but_keeps(known)) != replace(
-            model, settings=_but_keeps(model)
+        if known is not None and replace(known, settings=_shared_settings(known)) != replace(
+            model, settings=_shared_settings(model)
         ):
-            raise click.ClickException(f"{model.name}: there are rows of other settings, or of another dense model")
+            raise click.ClickException(
+                f"{model.name}: existing rows have other settings or another dense model; write to a new file"
+            )
         self.models[model.name] = model
         self._write()
 
     def add_row(self, row: Row) -> None:
-        """Take in a row, in the place of one that was made in the same way."""
-        self.rows[row.place] = row
+        """Add a row, replacing one with the same key."""
+        self.rows[row.key] = row
         self._write()
 
     def of(self, model: str) -> list[Row]:
@@ -111,27 +113,29 @@ class Ledger:
 
 
 def merged(paths: Iterable[Path]) -> Ledger:
-    """The measurements of several files; of rows made in the same way, that of the last file counts.
+    """The measurements of several files; of rows with the same key, that of the last file counts.
 
     Raises:
-        click.ClickException: they were made with different settings, or of different models.
+        click.ClickException: If they were measured with different settings or models.
     """
     ledger = Ledger()
     for path in paths:
         document = json.loads(path.read_text())
-        ledger.commands.extend(each for each in document["commands"] if each not in ledger.commands)
+        ledger.commands.extend(command for command in document["commands"] if command not in ledger.commands)
         for model in document["models"]:
             ledger.add_model(_model(model))
         for row in document["rows"]:
-            ledger.add_row(Row(**{**row, "untuned": tuple(row["untuned"]), "tuned": tuple(row["tuned"])}))
+            ledger.add_row(Row(**{**row, "before": tuple(row["before"]), "after": tuple(row["after"])}))
     return ledger
 
 
-def _model(held: Mapping[str, Any]) -> Described:
-    settings = Settings(**{**held["settings"], "keeps": tuple(held["settings"]["keeps"])})
-    return Described(**{**held, "figures": tuple(held["figures"]), "dense": tuple(held["dense"]), "settings": settings})
+def _model(document: Mapping[str, Any]) -> Described:
+    settings = Settings(**{**document["settings"], "keeps": tuple(document["settings"]["keeps"])})
+    return Described(
+        **{**document, "figures": tuple(document["figures"]), "dense": tuple(document["dense"]), "settings": settings}
+    )
 
 
-def _but_keeps(model: Described) -> Settings:
-    """The settings that rows have to have in common."""
+def _shared_settings(model: Described) -> Settings:
+    """The settings that all rows must share."""
     return replace(model.settings, keeps=())
