@@ -254,7 +254,7 @@ def _problem(declared: Field[Any], value: object) -> str:
         return ""
     if is_sequence(declared):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            return "a sequence of names" if "str" in type_words(declared) else "a sequence of numbers"
+            return "a sequence of strings" if "str" in type_words(declared) else "a sequence"
         is_right = not limits or (len(value) > 0 and all(_is_within(number, declared) for number in value))
         return "" if is_right else f"a sequence of one or more values, each {limits}"
     if description.choices:
@@ -268,21 +268,18 @@ def _limits(declared: Field[Any]) -> str:
     description = option_of(declared)
     least, most, above, below = description.minimum, description.maximum, description.above, description.below
     noun = "an integer" if "int" in type_words(declared) else "a number"
-    match (least, most, above, below):
-        case (None, None, None, None):
-            return ""
-        case (_, None, None, None):
-            return f"{noun} of {least} or more"
-        case (None, None, _, None):
-            return f"{noun} above {above}"
-        case (_, _, None, None):
-            return f"{noun} from {least} to {most}"
-        case (None, _, _, None):
-            return f"{noun} above {above} and at most {most}"
-        case (_, None, None, _):
-            return f"{noun} from {least} to below {below}"
-        case _:
-            raise TypeError(f"option {declared.name!r} combines limits that have no text")
+    given = [name for name in ("minimum", "maximum", "above", "below") if getattr(description, name) is not None]
+    texts = {
+        (): "",
+        ("minimum",): f"{noun} of {least} or more",
+        ("above",): f"{noun} above {above}",
+        ("minimum", "maximum"): f"{noun} from {least} to {most}",
+        ("maximum", "above"): f"{noun} above {above} and at most {most}",
+        ("minimum", "below"): f"{noun} from {least} to below {below}",
+    }
+    if tuple(given) not in texts:
+        raise TypeError(f"option {declared.name!r} combines limits that have no text")
+    return texts[tuple(given)]
 
 
 def _is_within(value: object, declared: Field[Any]) -> bool:
