@@ -96,7 +96,7 @@ def finetune_module(model: nn.Module, data: object, options: FinetuneModuleOptio
     Example:
         >>> import mpocompress, torch
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-        >>> small, _ = mpocompress.compress_module(net, mpocompress.Truncation(max_bond=8))
+        >>> small, _ = mpocompress.compress_module(net, truncation=mpocompress.Truncation(max_bond=8))
         >>> result = finetune_module(small, [torch.randn(32, 64) for _ in range(16)], teacher=net, steps=40)
         >>> result.after.loss < result.before.loss
         True

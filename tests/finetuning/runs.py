@@ -65,7 +65,9 @@ def _made(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     with torch.no_grad():
         for one in teacher.parameters():
             one.mul_(2.0)
-    return teacher, compress_module(teacher, Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)[0]
+    return teacher, compress_module(
+        teacher, truncation=Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1
+    )[0]
 
 
 def pair(make: Callable[[], nn.Module] = plain) -> tuple[Any, Any]:

@@ -38,6 +38,10 @@ def taken(data: TrainingData, count: int, start: Position = BEGINNING) -> list[i
     return [number(one) for _, one in islice(data.batches(start), count)]
 
 
+def first_entries(data: TrainingData, count: int) -> list[float]:
+    return [float(batch.inputs[0, 0]) for _, batch in islice(data.batches(), count)]  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("count", "consecutive", "held_out"),
     [
@@ -213,11 +217,7 @@ def test_data_in_a_file_are_made_anew_in_every_pass(tmp_path: Path, capsys: pyte
     state = torch.get_rng_state()
 
     first, again, other = (
-        [
-            float(one.inputs[0, 0])
-            for _, one in islice(training_data(f"{tmp_path}/mine.py:drawn", seed=seed).batches(), 24)
-        ]  # type: ignore[index]
-        for seed in (5, 5, 6)
+        first_entries(training_data(f"{tmp_path}/mine.py:drawn", seed=seed), 24) for seed in (5, 5, 6)
     )
 
     assert len(set(first)) == 24

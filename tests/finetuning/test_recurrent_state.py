@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 def compressed_lstm() -> nn.Module:
     model = nn.Sequential(nn.LSTM(8, 16, batch_first=True))
-    small, _ = compress_module(model, Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)
+    small, _ = compress_module(model, truncation=Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)
     layer: nn.Module = small[0]  # type: ignore[index]
     assert isinstance(layer, MPOLSTM)
     return layer
