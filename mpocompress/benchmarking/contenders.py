@@ -210,7 +210,7 @@ def held_bytes(module: nn.Module) -> int:
         36
     """
     parameters = sum(one.numel() * one.element_size() for one in module.parameters())
-    prepared = sum(int(getattr(one, "prepared_bytes", 0)) for one in module.modules())
+    prepared = sum(int(getattr(one, "cached_bytes", 0)) for one in module.modules())
     return parameters + prepared + packed_bytes(module)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpocompress.calibration.batches import CalibrationBatches, sample_total
 from mpocompress.calibration.divergence import DivergenceTotals, Measure, measure_for, unrelated_divergence
-from mpocompress.calibration.hooks import Watch, find_watches, overheard
+from mpocompress.calibration.hooks import ObservedModule, find_observed, recording_calls
 from mpocompress.calibration.outputs import output_rows, primary
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
@@ -85,7 +85,7 @@ class Rig:
         self.model.eval().requires_grad_(requires_grad=False)
         self.device = str(device_of(self.model))
         names = {place: name for name, places in self._places.items() for place in places}
-        self.watches: tuple[Watch, ...] = find_watches(self.model, names)
+        self.observed: tuple[ObservedModule, ...] = find_observed(self.model, names)
         self.batches = batches
         output, name = primary(self.run(batches.learning[0]))
         first = output_rows(output, batches.learning[0].samples).cpu()
@@ -195,7 +195,7 @@ class Rig:
     def calls(self, module: nn.Module, batch: Batch) -> list[tuple[tuple[Any, ...], Mapping[str, Any]]]:
         """Return the positional and named arguments of every call of a module of the model for a batch."""
         calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
-        with overheard(module, calls.append):
+        with recording_calls(module, calls.append):
             self.run(batch)
         return calls
 

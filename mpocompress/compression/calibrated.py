@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration
-from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
 from mpocompress.compression.data_free import decomposed
@@ -170,7 +170,7 @@ class _Work:
             by_unit.setdefault(stand.weighed.unit.name, []).append(name)
         found = dict(first)
 
-        def fit_unit(unit: Unit, moments: CrossMoments) -> Mapping[str, Tensor]:
+        def fit_unit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
             for name in by_unit[unit.name]:
                 weighed = first[name].weighed
                 target = shifted_target(weighed.weight, moments, weighed.span, mix=mix, centred=weighed.centred)

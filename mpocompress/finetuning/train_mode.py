@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-from mpocompress.nn.execution import ExecutionChoice
+from mpocompress.nn.layer import MPOLayer
 
 
 class TrainMode:
@@ -77,7 +77,7 @@ def execution_from_cores(model: nn.Module) -> Iterator[None]:
     Args:
         model: the model; it may have no such layers.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, ExecutionChoice)]
+    layers = [layer for layer in model.modules() if isinstance(layer, MPOLayer)]
     before = [layer.execution for layer in layers]
     for layer in layers:
         layer.execution = "factorised"

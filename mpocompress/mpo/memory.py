@@ -1,8 +1,8 @@
 """Memory of large temporary tensors: allocated on huge pages, and reused while a block lasts.
 
-This matters for matrices of 16 MiB and more, for two reasons. numpy requests huge pages and torch
-does not (unless THP_MEM_ALLOC_ENABLE=1 was set before the process started). And the system clears memory before it hands
-it out, which takes longer than filling it with numbers.
+This matters for matrices of 16 MiB and more, for two reasons. numpy requests huge pages; torch does not, unless
+THP_MEM_ALLOC_ENABLE=1 was set before the process started. And the system clears memory before it hands it out, which
+takes longer than filling it with numbers.
 
 The pool is the only state of the package; it is guarded by a lock, and empty outside `keeping_memory`.
 """

@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+Name = TypeVar("Name", bound=str)
 
 SAMPLE_S = 0.002
 """Shortest duration of a sample: it has as many calls as that takes."""
@@ -105,8 +108,8 @@ def interleaved(
 
 
 def best_times(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int, least_s: float = 0.0, clock: Clock = time.perf_counter
-) -> dict[str, float]:
+    runs: Mapping[Name, Callable[[], object]], *, rounds: int, least_s: float = 0.0, clock: Clock = time.perf_counter
+) -> dict[Name, float]:
     """Return the shortest time of a single call of every function, after one call that is not timed.
 
     Args:

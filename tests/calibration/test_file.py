@@ -196,7 +196,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], st
     "count": (unit(count=0), "0.weight"),
     "count of text": (unit(count="many"), "count: 'many' is not int"),
     "units": (field(units=3), "'int' object is not iterable"),
-    "a unit": (field(units=[3]), "unit: 3 is no object"),
+    "a unit": (field(units=[3]), "weightgroup: 3 is no object"),
     "points": (field(points=[None]), "point: None is no object"),
     "bond": (point(bond=0), "sensitivity of 0.weight"),
     "divergence": (point(divergence=-1.0), "sensitivity of 0.weight"),

@@ -38,7 +38,7 @@ def test_prefixes_are_seen_through(tmp_path: Path, prefix: str) -> None:
     with opened(tmp_path, {prefix + name: tensor for name, tensor in model.state_dict().items()}) as checkpoint:
         rig = Rig(model, checkpoint, read_batches(inputs()))
 
-    assert [unit.name for watch in rig.watches for unit in watch.units.values()] == [
+    assert [unit.name for observed in rig.observed for unit in observed.units.values()] == [
         f"{prefix}0.weight",
         f"{prefix}2.weight",
     ]

@@ -195,7 +195,7 @@ def test_a_layer_that_never_runs_gets_its_own_share_and_is_named(tmp_path: Path)
     by_name = {matrix.name: matrix for matrix in report.matrices}
 
     assert report.calibration is not None
-    reason = "never ran on the calibration inputs"
+    reason = "was not run on the calibration batches"
     assert report.calibration.left_out == {"unused.weight_ih_l0": reason, "unused.weight_hh_l0": reason}
     unused = [by_name[f"unused.weight_{side}_l0"] for side in ("ih", "hh")]
     assert all(matrix.weighted_error is None for matrix in unused)
