@@ -13,10 +13,8 @@ from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import class_kind, full_name
 from mpocompress.text import listed, shown
 from mpocompress.user.code import model_builder
-from mpocompress.user.model import UserModel, _ran
-from mpocompress.user.name_alignment import aligned
-
-_MOST_SHOWN = 3
+from mpocompress.user.model import UserModel, import_note
+from mpocompress.user.name_alignment import align_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +52,17 @@ def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) ->
     called = shown(model) if isinstance(model, str) else "the given model"
     ran: tuple[str, ...] = ()
     if isinstance(model, str):
-        ran = (_ran(model),)
+        ran = (import_note(model),)
         model = model_builder(model)()
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
         classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(model)}
-        found = aligned(weights, own, lambda name, other: shapes[name] == own[other])
+        found = align_names(weights, own, lambda name, other: shapes[name] == own[other])
         owners = {_module(name): classes.get(_module(other), "") for name, other in found.items()}
     else:
         classes = {path: one if isinstance(one, str) else full_name(one) for path, one in model.items()}
-        found = aligned([_module(name) for name in weights], classes, lambda name, other: True)
+        found = align_names([_module(name) for name in weights], classes, lambda name, other: True)
         owners = {name: classes[other] for name, other in found.items()}
     if not found:
         raise ModelError(
@@ -110,4 +108,4 @@ def _module(name: str) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    return listed(names, _MOST_SHOWN) or "nothing"
+    return listed(names) or "nothing"

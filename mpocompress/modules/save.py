@@ -25,7 +25,7 @@ from mpocompress.modules.saved_report import Found, renewed_report
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.compression import FLOAT_DTYPES, Report
 from mpocompress.text import listed, shown
-from mpocompress.user.name_alignment import unwrapped
+from mpocompress.user.name_alignment import strip_wrappers
 
 _MOST_SHOWN = 5
 
@@ -59,7 +59,7 @@ def save(
     Example:
         >>> from mpocompress.modules.compress import compress_module
         >>> from mpocompress.planning.target import Truncation
-        >>> small, _ = compress_module(nn.Sequential(nn.Linear(64, 128)), Truncation(max_bond=8))
+        >>> small, _ = compress_module(nn.Sequential(nn.Linear(64, 128)), truncation=Truncation(max_bond=8))
         >>> save(small, "small-net.safetensors").compressed[0].bonds
         (8,)
     """
@@ -109,7 +109,7 @@ def _found_in(model: nn.Module) -> tuple[Found, ...]:
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, MPOWeight):
             weights[id(module)] = module
-            paths.setdefault(id(module), []).append(unwrapped(path))
+            paths.setdefault(id(module), []).append(strip_wrappers(path))
     if not weights or isinstance(model, MPOWeight):
         raise ModelError(
             where=type(model).__name__,
