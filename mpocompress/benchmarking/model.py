@@ -9,13 +9,13 @@ from torch import nn
 from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, measure_case
 from mpocompress.benchmarking.dense_twin import dense_state
 from mpocompress.benchmarking.example_inputs import (
-    InputsFunction,
     InputsMaker,
     check_inputs,
     given_inputs,
     guessed_inputs,
     make_inputs,
 )
+from mpocompress.benchmarking.options import InputsFunction
 from mpocompress.benchmarking.stored_layers import StoredLayer
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.modules.load import load

@@ -12,7 +12,7 @@ from mpocompress.calibration.batches import read_batches, sample_total
 from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.file import SUFFIX, read_calibration
 from mpocompress.calibration.moments import collect
-from mpocompress.calibration.options import CalibrationInputs
+from mpocompress.calibration.options import CalibrateOptions, CalibrationInputs
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint import Checkpoint, open_checkpoint
 from mpocompress.errors import CalibrationError, FormatError, ModelError
@@ -20,27 +20,24 @@ from mpocompress.jobs import Progress
 from mpocompress.text import StrPath, shown
 from mpocompress.user.code import loss_function
 from mpocompress.user.model import UserModel, resolve_model
+from mpocompress.user.options import with_keywords
 
 
+@with_keywords(CalibrateOptions)
 def calibrate(
     source: StrPath,
     inputs: CalibrationInputs | str | Iterable[object],
     model: UserModel,
-    *,
-    key: str | None = None,
-    allow_pickle: bool = False,
-    progress: Progress | None = None,
+    options: CalibrateOptions,
 ) -> Calibration:
     """Run a model on calibration inputs once, for use in any number of compressions of its checkpoint.
 
     Args:
         source: the checkpoint.
-        inputs: batches, or `file.py:name` or `package.module:name` of them.
+        inputs: batches, `file.py:name` or `package.module:name` of them, or `CalibrationInputs`.
         model: the model that the checkpoint was saved from, as a module, or `file.py:name` or `package.module:name` of
             one or of a function that builds it, which is imported and run.
-        key: key of the state dict in a nested checkpoint.
-        allow_pickle: load a pickle with `torch.load`, which runs the code that it names.
-        progress: called with the progress of the work.
+        options: the options.
 
     Returns:
         The calibration, with the model and its inputs, as an argument of `compress` and `plan`.
@@ -51,13 +48,13 @@ def calibrate(
         CalibrationError: the inputs cannot be read, or the model does not accept them.
     """
     built, ran = resolve_model(model)
-    with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
-        calibration = calibration_for(inputs, built, checkpoint, progress)
+    with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
+        calibration = calibration_for(inputs, built, checkpoint, options.progress)
     return dataclasses.replace(calibration, notes=(*ran, *calibration.notes))
 
 
 CalibrationSource = Calibration | CalibrationInputs | str | PathLike[str] | Iterable[object]
-"""A calibration, the path of a calibration file, calibration inputs, or batches or their `file.py:name`."""
+"""A calibration, the path object of a calibration file, `CalibrationInputs`, or batches or their `file.py:name`."""
 
 
 def calibration_for(
@@ -69,7 +66,7 @@ def calibration_for(
     """Return the calibration of a checkpoint, read or measured.
 
     Args:
-        source: where it comes from; a string that ends in `.safetensors` is the path of a calibration file.
+        source: a calibration, the path object of a calibration file, or inputs; a string names code to run.
         model: the user's model; needed to measure.
         checkpoint: the weights, open.
         progress: called with the progress of the work.
@@ -79,7 +76,14 @@ def calibration_for(
         ModelError: there is no model to run.
         FormatError: the file is no calibration.
     """
-    if isinstance(source, PathLike) or (isinstance(source, str) and source.endswith(SUFFIX)):
+    if isinstance(source, str) and source.endswith(SUFFIX):
+        raise CalibrationError(
+            where="calibration",
+            found=f"the string {shown(repr(source))}",
+            why="a string names code to import and run, and a calibration file is passed as a path object",
+            action=f"Pass pathlib.Path({shown(repr(source))}).",
+        )
+    if isinstance(source, PathLike):
         source = read_calibration(source)
     if isinstance(source, Calibration):
         if source.sha256 != checkpoint.sha256():

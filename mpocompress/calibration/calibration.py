@@ -62,6 +62,10 @@ class Calibration:
     rig: Rig | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return what was measured in place of the moments."""
+        return f"Calibration(kind={self.kind!r}, samples={self.samples}, weights={len(self.units)})"
+
     def unit_of(self, members: tuple[str, ...]) -> tuple[WeightGroup, tuple[int, int]] | None:
         """The unit that some tensors belong to.
 

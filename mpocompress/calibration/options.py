@@ -8,7 +8,8 @@ from typing import Any
 
 from mpocompress.errors import CalibrationError
 from mpocompress.reports.calibration import OUTPUT_KINDS, OutputKind
-from mpocompress.user.options import Option, check_options, documented, option, required
+from mpocompress.user.common_options import ProgressOptions, SourceOptions
+from mpocompress.user.options import Option, check_options, option, option_class, required
 
 LossFunction = Callable[[Any, Any], Any]
 """Takes the output of the model and a target, returns a scalar tensor."""
@@ -27,17 +28,9 @@ class OutputOptions:
     )
 
 
-@documented
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CalibrationInputs(OutputOptions):
-    """Inputs to calibrate with.
-
-    Args:
-        options: the fields.
-
-    Raises:
-        CalibrationError: a value out of range.
-    """
+class BatchOptions:
+    """The inputs, and how many of them count."""
 
     batches: str | Iterable[object] = field(
         metadata=required(
@@ -52,6 +45,20 @@ class CalibrationInputs(OutputOptions):
         )
     )
     samples: int | None = option(None, metavar="N", minimum=1, help="Samples at most.", default_text="512")
+
+
+@option_class
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationInputs(OutputOptions, BatchOptions):
+    """Inputs to calibrate with.
+
+    Args:
+        options: the fields.
+
+    Raises:
+        CalibrationError: a value out of range.
+    """
+
     loss: str | LossFunction | None = option(
         None,
         metavar="PLACE:NAME",
@@ -63,3 +70,13 @@ class CalibrationInputs(OutputOptions):
     def __post_init__(self) -> None:
         """Check the values."""
         check_options(self, CalibrationError)
+
+
+@option_class
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrateOptions(ProgressOptions, SourceOptions):
+    """Options of `calibrate`.
+
+    Args:
+        options: the fields.
+    """

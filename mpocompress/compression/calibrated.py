@@ -27,6 +27,7 @@ from mpocompress.mpo.tt_svd import measured_error
 from mpocompress.planning.plan import MatrixPlan, make_plan
 from mpocompress.reports.calibration import BEYOND, CalibrationReport
 from mpocompress.reports.compression import INT8, MatrixReport
+from mpocompress.user.batches import Batch
 
 SHAPES_BELOW = 0.1
 """Fraction of its parameters below which a matrix is tried in other site shapes than low rank."""
@@ -162,9 +163,7 @@ class _Work:
         units = {stand.weighed.unit.name for stand in stands.values()}
         return len(units) > 1 or any(len(stand.weighed.unit.members) > 1 for stand in stands.values())
 
-    def _refitted(
-        self, rig: Rig, first: Mapping[str, Stand], mix: float, batches: Sequence[object]
-    ) -> dict[str, Stand]:
+    def _refitted(self, rig: Rig, first: Mapping[str, Stand], mix: float, batches: Sequence[Batch]) -> dict[str, Stand]:
         """All cores fitted again, in the order in which they run."""
         by_unit: dict[str, list[str]] = {}
         for name, stand in first.items():

@@ -11,7 +11,8 @@ from mpocompress.calibration.options import LossFunction, OutputOptions
 from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.text import StrPath
-from mpocompress.user.options import Option, check_options, documented, option, required
+from mpocompress.user.common_options import OverwriteOptions, PickleOptions
+from mpocompress.user.options import Option, check_options, option, option_class, required
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 PLACE = "PLACE:NAME"
 
 
-@documented
+@option_class
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingOptions(OutputOptions):
     """How a model is trained.
@@ -68,10 +69,10 @@ class TrainingOptions(OutputOptions):
         None,
         metavar="LR",
         above=0,
-        help="Largest step size of AdamW, for every tensor.",
-        default_text="one for every tensor",
-        details="Without it, each tensor has its own: a share of the root mean square of its entries at the start, or "
-        "of 0.01 where they are smaller; the share grows with the distance of the outputs from the teacher's.",
+        help="Largest step size of AdamW.",
+        default_text="each tensor has its own",
+        details="By default the step size of a tensor is a share of the root mean square of its entries at the start, "
+        "or of 0.01 where they are smaller; the share grows with the distance of the outputs from the teacher's.",
     )
     train: Trained = option(
         "all", choices=get_args(Trained), help="Which parameters are trained: all, or the cores alone."
@@ -110,6 +111,7 @@ class TrainingOptions(OutputOptions):
     )
     seed: int = option(
         0,
+        metavar="N",
         minimum=0,
         help="Seed of the random numbers.",
         details="The same seed, data and precision give the same result if `steps` is given.",
@@ -127,14 +129,15 @@ class RunOptions(TrainingOptions):
     resume: bool = option(
         False,
         help="Continue the run that was stopped.",
-        details="The result is that of a run without a stop.",
+        details="The result is that of a run without a stop. Without it, a stopped run is restarted only with "
+        "`overwrite`.",
     )
     progress: Callable[[FinetuneProgress], None] | None = option(
         None, flag=None, help="Called with the progress of the run."
     )
 
 
-@documented
+@option_class
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinetuneModuleOptions(RunOptions):
     """Options of `finetune_module`.
@@ -160,23 +163,15 @@ class FinetuneModuleOptions(RunOptions):
     )
 
 
-@documented
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FinetuneOptions(RunOptions):
-    """Options of `finetune` and of the command of that name.
-
-    Args:
-        options: the fields.
-
-    Raises:
-        FinetuneError: a value out of range.
-    """
+class DataOptions:
+    """The model that is trained, and what it learns from."""
 
     model: str | nn.Module | Callable[[], nn.Module] = field(
         metadata=required(
             Option(
                 metavar=PLACE,
-                help="Your model; file.py:name or package.module:name is imported and run.",
+                help="Your model; `file.py:name` or `package.module:name` is imported and run.",
                 details="Or a module, or a function that builds it. With a teacher it is built twice.",
             )
         )
@@ -199,15 +194,25 @@ class FinetuneOptions(RunOptions):
         details="True looks for it in the folder of the source, False trains on targets alone.",
         default_text="looked for in the folder of the compressed file",
     )
+
+
+@option_class
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinetuneOptions(OverwriteOptions, PickleOptions, RunOptions, DataOptions):
+    """Options of `finetune` and of the command of that name.
+
+    Args:
+        options: the fields.
+
+    Raises:
+        FinetuneError: a value out of range.
+    """
+
     device: str | torch.device | None = option(
         None,
         metavar="DEVICE",
         help="Where to train, such as cpu or cuda:1.",
         default_text="a GPU if there is one; under torchrun one for every process",
-    )
-    allow_pickle: bool = option(False, help="Load a pickled teacher by RUNNING the code in it: only if you trust it.")
-    overwrite: bool = option(
-        False, flag="--force", help="Replace an existing output, and restart a run to it that was stopped."
     )
 
     def __post_init__(self) -> None:

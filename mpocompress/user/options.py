@@ -38,7 +38,7 @@ class Option:
     """The description of one option.
 
     Args:
-        help: what it does, in one or two sentences; shown by the command line and in docstrings.
+        help: what it does, in one or two sentences; shown in docstrings and, without backticks, by the command line.
         details: further sentences for docstrings alone, such as values that only Python can pass.
         flag: its flag on the command line; empty for the field name with dashes, None for no flag.
         metavar: placeholder of its value in the help of the command line.
@@ -249,21 +249,18 @@ def check_options(options: Any, error: type[MPOCompressError]) -> None:
 
 def _problem(declared: Field[Any], value: object) -> str:
     """Return what a value should be; empty if it is right."""
-    description = option_of(declared)
+    description, limits = option_of(declared), _limits(declared)
     if value is None and default_of(declared) is None:
         return ""
-    if is_sequence(declared) and (isinstance(value, str) or not isinstance(value, Sequence)):
-        return "a sequence of names" if "str" in type_words(declared) else "a sequence of numbers"
+    if is_sequence(declared):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            return "a sequence of strings" if "str" in type_words(declared) else "a sequence"
+        is_right = not limits or (len(value) > 0 and all(_is_within(number, declared) for number in value))
+        return "" if is_right else f"a sequence of one or more values, each {limits}"
     if description.choices:
         values = list(value.values()) if isinstance(value, Mapping) else [value]
         return "" if all(each in description.choices for each in values) else f"one of {', '.join(description.choices)}"
-    limits = _limits(declared)
-    if not limits:
-        return ""
-    numbers = list(value) if is_sequence(declared) and isinstance(value, Sequence) else [value]
-    if numbers and all(_is_within(each, declared) for each in numbers):
-        return ""
-    return f"{limits}, at least one of them" if not numbers else limits
+    return "" if not limits or _is_within(value, declared) else limits
 
 
 def _limits(declared: Field[Any]) -> str:
@@ -271,21 +268,18 @@ def _limits(declared: Field[Any]) -> str:
     description = option_of(declared)
     least, most, above, below = description.minimum, description.maximum, description.above, description.below
     noun = "an integer" if "int" in type_words(declared) else "a number"
-    match (least, most, above, below):
-        case (None, None, None, None):
-            return ""
-        case (_, None, None, None):
-            return f"{noun} of {least} or more"
-        case (None, None, _, None):
-            return f"{noun} above {above}"
-        case (_, _, None, None):
-            return f"{noun} from {least} to {most}"
-        case (None, _, _, None):
-            return f"{noun} above {above} and at most {most}"
-        case (_, None, None, _):
-            return f"{noun} from {least} to below {below}"
-        case _:
-            raise TypeError(f"option {declared.name!r} combines limits that have no text")
+    given = [name for name in ("minimum", "maximum", "above", "below") if getattr(description, name) is not None]
+    texts = {
+        (): "",
+        ("minimum",): f"{noun} of {least} or more",
+        ("above",): f"{noun} above {above}",
+        ("minimum", "maximum"): f"{noun} from {least} to {most}",
+        ("maximum", "above"): f"{noun} above {above} and at most {most}",
+        ("minimum", "below"): f"{noun} from {least} to below {below}",
+    }
+    if tuple(given) not in texts:
+        raise TypeError(f"option {declared.name!r} combines limits that have no text")
+    return texts[tuple(given)]
 
 
 def _is_within(value: object, declared: Field[Any]) -> bool:
@@ -371,14 +365,30 @@ def with_keywords(options_class: Callable[P, Options]) -> _WithKeywords[P, Optio
     return cast(_WithKeywords[P, Options], decorate)
 
 
-def documented(options_class: type[T]) -> type[T]:
-    """Replace the entry `options:` in the docstring of an option class by one entry a field; a class decorator.
+def option_class(decorated: type[T]) -> type[T]:
+    """Complete the docstring of an option class and give it a short `repr`; a class decorator.
+
+    In the docstring one entry a field replaces the entry `options:`. The `repr` shows the options that differ from
+    their defaults.
 
     Args:
-        options_class: a dataclass of options.
+        decorated: a dataclass of options.
     """
-    options_class.__doc__ = documented_with(options_class.__doc__, fields(cast(Any, options_class)))
-    return options_class
+    decorated.__doc__ = documented_with(decorated.__doc__, fields(cast(Any, decorated)))
+    decorated.__repr__ = _short_repr  # type: ignore[method-assign]
+    return decorated
+
+
+def _short_repr(options: Any) -> str:
+    values = ((declared, getattr(options, declared.name)) for declared in fields(options))
+    shown = (f"{declared.name}={value!r}" for declared, value in values if not _is_default(declared, value))
+    return f"{type(options).__name__}({', '.join(shown)})"
+
+
+def _is_default(declared: Field[Any], value: object) -> bool:
+    """Return whether a value is the default; values of the user's own classes may compare in their own ways."""
+    default = default_of(declared)
+    return value is default or (type(value) in (bool, int, float, str, tuple, dict) and value == default)
 
 
 def documented_with(docstring: str | None, declared: Sequence[Field[Any]]) -> str | None:
@@ -405,7 +415,10 @@ def documented_with(docstring: str | None, declared: Sequence[Field[Any]]) -> st
 def _entry(declared: Field[Any]) -> str:
     description = option_of(declared)
     default = f"Default: {description.default_text}." if description.default_text else ""
-    text = " ".join(filter(None, (f"{declared.name}: {description.help}", description.details, default)))
+    text = " ".join(filter(None, (description.help, description.details, default)))
+    if not text[1:2].isupper():  # an acronym
+        text = text[0].lower() + text[1:]
+    text = f"{declared.name}: {text}"
     return textwrap.fill(text, _LINE, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
 
 

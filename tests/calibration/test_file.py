@@ -316,3 +316,16 @@ def test_a_kind_that_there_is_not_is_refused() -> None:
         match=r"kind: got 'poetry'; it must be one of classification, embedding, regression\. Pass such a value\.",
     ):
         CalibrationInputs(batches=[], kind="poetry")  # type: ignore[arg-type]
+
+
+def test_the_repr_shows_no_moments(made: Calibration) -> None:
+    assert repr(made) == f"Calibration(kind={made.kind!r}, samples={made.samples}, weights={len(made.units)})"
+
+
+def test_a_string_never_means_a_calibration_file(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(
+        CalibrationError,
+        match=r"calibration: the string 'kept\.safetensors'; a string names code to import and run, and a calibration "
+        r"file is passed as a path object\. Pass pathlib\.Path\('kept\.safetensors'\)\.$",
+    ):
+        compress(source, tmp_path / "small.pt", truncation=KEEP, calibration="kept.safetensors")

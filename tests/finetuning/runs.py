@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.finetuning.finetune import FinetuneResult, finetune
+from mpocompress.finetuning.finetune_module import FinetuneResult, finetune_module
 from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
@@ -65,7 +65,9 @@ def _made(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     with torch.no_grad():
         for one in teacher.parameters():
             one.mul_(2.0)
-    return teacher, compress_module(teacher, Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)[0]
+    return teacher, compress_module(
+        teacher, truncation=Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1
+    )[0]
 
 
 def pair(make: Callable[[], nn.Module] = plain) -> tuple[Any, Any]:
@@ -88,7 +90,7 @@ def pairs(count: int = 8, size: int = 6) -> list[tuple[Tensor, Tensor]]:
 
 def tuned(model: nn.Module, data: object, **options: Any) -> FinetuneResult:
     """Train a few steps, in float32."""
-    return finetune(model, data, **{"steps": 6, "precision": "float32", **options})
+    return finetune_module(model, data, **{"steps": 6, "precision": "float32", **options})
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:

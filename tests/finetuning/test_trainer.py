@@ -312,7 +312,7 @@ def test_data_that_end_early_end_the_run_in_words() -> None:
 
     assert (found.steps, found.stopped, found.report.asked_steps) == (8, "the data ended", 50)
     assert found.history[-1].step == 8
-    assert "The data could be gone through once only, and ended before the steps did." in found.report.notes
+    assert "The data can be passed over only once, and ended before the steps did." in found.report.notes
 
 
 def test_one_batch_is_trained_and_measured_on() -> None:
@@ -321,14 +321,14 @@ def test_one_batch_is_trained_and_measured_on() -> None:
     found = tuned(student, iter(batches(1)), teacher=teacher)
 
     assert (found.steps, found.stopped, found.report.held_out) == (1, "the data ended", 0)
-    assert "There was one batch only, so the loss was measured on what was trained on." in found.report.notes
+    assert "There was only one batch, so the loss was measured on the data that were trained on." in found.report.notes
 
 
 def test_too_few_batches_for_a_step_are_refused() -> None:
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(FinetuneError, match="training: the data ended; not one step could be made"):
+    with pytest.raises(FinetuneError, match="training: the data ended; not a single step could be made"):
         tuned(student, iter(batches(3)), teacher=teacher, batches_per_step=4)
     assert same(values(student), before)
 
@@ -339,7 +339,7 @@ def test_data_in_another_order_are_told_of() -> None:
 
     notes = tuned(student, shuffled, teacher=teacher, steps=20).report.notes
 
-    assert any(one.startswith("Later passes gave other batches than the first") for one in notes)
+    assert any(one.startswith("Later passes had other batches than the first one") for one in notes)
 
 
 def test_progress_is_told_after_every_step() -> None:

@@ -104,12 +104,13 @@ def generators() -> tuple[object, ...]:
 
 def test_passes_with_a_seed_draw_random_numbers_of_their_own() -> None:
     passes, before = passes_over(numbers, FORMAT), generators()
-    first, second = passes(1), passes(2)
+    first: Any = passes(1)
+    second: Any = passes(2)
     interleaved = [(next(first), next(second)) for _ in range(4)]
 
     assert generators() == before
     for place, seed in enumerate((1, 2)):
-        alone = list(passes(seed))
+        alone: list[Any] = list(passes(seed))
         assert all(torch.equal(pair[place], batch) for pair, batch in zip(interleaved, alone, strict=True))
     assert len({float(batch[0]) for pair in interleaved for batch in pair}) == 8
 
@@ -117,7 +118,7 @@ def test_passes_with_a_seed_draw_random_numbers_of_their_own() -> None:
 def test_a_pass_without_a_seed_draws_from_the_global_generators() -> None:
     passes = passes_over(numbers, FORMAT)
     torch.manual_seed(3)
-    batches = list(passes(None))
+    batches: list[Any] = list(passes(None))
     torch.manual_seed(3)
 
     assert [float(batch[2]) for batch in batches] == [float(torch.rand(())) for _ in range(4)]

@@ -15,12 +15,12 @@ from mpocompress.user.options import (
     Option,
     check_options,
     default_of,
-    documented,
     documented_with,
     flag_of,
     is_sequence,
     keywords,
     option,
+    option_class,
     option_of,
     required,
     with_keywords,
@@ -36,7 +36,7 @@ class Part:
     size: int = option(3, help="Size.", minimum=1)
 
 
-@documented
+@option_class
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleOptions:
     """Options of an example.
@@ -101,10 +101,10 @@ def train(source: str, target: str, options: ExampleOptions) -> tuple[str, str, 
         ("error", 1, "a number from 0 to below 1"),
         ("shape", "oval", "one of round, square"),
         ("kinds", {"a": "round", "b": "oval"}, "one of round, square"),
-        ("layers", "lstm", "a sequence of names"),
-        ("batches", 3, "a sequence of numbers"),
-        ("batches", (), "an integer of 1 or more, at least one of them"),
-        ("batches", (1, 0), "an integer of 1 or more"),
+        ("layers", "lstm", "a sequence of strings"),
+        ("batches", 3, "a sequence"),
+        ("batches", (), "a sequence of one or more values, each an integer of 1 or more"),
+        ("batches", (1, 0), "a sequence of one or more values, each an integer of 1 or more"),
     ],
 )
 def test_a_value_out_of_range_is_refused(name: str, value: Any, wanted: str) -> None:
@@ -256,19 +256,35 @@ def test_the_docstring_shows_every_keyword() -> None:
         "Args:",
         "    source: what to read.",
         "    target: what to write.",
-        "    data: Batches.",
-        "    steps: Steps at most. Default: 1000.",
-        "    rate: Step size.",
-        "    share: Share of the teacher.",
-        "    keep: Fraction to keep.",
+        "    data: batches.",
+        "    steps: steps at most. Default: 1000.",
+        "    rate: step size.",
+        "    share: share of the teacher.",
+        "    keep: fraction to keep.",
     ]
-    assert "    layers: Layers. Globs of names.\n" in (train.__doc__ or "")
-    assert (train.__doc__ or "").endswith("    quiet: Print nothing.\n\nReturns:\n    Everything.")
+    assert "    layers: layers. Globs of names.\n" in (train.__doc__ or "")
+    assert (train.__doc__ or "").endswith("    quiet: print nothing.\n\nReturns:\n    Everything.")
     assert "options" not in (train.__doc__ or "")
 
 
 def test_the_docstring_of_an_option_class_shows_its_fields() -> None:
-    assert (ExampleOptions.__doc__ or "").startswith("Options of an example.\n\nArgs:\n    data: Batches.\n    steps: ")
+    assert (ExampleOptions.__doc__ or "").startswith("Options of an example.\n\nArgs:\n    data: batches.\n    steps: ")
+
+
+def test_the_repr_shows_what_differs_from_the_defaults() -> None:
+    assert repr(ExampleOptions(data=[1])) == "ExampleOptions(data=[1])"
+    assert repr(ExampleOptions(data=0, steps=3, layers=["a"])) == "ExampleOptions(data=0, steps=3, layers=['a'])"
+    assert repr(ExampleOptions(data=0, batches=(1, 32), rate=0.5, kinds={})) == "ExampleOptions(data=0)"
+
+
+def test_an_acronym_keeps_its_capitals() -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Acronym:
+        lstm: int = option(1, help="LSTM weights.")
+
+    assert (
+        documented_with("A.\n\nArgs:\n    options: fields.", fields(Acronym)) == "A.\n\nArgs:\n    lstm: LSTM weights."
+    )
 
 
 def test_long_entries_are_wrapped() -> None:
