@@ -30,26 +30,26 @@ CPU_FILE = Path("/proc/cpuinfo")
 
 @with_keywords(BenchOptions)
 def bench(source: StrPath, options: BenchOptions) -> BenchReport:
-    """Time a compressed file against its dense twin, whose weights are its cores multiplied out.
+    """Time a compressed file against its dense twin, whose weights are the contracted cores.
 
-    Without a model every compressed layer runs alone, in float32 and with its own weights; layers that run alike are
-    measured once. With a model the whole of it runs.
+    Without a model, every compressed layer runs alone, in float32 and with its own weights; layers of the same kind,
+    shapes, sites and bonds are measured once. With a model, the whole model runs.
 
     Args:
         source: a file or folder that `compress` wrote.
         options: the fields of `BenchOptions`.
 
     Returns:
-        The figures, all of one run on this machine.
+        The measurements, all from one run on this machine.
 
     Raises:
         CheckpointError: the source cannot be read.
-        FormatError: not a compressed file, or one that contradicts itself.
-        ReportError: figures in it that do not add up.
-        BenchmarkError: nothing in it is compressed; sizes that mean nothing; a device that is not there.
-        SelectionError: a glob that matches no compressed layer.
-        ModelError: the model cannot be built, or the file is not of it.
-        InputsError: inputs cannot be made or guessed, or the model does not take them.
+        FormatError: not a compressed file, or an inconsistent one.
+        ReportError: the totals in its report do not add up.
+        BenchmarkError: no compressed layer, invalid sizes, or a device that is not available.
+        SelectionError: a pattern matches no compressed layer.
+        ModelError: the model cannot be built, or does not match the file.
+        InputsError: inputs cannot be made or guessed, or the model does not accept them.
     """
     model, device = options.model, options.device_name
     _check_device(device)
@@ -66,7 +66,7 @@ def bench(source: StrPath, options: BenchOptions) -> BenchReport:
             raise BenchmarkError(
                 where=checkpoint.path.name,
                 found="no compressed layer",
-                why="there is nothing to compare with a dense one",
+                why="the benchmark compares compressed layers with dense ones",
                 action="Compress the checkpoint to a smaller target.",
             )
         check_cores(report, checkpoint.tensors, where=checkpoint.path.name)
