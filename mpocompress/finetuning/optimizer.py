@@ -73,7 +73,7 @@ class Optimizer:
         """Change the parameters.
 
         Args:
-            relative_learning_rate: largest learning rate of a tensor relative to the size of its entries; not used with `lr`.
+            relative_learning_rate: largest learning rate relative to the entries of a tensor; not used with `lr`.
             cut: factor on the largest learning rate.
             share: share of it at this point of the schedule.
         """

@@ -72,7 +72,7 @@ class TrainingOptions(OutputOptions):
         help="Largest learning rate of AdamW.",
         default_text="each tensor has its own",
         details="By default the learning rate of a tensor is a share of the root mean square of its entries at the "
-        "start, or of 0.01 where they are smaller; the share grows with the distance of the outputs from the teacher's.",
+        "start, or of 0.01 where they are smaller; it grows with the distance of the outputs from the teacher's.",
     )
     train: Trained = option(
         "all", choices=get_args(Trained), help="Which parameters are trained: all, or the cores alone."

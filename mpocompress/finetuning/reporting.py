@@ -33,7 +33,7 @@ def finetuning_report(setup: RunSetup, result: RunResult, *, notes: tuple[str, .
         teacher=setup.settings["teacher"],
         loss=str(setup.objective),
         kind=measure.kind if measure is not None else "",
-        said=measure.said if measure is not None else "",
+        said=measure.kind_from if measure is not None else "",
         trained=options.train,
         trained_parameters=sum(parameter.numel() for parameter in setup.parameters.values()),
         steps=state.step,
