@@ -183,7 +183,8 @@ def observing(modules: Sequence[ObservedModule], observer: Observer) -> Iterator
         for observed in modules:
             module = observed.module
             if isinstance(module, nn.LSTM | nn.LSTMCell):
-                vars(module)["forward"] = partial(_recurrent_forward, observed, observer, module.forward)
+                call = module.forward  # type: ignore[has-type, unused-ignore] # torch 2.10
+                vars(module)["forward"] = partial(_recurrent_forward, observed, observer, call)
                 stack.callback(vars(module).pop, "forward")
             else:
                 hook = module.register_forward_hook(partial(_product_hook, observed, observer), with_kwargs=True)
