@@ -91,7 +91,7 @@ def finetune_module(model: nn.Module, data: object, options: FinetuneModuleOptio
     Source:
         Hinton, Vinyals and Dean 2015, arXiv 1503.02531 (learning from a teacher); Loshchilov and Hutter 2019,
         "Decoupled Weight Decay Regularization", arXiv 1711.05101 (AdamW); Shazeer and Stern 2018, "Adafactor", arXiv
-        1804.04235 (step sizes relative to the size of a tensor).
+        1804.04235 (learning rates relative to the size of a tensor).
 
     Example:
         >>> import mpocompress, torch
