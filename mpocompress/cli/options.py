@@ -288,7 +288,7 @@ def _calibration(values: Mapping[str, Any], path: str) -> CalibrationInputs | Pa
 
 def target_options(command: Command) -> Command:
     """Give a command the options of the targets."""
-    for target in reversed(TARGETS):
+    for target in reversed(TARGETS.values()):
         has_globs = target.name == "max_bond"
         command = click.option(
             target.flag,
@@ -311,9 +311,9 @@ def truncation_of(values: Mapping[str, Any], source: str) -> Truncation:
     Raises:
         click.UsageError: no target or several.
     """
-    given = [target for target in TARGETS if values[target.name] not in (None, ())]
+    given = [target for target in TARGETS.values() if values[target.name] not in (None, ())]
     if not given:
-        lines = [f"  {f'{target.flag} {target.metavar}':<17}{target.help}" for target in TARGETS]
+        lines = [f"  {f'{target.flag} {target.metavar}':<17}{target.help}" for target in TARGETS.values()]
         raise click.UsageError(
             "\n".join(
                 (

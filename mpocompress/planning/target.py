@@ -181,35 +181,35 @@ class TargetOption:
     parse: Callable[[str], float]
 
 
-TARGETS = (
-    TargetOption(name="max_bond", flag="--bond", metavar="N", help="Largest bond.", parse=_integer),
-    TargetOption(
+TARGETS = {
+    "bond": TargetOption(name="max_bond", flag="--bond", metavar="N", help="Largest bond.", parse=_integer),
+    "energy": TargetOption(
         name="energy",
         flag="--energy",
         metavar="E",
         help="Fraction of the squared singular values to keep in every matrix.",
         parse=_fraction,
     ),
-    TargetOption(
+    "max_error": TargetOption(
         name="max_error",
         flag="--max-error",
         metavar="E",
         help="Largest relative error of every matrix.",
         parse=_error,
     ),
-    TargetOption(
+    "keep": TargetOption(
         name="keep",
         flag="--keep",
         metavar="F",
         help="Fraction of the eligible parameters to keep, over all layers.",
         parse=_fraction,
     ),
-    TargetOption(
+    "max_params": TargetOption(
         name="max_params",
         flag="--max-params",
         metavar="N",
         help="Largest number of parameters of the whole model.",
         parse=_integer,
     ),
-)
-"""The targets, of which exactly one is given."""
+}
+"""Kind -> target; exactly one is given."""
