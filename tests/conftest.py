@@ -1,4 +1,4 @@
-"""How Hypothesis draws: the same examples on every run, unless `HYPOTHESIS_PROFILE=thorough` asks for new ones."""
+"""How many examples Hypothesis draws, and which: `HYPOTHESIS_PROFILE` names a profile."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "ci",
-    derandomize=True,
+    "default",
+    derandomize=True,  # the same examples on every run
     deadline=None,  # the machine is shared, and no test times anything
-    max_examples=50,
+    max_examples=15,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("thorough", settings.get_profile("ci"), derandomize=False, max_examples=1000, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=50)
+settings.register_profile(
+    "search", settings.get_profile("default"), derandomize=False, max_examples=1000, print_blob=True
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
