@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import doctest
 import os
+import signal
 
 import pytest
 from sybil import Sybil
@@ -19,6 +20,9 @@ from tools.console_blocks import enter_workspace, evaluate, leave_workspace
 # One thread in every process, child processes included: threads that wait for each other on busy cores take many times
 # as long for matrices as small as those of the tests. Read by the libraries when they are loaded.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Some tests send SIGINT, which is ignored by default in the background of a script.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DOCTEST_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
