@@ -6,6 +6,7 @@ torchrun --standalone --nproc-per-node 2 examples/fsdp/train.py small.pt tuned.p
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 
 import torch
@@ -57,16 +58,10 @@ def train(model: nn.Module, *, rank: int = 0, processes: int = 1) -> None:
         optimizer.step()
 
 
-def main() -> None:
+def run(source: Path, target: Path) -> None:
     """Load, shard, train, gather, and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="a compressed file")
-    parser.add_argument("target", type=Path, help="the file to write")
-    options = parser.parse_args()
-
-    dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = mpocompress.load(options.source, Classifier())
+    model = mpocompress.load(source, Classifier())
     for layer in model.children():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -75,9 +70,21 @@ def main() -> None:
 
     gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:  # the other processes get an empty state dict
-        result = mpocompress.load(options.source, Classifier())
+        result = mpocompress.load(source, Classifier())
         result.load_state_dict(gathered)
-        mpocompress.save(result, options.target)
+        mpocompress.save(result, target)
+
+
+def main() -> None:
+    """Run in one of the processes that torchrun starts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a compressed file")
+    parser.add_argument("target", type=Path, help="the file to write")
+    options = parser.parse_args()
+
+    dist.init_process_group("gloo")
+    run(options.source, options.target)
+    gc.collect()  # a group that a model still refers to keeps threads that can crash the exit
     dist.destroy_process_group()
 
 
