@@ -6,7 +6,7 @@ is written completely or not at all.
 
 from mpocompress.checkpoint.contents.extras import restore, state_extras
 from mpocompress.checkpoint.in_memory import open_state
-from mpocompress.checkpoint.output import FOLDER, carried_notes, check_target, container_for, write_target
+from mpocompress.checkpoint.output import FOLDER, Output, container_for
 from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.sniff import Form, sniff
@@ -21,12 +21,11 @@ __all__ = [
     "TORCH_ZIP",
     "Checkpoint",
     "Form",
+    "Output",
     "Spool",
     "Spooled",
     "TensorInfo",
-    "carried_notes",
     "check_output",
-    "check_target",
     "container_for",
     "left_out",
     "open_checkpoint",
@@ -37,5 +36,4 @@ __all__ = [
     "state_extras",
     "write_checkpoint",
     "write_like",
-    "write_target",
 ]

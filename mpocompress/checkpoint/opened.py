@@ -78,6 +78,16 @@ class OpenedCheckpoint:
         self._place = place
         self._sha256: str | None = None
 
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Tied tensors: name -> the first name of the same elements."""
+        return {name: info.alias_of for name, info in self.tensors.items() if info.alias_of is not None}
+
+    @property
+    def own_tensors(self) -> tuple[TensorInfo, ...]:
+        """Every tensor once, in file order: those that are no alias."""
+        return tuple(info for info in self.tensors.values() if info.alias_of is None)
+
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU, backed by the mapped file (read it, do not write to it).
 

@@ -103,6 +103,14 @@ class Checkpoint(Protocol):
         """Every tensor of the state dict, in file order."""
 
     @property
+    def aliases(self) -> Mapping[str, str]:
+        """Tied tensors: name -> the first name of the same elements."""
+
+    @property
+    def own_tensors(self) -> tuple[TensorInfo, ...]:
+        """Every tensor once, in file order: those that are no alias."""
+
+    @property
     def extras(self) -> Mapping[str, object] | list[object]:
         """The rest of the file, in its own nesting, without what `notes` says was dropped.
 
