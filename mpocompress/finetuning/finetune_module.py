@@ -35,6 +35,11 @@ class FinetuneResult:
     report: TuningReport
     elapsed_s: float
 
+    def __repr__(self) -> str:
+        """Return the course of the run in place of the model and the report."""
+        losses = f"loss {self.before.loss:.4g} -> {self.after.loss:.4g}"
+        return f"FinetuneResult({type(self.model).__name__}, {self.steps} steps, {losses}, {self.stopped})"
+
     @property
     def history(self) -> tuple[Evaluation, ...]:
         """All evaluations, from the start."""
