@@ -445,7 +445,7 @@ def stop(*arguments, **named):
 if {step!r} == "writing":
     writer._write_torch = stop
 else:
-    compress.work = expand.dense_tensors = stop
+    compress.compress_matrices = expand.dense_tensors = stop
 """
 
 
