@@ -18,7 +18,7 @@ from mpocompress.finetuning.rank import is_rank_zero
 from mpocompress.finetuning.resume import SnapshotOptions
 from mpocompress.finetuning.teacher_file import Teacher, find_original, load_teacher
 from mpocompress.finetuning.trained_file import TrainedFile
-from mpocompress.modules.load import loaded
+from mpocompress.modules.load import load_into
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath, shown
 from mpocompress.user.model import model_factory
@@ -72,7 +72,7 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
         output = _checked_output(target, snapshot, checkpoint, report, options)
         build = model_factory(options.model)
         device = _usable_device(options.device)
-        model = loaded(checkpoint, build())
+        model = load_into(checkpoint, build())
         trained = TrainedFile(checkpoint, model)
         teacher = Teacher()
         if options.teacher is not False:

@@ -11,7 +11,7 @@ from mpocompress.checkpoint import Checkpoint
 from mpocompress.compression.format import core_tensors
 from mpocompress.errors import FinetuneError
 from mpocompress.modules.load import Loaded
-from mpocompress.modules.provenance import record_of
+from mpocompress.modules.provenance import provenance_of
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
@@ -80,9 +80,9 @@ class TrainedFile:
 
     def _weights(self) -> Iterator[tuple[MatrixReport, MPOWeight]]:
         for module in self._model.modules():
-            record = record_of(module) if isinstance(module, MPOWeight) else None
-            if record is not None and isinstance(module, MPOWeight):
-                yield record.matrix, module
+            provenance = provenance_of(module) if isinstance(module, MPOWeight) else None
+            if provenance is not None and isinstance(module, MPOWeight):
+                yield provenance.matrix, module
 
     def _plain(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that are stored without cores: first name in the file, and tensor of the model."""
