@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mpocompress.benchmarking.bench import bench
     from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
     from mpocompress.calibration.calibrate import calibrate
-    from mpocompress.checkpoint import open_checkpoint
+    from mpocompress.checkpoint.reader import open_checkpoint
     from mpocompress.compression.compress import compress
     from mpocompress.compression.expand import expand
     from mpocompress.compression.inspection import inspect, look, overview
@@ -110,7 +110,7 @@ _HOMES = {
     "inspect": "compression.inspection",
     "load": "modules.load",
     "look": "compression.inspection",
-    "open_checkpoint": "checkpoint",
+    "open_checkpoint": "checkpoint.reader",
     "overview": "compression.inspection",
     "plan": "compression.plan",
     "read_calibration": "calibration",

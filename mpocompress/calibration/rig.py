@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpocompress.calibration.batches import Batches
 from mpocompress.calibration.divergence import Measure, OutputKind, measure_for, primary
 from mpocompress.calibration.hooks import Watch, find_watches, overheard
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
 from mpocompress.reports.calibration import BEYOND
 from mpocompress.user.batches import fed, moved

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from mpocompress.checkpoint.checkpoint import SAFETENSORS, TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.folders.permission import check_apart, check_folder
 from mpocompress.checkpoint.folders.writer import write_folder
 from mpocompress.checkpoint.layout import Layout
-from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.writing.safetensors_stream import check_storable
 from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
 from mpocompress.text import listed
@@ -144,12 +144,12 @@ def carried_notes(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
     if names:
         notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
     if layout is not None and container == FOLDER:
-        notes += [f"copied along unchanged: {listed(layout.beside, _MOST_SHOWN)}"] if layout.beside else []
+        notes += [f"copied along unchanged: {listed(layout.companions, _MOST_SHOWN)}"] if layout.companions else []
         notes += (
-            [f"not copied (only small files without weights, beside them, are): {listed(layout.left, _MOST_SHOWN)}"]
-            if layout.left
+            [f"not copied (only small files without weights, beside them, are): {listed(layout.ignored, _MOST_SHOWN)}"]
+            if layout.ignored
             else []
         )
-    elif layout is not None and layout.beside:
-        notes.append(f"not in the one file that is written: {listed(layout.beside, _MOST_SHOWN)}")
+    elif layout is not None and layout.companions:
+        notes.append(f"not in the one file that is written: {listed(layout.companions, _MOST_SHOWN)}")
     return tuple(notes)

@@ -13,8 +13,9 @@ from mpocompress.calibration import Calibration
 from mpocompress.calibration.hooks import Unit
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
 from mpocompress.compression.data_free import decomposed
-from mpocompress.compression.job import DTYPES, Done, Outcome, Task, put_aside
+from mpocompress.compression.job import Done, Outcome, Task, put_aside
 from mpocompress.compression.reporting import dense_report, no_fewer_bytes, weighted_report
 from mpocompress.compression.sensitivity import divergence_with, weigh_all
 from mpocompress.compression.survey import read_matrix, survey_checkpoint
@@ -115,7 +116,8 @@ class _Work:
         )
 
     def _as_stored(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.task.checkpoint.tensors[name].dtype) for name, value in biases.items()}
+        infos = self.task.checkpoint.tensors
+        return {name: value.to(torch_dtype(infos[name].dtype)) for name, value in biases.items()}
 
     def _shaped(self, entry: MatrixPlan) -> MatrixPlan:
         """A plan in the site shape that is best at the parameters it got."""
@@ -199,7 +201,7 @@ class _Work:
         budget = self.task.truncation.error_budget
         for done, (name, stand) in enumerate(stands.items()):
             self._tell("rounding", done, len(stands))
-            coarse = dataclasses.replace(stand, mpo=rounded(stand.mpo, DTYPES[INT8]))
+            coarse = dataclasses.replace(stand, mpo=rounded(stand.mpo, torch_dtype(INT8)))
             errors = [stand.weighed.error(one.mpo.to(torch.float32).to_matrix()) for one in (stand, coarse)]
             before, after = errors[0] ** 2, errors[1] ** 2
             if rig is not None:
@@ -212,7 +214,7 @@ class _Work:
     def _stored(self, stand: Stand, entry: MatrixPlan, stored: str, alone: float | None) -> tuple[Stand | None, Done]:
         """Round cores to the dtype they are stored in, measure what was lost, and put them aside."""
         norm = self.surveyed.surveys[entry.matrix.name].squared_norm
-        made = quantise(stand.mpo) if stored == INT8 else stand.mpo.to(DTYPES[stored])
+        made = quantise(stand.mpo) if stored == INT8 else stand.mpo.to(torch_dtype(stored))
         mpo = restore(made) if isinstance(made, QuantisedMPO) else made
         weight = read_matrix(entry.matrix, self.task.checkpoint)
         error = measured_error(weight, mpo, norm)

@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from mpocompress.calibration import CalibrationSource, calibration_for, check_calibration_file, write_calibration
-from mpocompress.checkpoint import Spool, carried_notes, check_target, container_for, open_checkpoint, write_target
+from mpocompress.checkpoint.output import carried_notes, check_target, container_for, write_target
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.compression.format import _shards, compressed_tensors, places_of_cores
 from mpocompress.compression.job import Task, check_dtype, chosen_jobs
 from mpocompress.compression.reporting import outcome_report

@@ -9,7 +9,8 @@ from functools import partial
 
 from torch import Tensor
 
-from mpocompress.compression.job import DTYPES, Done, Task, put_aside
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.compression.job import Done, Task, put_aside
 from mpocompress.compression.reporting import compressed_report, dense_report, no_fewer_bytes
 from mpocompress.compression.survey import (
     LayerSurvey,
@@ -122,11 +123,11 @@ def decomposed(entry: MatrixPlan, *, task: Task, surveys: Mapping[str, Survey], 
     weight = read_matrix(entry.matrix, task.checkpoint) if weight is None else weight
     if budget is None:
         result = factorise(weight, entry.sites, bonds=entry.bonds, norm=norm)
-        mpo = rounded(result.mpo, DTYPES[stored])
+        mpo = rounded(result.mpo, torch_dtype(stored))
         error = measured_error(weight, mpo, norm)
     else:
         result, mpo, error = factorise_within(
-            weight, entry.sites, relative_error=budget, stored=DTYPES[stored], norm=norm
+            weight, entry.sites, relative_error=budget, stored=torch_dtype(stored), norm=norm
         )
     reason = ""
     if not math.isfinite(error) or _lost_in_rounding(result, error, stored):

@@ -9,19 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mpocompress.checkpoint import (
-    TORCH_ZIP,
-    Checkpoint,
-    Spool,
-    carried_notes,
-    check_target,
-    container_for,
-    open_checkpoint,
-    write_like,
-    write_target,
-)
-from mpocompress.compression.format import _shards, dense_tensors, places_of_members, stored_report
-from mpocompress.compression.job import DTYPES
+from mpocompress.checkpoint.checkpoint import TORCH_ZIP, Checkpoint
+from mpocompress.checkpoint.dtypes import DTYPES
+from mpocompress.checkpoint.output import carried_notes, check_target, container_for, write_target
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.in_place import write_replaced
+from mpocompress.checkpoint.writing.spool import Spool
+from mpocompress.compression.format import _shards, dense_tensors, places_of_members
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import CheckpointError, OutputError
 from mpocompress.jobs import one_blas_thread
 from mpocompress.reports.compression import Report
@@ -92,7 +87,7 @@ def _expand_like(
 ) -> Report:
     """Write the dense tensors into a copy of the original."""
     with _original(like, report) as original:
-        write_like(target, original=original, tensors=tensors, overwrite=overwrite, inputs=checkpoint.files)
+        write_replaced(target, original=original, tensors=tensors, overwrite=overwrite, inputs=checkpoint.files)
         same = original.sha256() == report.source.sha256
         kept = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
     notes = []

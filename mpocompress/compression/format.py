@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -10,7 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint, Spool, Spooled, TensorInfo
+from mpocompress.checkpoint import dtypes
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.checkpoint.writing.spool import Spool, Spooled
 from mpocompress.errors import CheckpointError, FormatError
 from mpocompress.layers.names import core_name, scale_name
 from mpocompress.mpo.contraction import has_row_blocks, row_blocks
@@ -192,13 +194,13 @@ def _check_shapes(matrix: MatrixReport, names: Mapping[str, TensorInfo], where: 
     wanted = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
     cores = [names[name] for name in matrix.core_names]
     found = [core.shape for core in cores]
-    fit = all(core.dtype == torch.int8 if quantised else core.dtype.is_floating_point for core in cores)
+    fit = all(core.dtype == dtypes.INT8 if quantised else core.dtype.is_floating_point for core in cores)
     if wanted != found or not fit:
         kind = INT8 if quantised else "floating point"
         raise _damaged(where, f"cores of shapes {found}", f"the report says {wanted}, {kind}")
     scales = [names[name] for name in map(scale_name, matrix.core_names) if name in names]
     counts = [(count,) for count in channels(matrix.bonds)] if quantised else []
-    if counts != [scale.shape for scale in scales] or not all(scale.dtype == torch.float32 for scale in scales):
+    if counts != [scale.shape for scale in scales] or not all(scale.dtype == dtypes.FLOAT32 for scale in scales):
         raise _damaged(
             where,
             f"scales of shapes {[scale.shape for scale in scales]}",
@@ -250,7 +252,7 @@ def _damaged(where: str, found: str, why: str) -> FormatError:
 
 def _members(matrix: MatrixReport, read: Callable[[str], Tensor], where: str) -> Iterator[tuple[str, Tensor]]:
     """The members of one compressed matrix by name, dense."""
-    dense = _dense(stored_mpo(matrix, read, where=where), getattr(torch, matrix.source_dtype))
+    dense = _dense(stored_mpo(matrix, read, where=where), torch_dtype(matrix.source_dtype))
     parts = torch.split(dense, list(matrix.member_columns), dim=1)
     yield from zip(matrix.members, (part.T if matrix.transposed else part for part in parts), strict=True)
 
@@ -264,34 +266,6 @@ def _dense(mpo: MPO, dtype: torch.dtype) -> Tensor:
     for start, block in row_blocks(precise.cores, mpo.sites, BLOCK_ENTRIES):
         dense[start : start + len(block)] = block
     return dense
-
-
-def stored_report(
-    checkpoint: Checkpoint, *, otherwise: str = "Give a file that mpocompress wrote, or compress this one."
-) -> Report:
-    """The report inside a compressed file.
-
-    Args:
-        checkpoint: the open file.
-        otherwise: what to do with a file that is no compressed one.
-
-    Returns:
-        The report, its sums checked, the size of the file filled in.
-
-    Raises:
-        FormatError: not a compressed file, or one that contradicts itself.
-        ReportError: figures in it that do not add up.
-    """
-    if checkpoint.document is None:
-        raise FormatError(
-            where=checkpoint.path.name,
-            found="an ordinary checkpoint",
-            why="there is no compression report in it",
-            action=otherwise,
-        )
-    report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
-    totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
-    return dataclasses.replace(report, totals=totals)
 
 
 def _shards(checkpoint: Checkpoint) -> Mapping[str, str]:

@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 
 from mpocompress._version import __version__
-from mpocompress.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from mpocompress.compression.format import stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import CheckpointError, SitesError
 from mpocompress.layers.discovery import Discovery, discover_in
-from mpocompress.layers.grouping import dtype_name
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec
 from mpocompress.mpo.sites import SitesChoice, candidates, check_choice
@@ -143,7 +143,7 @@ def _held(infos: Sequence[TensorInfo]) -> tuple[Held, ...]:
     """What there is of every dtype, most bytes first."""
     by_dtype: dict[str, list[TensorInfo]] = {}
     for info in infos:
-        by_dtype.setdefault(dtype_name(info), []).append(info)
+        by_dtype.setdefault(info.dtype.name, []).append(info)
     held = [
         Held(
             dtype=dtype,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint, Spool, Spooled
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.writing.spool import Spool, Spooled
 from mpocompress.compression.survey import Surveyed
 from mpocompress.errors import TargetError
 from mpocompress.jobs import available_cores
@@ -20,8 +20,6 @@ from mpocompress.planning.target import Truncation
 from mpocompress.reports.calibration import CalibrationReport
 from mpocompress.reports.compression import STORED_DTYPES, MatrixReport
 from mpocompress.user.model import UserModel
-
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +85,12 @@ def check_dtype(dtype: str | None) -> None:
     Raises:
         TargetError: it is none of the five.
     """
-    if dtype is not None and dtype not in DTYPES:
+    if dtype is not None and dtype not in STORED_DTYPES:
         raise TargetError(
             where="dtype",
             found=f"got {dtype!r}",
             why="cores are stored as floating point numbers, or in int8 with scales",
-            action=f"Give one of: {', '.join(DTYPES)}.",
+            action=f"Give one of: {', '.join(STORED_DTYPES)}.",
         )
 
 

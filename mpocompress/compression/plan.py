@@ -13,7 +13,7 @@ from mpocompress.calibration import (
     check_calibration_file,
     write_calibration,
 )
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.job import check_dtype, chosen_jobs
 from mpocompress.compression.reporting import _target, _unmet, checkpoint_report, no_fewer_bytes, untouched_reports
 from mpocompress.compression.sensitivity import planned_divergence, weigh_all

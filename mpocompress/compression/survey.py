@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
 from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.discovery import Discovery, discover_in

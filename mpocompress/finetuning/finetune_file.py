@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.divergence import OutputKind
-from mpocompress.checkpoint import Checkpoint, carried_notes, check_target, container_for, open_checkpoint, write_target
-from mpocompress.compression.format import core_tensors, stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.output import carried_notes, check_target, container_for, write_target
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.compression.format import core_tensors
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import MPOCompressError, OutputExistsError, TuningError
 from mpocompress.finetuning.distributed import leads
 from mpocompress.finetuning.evaluation import Score
@@ -234,12 +238,12 @@ class _Tuned:
         changed = False
         with torch.no_grad():
             for matrix, weight in self._weights():
-                stored = rounded(_mpo(weight), getattr(torch, matrix.dtype)).cores
+                stored = rounded(_mpo(weight), torch_dtype(matrix.dtype)).cores
                 for core, value in zip(weight.cores, stored, strict=True):
                     changed |= _put(core, value, matrix.name, matrix.dtype)
             for name, tensor in self._plain():
                 dtype = self._checkpoint.tensors[name].dtype
-                changed |= _put(tensor, tensor.to(dtype), name, str(dtype).removeprefix("torch."))
+                changed |= _put(tensor, tensor.to(torch_dtype(dtype)), name, dtype.name)
         return changed
 
     def tensors(self) -> dict[str, Tensor]:
@@ -249,13 +253,12 @@ class _Tuned:
             mpo = _mpo(weight)
             new |= core_tensors(matrix.name, quantise(mpo) if matrix.scale_names else mpo)
         new |= dict(self._plain())
-        names = [name for name, info in self._checkpoint.tensors.items() if info.alias_of is None]
-        return {name: self._stored_tensor(name, new.get(name)) for name in names}
+        return {name: self._stored_tensor(name, new.get(name)) for name in self._checkpoint.own_tensors}
 
     def _stored_tensor(self, name: str, new: Tensor | None) -> Tensor:
         if new is None:
             return self._checkpoint.tensor(name)
-        return new.detach().cpu().to(self._checkpoint.tensors[name].dtype).contiguous()
+        return new.detach().cpu().to(torch_dtype(self._checkpoint.tensors[name].dtype)).contiguous()
 
     def _weights(self) -> Iterator[tuple[MatrixReport, MPOWeight]]:
         for module in self._model.modules():

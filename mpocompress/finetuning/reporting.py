@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mpocompress._version import __version__
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.finetuning.data import Feed
 from mpocompress.finetuning.objective import Objective
 from mpocompress.finetuning.precision import Way
@@ -24,7 +25,7 @@ def half_notes(parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
     Returns:
         A sentence, or none.
     """
-    low = sorted({str(one.dtype).removeprefix("torch.") for one in parameters} & {"float16", "bfloat16"})
+    low = sorted({dtype_of(one.dtype).name for one in parameters} & {"float16", "bfloat16"})
     if not low:
         return ()
     return (f"Weights were trained in {' and '.join(low)}, where small steps are lost; float32 is finer.",)

@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mpocompress.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from mpocompress.layers.evidence import Evidence, Witness
-from mpocompress.layers.grouping import Place, Unit, assemble, dtype_name, member, place_of
+from mpocompress.layers.grouping import Place, Unit, assemble, member, place_of
 from mpocompress.layers.model_classes import fit_model
 from mpocompress.layers.names import LSTM_GATES
 from mpocompress.layers.selection import Selection, forced_kinds, unwanted
 from mpocompress.layers.specs import KindFrom, LayerKind, LayerSpec, Skipped
 from mpocompress.layers.unsupported import obstacles
-from mpocompress.mpo.tt_svd import DTYPES
 from mpocompress.user.model import UserModel
 
+COMPRESSIBLE = (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)
 OTHER_GATES: Mapping[float, str] = {3: "GRU", 1: "plain RNN"}
 
 
@@ -82,8 +83,7 @@ def discover(
         SelectionError: a glob that matches nothing, or a forced kind that a tensor cannot be.
 
     Example:
-        >>> import torch
-        >>> info = TensorInfo(name="fc.weight", shape=(128, 64), dtype=torch.float32, size_bytes=32768, alias_of=None)
+        >>> info = TensorInfo(name="fc.weight", shape=(128, 64), dtype=FLOAT32)
         >>> discover({"fc.weight": info}).layers[0].kind
         'linear'
     """
@@ -148,8 +148,8 @@ def _not_a_matrix(info: TensorInfo) -> str:
     if len(info.shape) != 2:
         known = {0: "a scalar", 1: "1-D: a bias, a norm or a statistic"}
         return known.get(len(info.shape), f"{len(info.shape)}-D: not an LSTM or Linear weight")
-    if info.dtype not in DTYPES:
-        return f"{dtype_name(info)}: only float16, bfloat16, float32 and float64 weights are compressed"
+    if info.dtype not in COMPRESSIBLE:
+        return f"{info.dtype}: only float16, bfloat16, float32 and float64 weights are compressed"
     return "empty" if 0 in info.shape else ""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.layers.kinds import ModuleKind, class_kind, is_conv1d_by_config, short_class, ties_embeddings
 from mpocompress.layers.specs import KindFrom
 

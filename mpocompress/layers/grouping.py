@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.layers.names import RECURRENT, joint_name
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import KindFrom, LayerKind, LayerSpec, MatrixSpec, Member
@@ -130,16 +130,4 @@ def member(info: TensorInfo, aliases: tuple[str, ...], *, transposed: bool) -> M
         The member, its rows being outputs.
     """
     rows, cols = reversed(info.shape) if transposed else info.shape
-    return Member(name=info.name, shape=(rows, cols), dtype=dtype_name(info), transposed=transposed, aliases=aliases)
-
-
-def dtype_name(info: TensorInfo) -> str:
-    """The dtype of a tensor in words.
-
-    Args:
-        info: the tensor.
-
-    Returns:
-        Text such as `float32`.
-    """
-    return str(info.dtype).removeprefix("torch.")
+    return Member(name=info.name, shape=(rows, cols), dtype=info.dtype.name, transposed=transposed, aliases=aliases)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.errors import SelectionError
 from mpocompress.layers.names import LSTM_GATES, is_projection, is_recurrent, matches
 from mpocompress.layers.specs import MIN_SIDE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 
 _PARAMETRIZED = re.compile(r"^(?:(?P<layer>.*)\.)?parametrizations\.(?P<base>[^.]+)\.")
 _LORA = re.compile(r"^(?:(?P<layer>.*)\.)?lora_(?:A|B|embedding_A|embedding_B|magnitude_vector|bias)(?:\.|$)")
@@ -44,14 +44,9 @@ def obstacles(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
         Tensor name -> what it is and how to get the plain weight, in words.
 
     Example:
-        >>> import torch
-        >>> names = {"fc.weight_g": (5, 1), "fc.weight_v": (5, 4)}
-        >>> pieces = {
-        ...     name: TensorInfo(
-        ...         name=name, shape=shape, dtype=torch.float32, size_bytes=4 * shape[0] * shape[1], alias_of=None
-        ...     )
-        ...     for name, shape in names.items()
-        ... }
+        >>> from mpocompress.checkpoint.dtypes import FLOAT32
+        >>> shapes = {"fc.weight_g": (5, 1), "fc.weight_v": (5, 4)}
+        >>> pieces = {name: TensorInfo(name=name, shape=shape, dtype=FLOAT32) for name, shape in shapes.items()}
         >>> obstacles(pieces)["fc.weight_v"].partition(":")[0]
         'weight-normed'
     """
@@ -63,7 +58,7 @@ def obstacles(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
         elif (match := _LORA.match(name)) is not None:
             found[name] = LORA
             adapted.add(match["layer"] or "")
-        elif str(info.dtype).startswith("torch.float8"):
+        elif info.dtype.name.startswith("float8"):
             found[name] = FLOAT8
             found.update((scale, FLOAT8) for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in tensors)
         else:

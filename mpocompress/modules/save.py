@@ -9,15 +9,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mpocompress.checkpoint import (
-    Checkpoint,
-    check_output,
-    container_for,
-    left_out,
-    restore,
-    state_extras,
-    write_checkpoint,
-)
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.contents.extras import restore, state_extras
+from mpocompress.checkpoint.output import container_for
+from mpocompress.checkpoint.torch_dtypes import dtype_of
+from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
 from mpocompress.errors import ModelError
 from mpocompress.modules.live_checkpoint import live_checkpoint
 from mpocompress.modules.provenance import record_of
@@ -162,7 +158,7 @@ def _check_values(found: Sequence[Found], tensors: Mapping[str, Tensor]) -> None
     """Refuse cores that could not be read back."""
     for one in found:
         path, names = one.paths[0], one.core_names(one.paths[0])
-        dtypes = {str(core.dtype).removeprefix("torch.") for core in one.weight.cores}
+        dtypes = {dtype_of(core.dtype).name for core in one.weight.cores}
         shapes = [tensors[name].shape if name in tensors else None for name in names]
         if shapes != [core.shape for core in one.weight.cores]:
             found_there, why = (

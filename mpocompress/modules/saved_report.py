@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mpocompress._version import __version__
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.dtypes import DTYPES
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.layers.names import JOINT, core_name
 from mpocompress.layers.specs import Skipped
 from mpocompress.modules.provenance import Record
@@ -146,7 +147,7 @@ def _dense_matrices(
             if matrix.is_compressed or not all(member.startswith(old) for member in matrix.members):
                 continue
             names = tuple(new + member.removeprefix(old) for member in matrix.members)
-            dtypes = {str(tensors[name].dtype).removeprefix("torch.") for name in names if name in tensors}
+            dtypes = {dtype_of(tensors[name].dtype).name for name in names if name in tensors}
             shapes = [(matrix.shape[0], columns) for columns in matrix.member_columns]
             wanted = [shape[::-1] if matrix.transposed else shape for shape in shapes]
             if wanted == [tuple(tensors[name].shape) for name in names if name in tensors] and len(dtypes) == 1:
@@ -165,8 +166,8 @@ def _totals(before: Report, matrices: Sequence[MatrixReport], tensors: Mapping[s
     eligible, eligible_after = (
         sum(counts) for counts in zip(*((m.dense_parameters, m.parameters) for m in matrices), strict=True)
     )
-    dense = sum(m.dense_parameters * getattr(torch, m.source_dtype).itemsize for m in matrices)
-    kept = sum(m.parameters * getattr(torch, m.dtype).itemsize for m in matrices)
+    dense = sum(m.dense_parameters * DTYPES[m.source_dtype].itemsize for m in matrices)
+    kept = sum(m.parameters * DTYPES[m.dtype].itemsize for m in matrices)
     return dataclasses.replace(
         before.totals,
         dense_parameters=after + eligible - eligible_after,
@@ -182,7 +183,7 @@ def _totals(before: Report, matrices: Sequence[MatrixReport], tensors: Mapping[s
 def _matrix(one: Found) -> MatrixReport:
     """The report of a compressed matrix, under its name and in its dtype here."""
     old, path, weight = one.record.matrix, one.paths[0], one.weight
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = dtype_of(weight.dtype).name
     new = dataclasses.replace(
         old,
         name=path,

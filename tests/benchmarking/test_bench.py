@@ -30,7 +30,7 @@ from mpocompress.benchmarking.dense_twin import dense_state
 from mpocompress.benchmarking.example_inputs import checked_inputs, first_call, given_inputs, guessed_inputs
 from mpocompress.benchmarking.layers import fed_layer
 from mpocompress.benchmarking.stored_layers import stored_layers, twins
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelError, ReportError, SelectionError
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE

@@ -18,7 +18,7 @@ from mpocompress.calibration import Calibration, CalibrationInputs, read_calibra
 from mpocompress.calibration.calibrate import calibrate, calibration_for
 from mpocompress.calibration.calibration import Point
 from mpocompress.calibration.file import FORMAT
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.compress import compress
 from mpocompress.errors import (
     CalibrationError,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import open_checkpoint
 from mpocompress.checkpoint.folders import index
 from mpocompress.checkpoint.folders.companions import MAX_FILE_BYTES
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError, MPOCompressError
 from tests.checkpoint.folders import edit_index, make_folder, split, weight_map, weights
 
@@ -119,7 +119,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         _index(metadata={"mpocompress": "{}", "mpocompress.aliases": '{"a": "gone"}'}),
         r"alias a of gone does not fit the tensors",
     ),
-    "no aliases": (_index(metadata={"mpocompress": "{}", "mpocompress.aliases": "["}), r"is no JSON object"),
+    "no aliases": (_index(metadata={"mpocompress": "{}", "mpocompress.aliases": "["}), r"is not a JSON object"),
     "config": (_config(b"{"), r"config\.json: no usable JSON \(.*\); it is not the configuration of a model"),
     "config list": (_config(b"[]"), r"config\.json: a JSON list; the configuration is a JSON object"),
     "config bytes": (_config(b"\xff\xfe\0{"), r"config\.json: no usable JSON"),
@@ -157,7 +157,7 @@ def test_a_huge_index_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_compressed_file_is_no_shard(tmp_path: Path) -> None:
     make_folder(tmp_path, PARTS)
     save_file(PARTS[1], tmp_path / SECOND, {"mpocompress": "{}"})
-    with pytest.raises(MPOCompressError, match=rf"shard {SECOND} is a whole compressed file"):
+    with pytest.raises(MPOCompressError, match=rf"shard {SECOND} is a complete compressed file"):
         open_checkpoint(tmp_path)
 
 
@@ -177,8 +177,8 @@ def test_what_is_not_small_plain_text_beside_the_weights_stays_behind(tmp_path: 
         stream.truncate(MAX_FILE_BYTES + 1)
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.layout is not None
-        assert checkpoint.layout.beside == ("config.json", "tokenizer.model", "vocab.txt", "vocabulary.txt")
-        assert checkpoint.layout.left == (
+        assert checkpoint.layout.companions == ("config.json", "tokenizer.model", "vocab.txt", "vocabulary.txt")
+        assert checkpoint.layout.ignored == (
             "large.txt",
             "link.txt",
             "named.txt",

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mpocompress import Report, Selection, Truncation, compress, expand, inspect
-from mpocompress.checkpoint import FOLDER, container_for, open_checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.folders import writer as folder_writer
-from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.output import FOLDER, container_for
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing import writer
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import assert_same, contents
@@ -251,14 +252,14 @@ def test_the_file_in_the_folder_is_known_to_be_the_original(ending: str, tmp_pat
 def test_a_folder_of_one_file_is_closed_with_it(tmp_path: Path) -> None:
     with open_checkpoint(make_folder(tmp_path / "one", [weights()])) as checkpoint:
         assert checkpoint.tensor("steps") == 7
-    with pytest.raises(CheckpointError, match="steps was asked for after the file was closed"):
+    with pytest.raises(CheckpointError, match="steps was requested after the file was closed"):
         checkpoint.tensor("steps")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("c", torch.ones(2, dtype=torch.complex128), "c is of type torch.complex128; safetensors cannot hold"),
+        ("c", torch.ones(2, dtype=torch.complex128), "c is of type complex128; safetensors cannot hold"),
         ("fc\ud800.weight", torch.ones(64, 64), "a tensor named fc\\\\ud800.weight.*; half a character"),
         ("__metadata__", torch.ones(2), "a tensor named __metadata__; safetensors keeps this name"),
     ],
@@ -276,7 +277,7 @@ def test_what_safetensors_cannot_hold_is_refused_before_the_work(
         raise AssertionError("a weight was read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(OpenedCheckpoint, "tensor", refuse)
+        patch.setattr(Checkpoint, "tensor", refuse)
         for source, output in ((folder, "small"), (torch_file, "small.safetensors")):
             with pytest.raises(OutputError, match=message):
                 compress(source, tmp_path / output, truncation=BOND)
@@ -301,7 +302,7 @@ def test_a_file_without_extension_stays_a_file(tmp_path: Path) -> None:
 def test_one_shard_of_a_compressed_folder_is_not_read_alone(model: Path, tmp_path: Path) -> None:
     small(model)
     shard = tmp_path / "small" / "model-00001-of-00003.mpo.safetensors"
-    with pytest.raises(CheckpointError, match=r"one shard of a compressed folder; .* Name the folder"):
+    with pytest.raises(CheckpointError, match=r"one shard of a compressed folder; .* Give the folder"):
         open_checkpoint(shard)
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import Form, open_checkpoint, sniff
-from mpocompress.checkpoint.sniff import refusal
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import plain_zip, saved, state_dict
 

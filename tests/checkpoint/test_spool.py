@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpocompress.checkpoint import Spool
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.errors import OutputError
 
 

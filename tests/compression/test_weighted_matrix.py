@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mpocompress.calibration import Calibration
 from mpocompress.calibration.calibrate import calibrate
 from mpocompress.calibration.calibration import Point
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.sensitivity import FRACTIONS, divergence_with, survey_with_data
 from mpocompress.compression.survey import find_layers
 from mpocompress.compression.weighted_matrix import (

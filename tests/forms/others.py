@@ -83,7 +83,7 @@ for title, (start, found, advice) in HEADERS.items():
         return folder / "model.pt"
 
 
-@group.refused("one tensor, not in a dict", "Tensor in place of a dict of tensors", "Save the state dict")
+@group.refused("one tensor, not in a dict", "Tensor instead of a dict of tensors", "Save the state dict")
 def one_tensor(folder: Path) -> Path:
     torch.save(state()["fc.weight"], folder / "model.pt")
     return folder / "model.pt"

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.dtypes import BFLOAT16, COMPLEX64, FLOAT16, FLOAT32, FLOAT64, INT8, DType
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.errors import SelectionError
 from mpocompress.layers.discovery import Discovery, discover
 from mpocompress.layers.evidence import Evidence
 from mpocompress.layers.selection import Selection
 
 
-def info(name: str, *shape: int, dtype: torch.dtype = torch.float32, alias_of: str | None = None) -> TensorInfo:
-    size = torch.Size(shape).numel() * dtype.itemsize
-    return TensorInfo(name=name, shape=shape, dtype=dtype, size_bytes=size, alias_of=alias_of)
+def info(name: str, *shape: int, dtype: DType = FLOAT32, alias_of: str | None = None) -> TensorInfo:
+    return TensorInfo(name=name, shape=shape, dtype=dtype, alias_of=alias_of)
 
 
 def find(*infos: TensorInfo, **selection: object) -> Discovery:
@@ -28,7 +28,9 @@ def find(*infos: TensorInfo, **selection: object) -> Discovery:
 
 
 def infos_of(module: nn.Module) -> tuple[TensorInfo, ...]:
-    return tuple(info(name, *tensor.shape, dtype=tensor.dtype) for name, tensor in module.state_dict().items())
+    return tuple(
+        info(name, *tensor.shape, dtype=dtype_of(tensor.dtype)) for name, tensor in module.state_dict().items()
+    )
 
 
 def forms(found: Discovery) -> dict[str, list[list[str]]]:
@@ -85,7 +87,7 @@ def test_the_form_is_chosen(choice: str, wanted: list[list[str]]) -> None:
 
 
 def test_weights_of_two_dtypes_are_not_joined() -> None:
-    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=torch.float16))
+    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=FLOAT16))
 
     assert list(forms(found).values()) == [[["l.weight_ih_l0", "l.weight_hh_l0"]]]
 
@@ -142,11 +144,11 @@ def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
         (info("fc.bias", 64), "1-D: a bias, a norm or a statistic"),
         (info("conv.weight", 64, 64, 3), "3-D: not an LSTM or Linear weight"),
         (
-            info("fc.weight", 64, 64, dtype=torch.int8),
+            info("fc.weight", 64, 64, dtype=INT8),
             "int8: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (
-            info("fc.weight", 64, 64, dtype=torch.complex64),
+            info("fc.weight", 64, 64, dtype=COMPLEX64),
             "complex64: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (info("fc.weight", 0, 64), "empty"),
@@ -166,12 +168,12 @@ def test_the_reason_for_a_tensor_that_stays(one: TensorInfo, reason: str) -> Non
     assert reasons(found) == {one.name: reason}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_linear_weight_of_any_float_dtype(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16, FLOAT32, FLOAT64], ids=str)
+def test_a_linear_weight_of_any_float_dtype(dtype: DType) -> None:
     (layer,) = find(info("fc.weight", 64, 64, dtype=dtype), info("fc.bias", 64)).layers
 
     assert (layer.name, layer.kind) == ("fc", "linear")
-    assert layer.forms[0][0].members[0].dtype == str(dtype).removeprefix("torch.")
+    assert layer.forms[0][0].members[0].dtype == dtype.name
 
 
 def test_a_bare_linear_has_no_prefix() -> None:

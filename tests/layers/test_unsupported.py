@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.layers.discovery import Discovery, discover
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.unsupported import (
@@ -34,9 +35,7 @@ def find(state: Mapping[str, Tensor], selection: Selection = Selection()) -> Dis
             name: TensorInfo(
                 name=name,
                 shape=tuple(tensor.shape),
-                dtype=tensor.dtype,
-                size_bytes=tensor.numel() * tensor.element_size(),
-                alias_of=None,
+                dtype=dtype_of(tensor.dtype),
             )
             for name, tensor in state.items()
         },

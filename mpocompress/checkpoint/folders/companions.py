@@ -45,7 +45,7 @@ def names_in(folder: Path) -> tuple[str, ...]:
         ) from error
 
 
-def look_beside(folder: Path, weights: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def companion_files(folder: Path, weights: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tell which files of a folder are carried over with its weights.
 
     Those are small plain files at the top that hold no weights and no state of a training run. A link is followed

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from mpocompress.checkpoint.checkpoint import SAFETENSORS
 from mpocompress.checkpoint.folders.index import MAX_INDEX_BYTES
 from mpocompress.checkpoint.folders.permission import check_apart, check_folder
 from mpocompress.checkpoint.layout import CONFIG, Layout, file_name, index_name
 from mpocompress.checkpoint.own_format import ALIASES, FILES, MARK, SHARD, check_document
-from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.writing.atomic import replacing, replacing_folder
 from mpocompress.checkpoint.writing.writer import write_checkpoint
 from mpocompress.errors import OutputError
@@ -66,10 +66,10 @@ def write_folder(
     names = [file_name(stem, compressed=compressed, shard=n + 1, of=len(parts)) for n in range(len(parts))]
     index = index_name(stem, compressed=compressed)
     written = [*names, index] if len(names) > 1 else names
-    files = {FILES: json.dumps(sorted({*written, *layout.beside}))}
+    files = {FILES: json.dumps(sorted({*written, *layout.companions}))}
     try:
         with replacing_folder(path) as folder:
-            for name in layout.beside:
+            for name in layout.companions:
                 with (layout.folder / name).open("rb") as source, replacing(folder / name) as stream:
                     shutil.copyfileobj(source, stream)
             if len(names) == 1:
@@ -174,4 +174,4 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def _config(layout: Layout) -> tuple[str, ...]:
-    return (CONFIG,) if CONFIG in layout.beside else ()
+    return (CONFIG,) if CONFIG in layout.companions else ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.contents.structure import is_dense
+from mpocompress.checkpoint.tensors import is_dense
 
 
 def packed(tensor: torch.Tensor) -> torch.Tensor:
@@ -29,16 +29,16 @@ def packed(tensor: torch.Tensor) -> torch.Tensor:
     return plain.clone(memory_format=torch.contiguous_format)
 
 
-class Fresh:
+class Canonicaliser:
     """Copies values for one torch.save.
 
     A pickle depends on which strings are one object and which are only equal. Here equal strings become one new
     object, so that the bytes depend on the values alone. Containers and tensors that are shared stay shared.
 
     Example:
-        >>> fresh = Fresh()
-        >>> name = fresh.copy("fc.weight")
-        >>> name == "fc.weight", name is fresh.copy("".join(["fc", ".weight"]))
+        >>> canonicaliser = Canonicaliser()
+        >>> name = canonicaliser.copy("fc.weight")
+        >>> name == "fc.weight", name is canonicaliser.copy("".join(["fc", ".weight"]))
         (True, True)
     """
 

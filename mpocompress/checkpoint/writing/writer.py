@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 import torch
 
+from mpocompress.checkpoint.checkpoint import SAFETENSORS
 from mpocompress.checkpoint.contents.extras import holds_anything, restore
 from mpocompress.checkpoint.contents.nesting import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
-from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.writing.atomic import replacing
-from mpocompress.checkpoint.writing.deterministic import Fresh
+from mpocompress.checkpoint.writing.deterministic import Canonicaliser
 from mpocompress.checkpoint.writing.safetensors_stream import write_safetensors
 from mpocompress.errors import OutputError, OutputExistsError
 from mpocompress.text import shown, shown_size
@@ -196,8 +196,8 @@ def _write_torch(
     document: str | None,
     where: str,
 ) -> None:
-    fresh = Fresh()
-    state = {name: fresh.copy(tensor) for name, tensor in tensors.items()}
+    canonicaliser = Canonicaliser()
+    state = {name: canonicaliser.copy(tensor) for name, tensor in tensors.items()}
     state |= {name: state[target] for name, target in aliases.items()}
     root = (
         {MARK: document, STATE_DICT: state, EXTRAS: extras}
@@ -206,7 +206,7 @@ def _write_torch(
     )
     # A stream, not a path: torch.save would name the folder inside the archive after the path.
     try:
-        torch.save(fresh.copy(root), stream)
+        torch.save(canonicaliser.copy(root), stream)
     except RuntimeError as error:
         cause = error.__context__
         if isinstance(cause, OSError | KeyboardInterrupt):  # torch hides what the stream raised behind its own error
