@@ -197,9 +197,9 @@ class Checkpoint:
     config_files: tuple[Path, ...] = ()
 
     @property
-    def own_tensors(self) -> Mapping[str, TensorInfo]:
+    def own_tensors(self) -> tuple[TensorInfo, ...]:
         """The tensors that are no alias of another, in file order."""
-        return {name: info for name, info in self.tensors.items() if info.alias_of is None}
+        return tuple(info for info in self.tensors.values() if info.alias_of is None)
 
     @property
     def aliases(self) -> Mapping[str, str]:

@@ -253,7 +253,7 @@ class _Tuned:
             mpo = _mpo(weight)
             new |= core_tensors(matrix.name, quantise(mpo) if matrix.scale_names else mpo)
         new |= dict(self._plain())
-        return {name: self._stored_tensor(name, new.get(name)) for name in self._checkpoint.own_tensors}
+        return {info.name: self._stored_tensor(info.name, new.get(info.name)) for info in self._checkpoint.own_tensors}
 
     def _stored_tensor(self, name: str, new: Tensor | None) -> Tensor:
         if new is None:

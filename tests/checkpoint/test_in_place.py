@@ -30,8 +30,8 @@ def _others(path: Path) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     with open_checkpoint(path) as checkpoint:
         return {
-            name: torch.rand(info.shape, generator=generator).mul(100).to(torch_dtype(info.dtype))
-            for name, info in checkpoint.own_tensors.items()
+            info.name: torch.rand(info.shape, generator=generator).mul(100).to(torch_dtype(info.dtype))
+            for info in checkpoint.own_tensors
         }
 
 

@@ -83,7 +83,8 @@ def _targets(original: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[
             action="Expand into a folder instead: it gets the same layout.",
         )
     targets: dict[str, LazyTensor] = {}
-    for name, info in original.own_tensors.items():
+    for info in original.own_tensors:
+        name = info.name
         if not info.size_bytes:
             continue
         if name not in tensors:
