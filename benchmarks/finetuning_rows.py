@@ -177,7 +177,7 @@ def _finetuned(
 
 def _layers(subject: Subject) -> Layers:
     """The weights that mpocompress compresses, and the second moments of their inputs."""
-    _, report = mpocompress.compress_module(subject.module, Truncation(max_bond=1), jobs=1)
+    _, report = mpocompress.compress_module(subject.module, truncation=Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
     return Layers(
@@ -193,7 +193,9 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Start:
             batches=subject.calibration, samples=sum(map(len, subject.calibration))
         )
     started = time.process_time()
-    small, report = mpocompress.compress_module(subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **arguments)
+    small, report = mpocompress.compress_module(
+        subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **arguments
+    )
     return Start(
         model=small,
         finished=lambda model: model,

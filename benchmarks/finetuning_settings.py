@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.quality_rows import DATA_AWARE, DATA_FREE
-from mpocompress.calibration.divergence import OutputKind
-from mpocompress.finetuning import Precision
+from mpocompress.finetuning.options import Precision
+from mpocompress.reports.calibration import OutputKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ class Row:
 
 def rows(subject: Subject, methods: Sequence[str], keeps: Sequence[str]) -> Iterator[Row]:
     """Measure the dense model, then methods out of `METHODS` at fractions out of `FRACTIONS`."""
-    _, report = mpocompress.compress_module(subject.module, Truncation(max_bond=1), jobs=1)
+    _, report = mpocompress.compress_module(subject.module, truncation=Truncation(max_bond=1), jobs=1)
     weights = [name for matrix in report.matrices for name in matrix.members]
     state = subject.module.state_dict()
     layers = Layers(
@@ -107,7 +107,7 @@ def _ours(subject: Subject, layers: Layers, method: str, keep: str) -> Row:
     started = time.process_time()
     try:
         small, report = mpocompress.compress_module(
-            subject.module, Truncation(keep=FRACTIONS[keep]), jobs=1, **arguments
+            subject.module, truncation=Truncation(keep=FRACTIONS[keep]), jobs=1, **arguments
         )
     except MPOCompressError as error:
         return replace(refused, refused=str(error))

@@ -8,120 +8,92 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mpocompress._version import __version__
+from mpocompress._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from mpocompress.benchmarking.bench import bench
-    from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
-    from mpocompress.calibration.calibrate import calibrate
-    from mpocompress.checkpoint.reader import open_checkpoint
-    from mpocompress.compression.compress import compress
-    from mpocompress.compression.expand import expand
-    from mpocompress.compression.inspection import inspect, look, overview
-    from mpocompress.compression.plan import plan
-    from mpocompress.errors import MPOCompressError
-    from mpocompress.finetuning import SelfGenerated, TuningProgress
-    from mpocompress.finetuning.finetune import FinetuneResult, finetune
-    from mpocompress.finetuning.finetune_file import finetune_file
-    from mpocompress.layers.selection import Selection
-    from mpocompress.modules.compress import compress_module
-    from mpocompress.modules.load import load
-    from mpocompress.modules.save import save
-    from mpocompress.mpo.mpo import MPO
-    from mpocompress.mpo.sites import Sites
-    from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
-    from mpocompress.planning.single_matrix import decompose
-    from mpocompress.planning.target import Truncation
-    from mpocompress.reports.benchmark import BenchReport
-    from mpocompress.reports.compression import Report
-    from mpocompress.reports.finetuning import TuningReport
-    from mpocompress.reports.overview import Overview
-    from mpocompress.reports.plan import PlanReport
+    from mpocompress.benchmarking.bench import bench as bench
+    from mpocompress.calibration.calibrate import calibrate as calibrate
+    from mpocompress.calibration.calibration import Calibration as Calibration
+    from mpocompress.calibration.file import read_calibration as read_calibration
+    from mpocompress.calibration.file import write_calibration as write_calibration
+    from mpocompress.calibration.options import CalibrationInputs as CalibrationInputs
+    from mpocompress.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from mpocompress.checkpoint.reader import open_checkpoint as open_checkpoint
+    from mpocompress.compression.compress import compress as compress
+    from mpocompress.compression.expand import expand as expand
+    from mpocompress.compression.inspection import inspect as inspect
+    from mpocompress.compression.plan import plan as plan
+    from mpocompress.errors import MPOCompressError as MPOCompressError
+    from mpocompress.finetuning.finetune import FinetuneResult as FinetuneResult
+    from mpocompress.finetuning.finetune import finetune as finetune
+    from mpocompress.finetuning.finetune_file import finetune_file as finetune_file
+    from mpocompress.finetuning.progress import TuningProgress as TuningProgress
+    from mpocompress.finetuning.self_generated import SelfGenerated as SelfGenerated
+    from mpocompress.layers.selection import Selection as Selection
+    from mpocompress.modules.compress import compress_module as compress_module
+    from mpocompress.modules.load import load as load
+    from mpocompress.modules.save import save as save
+    from mpocompress.mpo.mpo import MPO as MPO
+    from mpocompress.mpo.sites import Sites as Sites
+    from mpocompress.nn import MPOLSTM as MPOLSTM
+    from mpocompress.nn import MPOLinear as MPOLinear
+    from mpocompress.nn import MPOLSTMCell as MPOLSTMCell
+    from mpocompress.nn import MPOWeight as MPOWeight
+    from mpocompress.nn import set_execution as set_execution
+    from mpocompress.planning.single_matrix import decompose as decompose
+    from mpocompress.planning.target import Truncation as Truncation
+    from mpocompress.reports.benchmark import BenchReport as BenchReport
+    from mpocompress.reports.compression import Report as Report
+    from mpocompress.reports.finetuning import TuningReport as TuningReport
+    from mpocompress.reports.overview import Overview as Overview
+    from mpocompress.reports.plan import PlanReport as PlanReport
 
-__all__ = [
-    "MPO",
-    "MPOLSTM",
-    "BenchReport",
-    "Calibration",
-    "CalibrationInputs",
-    "FinetuneResult",
-    "MPOCompressError",
-    "MPOLSTMCell",
-    "MPOLinear",
-    "MPOWeight",
-    "Overview",
-    "PlanReport",
-    "Report",
-    "Selection",
-    "SelfGenerated",
-    "Sites",
-    "Truncation",
-    "TuningProgress",
-    "TuningReport",
-    "__version__",
-    "bench",
-    "calibrate",
-    "compress",
-    "compress_module",
-    "decompose",
-    "expand",
-    "finetune",
-    "finetune_file",
-    "inspect",
-    "load",
-    "look",
-    "open_checkpoint",
-    "overview",
-    "plan",
-    "read_calibration",
-    "save",
-    "set_execution",
-    "write_calibration",
-]
-
-_HOMES = {
-    "BenchReport": "reports.benchmark",
-    "Calibration": "calibration",
-    "CalibrationInputs": "calibration",
-    "FinetuneResult": "finetuning.finetune",
-    "MPO": "mpo.mpo",
-    "MPOCompressError": "errors",
-    "MPOLSTM": "nn",
-    "MPOLSTMCell": "nn",
-    "MPOLinear": "nn",
-    "MPOWeight": "nn",
-    "Overview": "reports.overview",
-    "PlanReport": "reports.plan",
-    "Report": "reports.compression",
-    "Selection": "layers.selection",
-    "SelfGenerated": "finetuning",
-    "Sites": "mpo.sites",
-    "Truncation": "planning.target",
-    "TuningProgress": "finetuning",
-    "TuningReport": "reports.finetuning",
-    "bench": "benchmarking.bench",
-    "calibrate": "calibration.calibrate",
-    "compress": "compression.compress",
-    "compress_module": "modules.compress",
-    "decompose": "planning.single_matrix",
-    "expand": "compression.expand",
-    "finetune": "finetuning.finetune",
-    "finetune_file": "finetuning.finetune_file",
-    "inspect": "compression.inspection",
-    "load": "modules.load",
-    "look": "compression.inspection",
-    "open_checkpoint": "checkpoint.reader",
-    "overview": "compression.inspection",
-    "plan": "compression.plan",
-    "read_calibration": "calibration",
-    "save": "modules.save",
-    "set_execution": "nn",
-    "write_calibration": "calibration",
+_PUBLIC = {
+    "benchmarking.bench": ("bench",),
+    "calibration.calibrate": ("calibrate",),
+    "calibration.calibration": ("Calibration",),
+    "calibration.file": ("read_calibration", "write_calibration"),
+    "calibration.options": ("CalibrationInputs",),
+    "checkpoint.checkpoint": ("Checkpoint",),
+    "checkpoint.reader": ("open_checkpoint",),
+    "compression.compress": ("compress",),
+    "compression.expand": ("expand",),
+    "compression.inspection": ("inspect",),
+    "compression.plan": ("plan",),
+    "errors": ("MPOCompressError",),
+    "finetuning.finetune": ("FinetuneResult", "finetune"),
+    "finetuning.finetune_file": ("finetune_file",),
+    "finetuning.progress": ("TuningProgress",),
+    "finetuning.self_generated": ("SelfGenerated",),
+    "layers.selection": ("Selection",),
+    "modules.compress": ("compress_module",),
+    "modules.load": ("load",),
+    "modules.save": ("save",),
+    "mpo.mpo": ("MPO",),
+    "mpo.sites": ("Sites",),
+    "nn": ("MPOLSTM", "MPOLinear", "MPOLSTMCell", "MPOWeight", "set_execution"),
+    "planning.single_matrix": ("decompose",),
+    "planning.target": ("Truncation",),
+    "reports.benchmark": ("BenchReport",),
+    "reports.compression": ("Report",),
+    "reports.finetuning": ("TuningReport",),
+    "reports.overview": ("Overview",),
+    "reports.plan": ("PlanReport",),
 }
+"""Module -> the public names in it."""
+
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted((*_MODULES, "__version__"))  # noqa: PLE0605 - computed from the one table
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home."""
-    if name not in _HOMES:
+    """Import a public name from its module."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, whether they are imported yet or not."""
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mpocompress
+from tests.inspecting import report_in
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {
@@ -47,7 +48,7 @@ def test_a_golden_file_expands_to_what_it_always_did(version: str, name: str, tm
 @pytest.mark.parametrize("name", FILES)
 def test_the_report_of_a_golden_file_is_true_of_it(version: str, name: str) -> None:
     """Summed up from the tensors, so that a golden file that was wrong from the start could not pass."""
-    report = mpocompress.inspect(GOLDEN / version / name)
+    report = report_in(GOLDEN / version / name)
     before, after = original(version), load_file(GOLDEN / version / FILES[name])
 
     assert set(before) == set(after)

@@ -96,6 +96,34 @@ def test_the_top_level_stays_small() -> None:
     assert len(architecture_page.rows()) <= 11
 
 
+def test_the_public_names_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "mpocompress" / "__init__.py").read_text())
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in guarded.body if isinstance(node, ast.ImportFrom)]
+
+    seen = {alias.asname: f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+
+    homes = {name: f"mpocompress.{module}.{name}" for name, module in mpocompress._MODULES.items()}
+    assert seen == homes
+    assert set(mpocompress.__all__) == {*homes, "__version__"}
+
+
+def test_every_public_name_can_be_imported_and_is_listed() -> None:
+    assert [name for name in mpocompress.__all__ if not hasattr(mpocompress, name)] == []
+    assert set(mpocompress.__all__) <= set(dir(mpocompress))
+    with pytest.raises(AttributeError, match="module 'mpocompress' has no attribute 'look'"):
+        mpocompress.look  # noqa: B018
+
+
+def test_the_python_page_shows_every_public_name_once() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+
+    shown = re.findall(r"(?m)^\.\. auto(?:function|class):: (\w+)$", page)
+
+    assert sorted(shown) == sorted(set(mpocompress.__all__) - {"MPOCompressError", "__version__"})
+    assert ".. automodule:: mpocompress.errors" in page
+
+
 RESERVED = {"export", "compare", "rerun"}
 """Public functions of later releases; a package of that name would hide them."""
 

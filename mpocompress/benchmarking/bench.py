@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from os import PathLike
 
 import torch
-from torch import nn
 
 from mpocompress._version import __version__
-from mpocompress.benchmarking.comparison import REPEATS, Conditions
-from mpocompress.benchmarking.example_inputs import InputsFunction
+from mpocompress.benchmarking.comparison import Conditions
 from mpocompress.benchmarking.layers import bench_layers
 from mpocompress.benchmarking.machine import processor
 from mpocompress.benchmarking.model import bench_model
+from mpocompress.benchmarking.options import BenchOptions
 from mpocompress.benchmarking.stored_layers import stored_layers
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.format import check_cores
 from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import BenchmarkError
-from mpocompress.jobs import Progress, blas_threads
+from mpocompress.jobs import blas_threads
 from mpocompress.nn.execution import VARIABLE
 from mpocompress.reports.benchmark import BenchReport, Machine
-from mpocompress.text import shown
+from mpocompress.text import StrPath, shown
+from mpocompress.user.options import with_keywords
 
 
-def bench(
-    source: str | PathLike[str],
-    *,
-    model: str | nn.Module | None = None,
-    inputs: str | InputsFunction | None = None,
-    batches: Sequence[int] = (1, 32),
-    lengths: Sequence[int] = (100, 1),
-    layers: Sequence[str] = (),
-    threads: int = 1,
-    repeats: int = REPEATS,
-    device: str = "cpu",
-    progress: Progress | None = None,
-) -> BenchReport:
+@with_keywords(BenchOptions)
+def bench(source: StrPath, options: BenchOptions) -> BenchReport:
     """Time a compressed file against its dense twin, whose weights are its cores multiplied out.
 
     Without a model every compressed layer runs alone, in float32 and with its own weights; layers that run alike are
@@ -47,17 +35,7 @@ def bench(
 
     Args:
         source: a file or folder that `compress` wrote.
-        model: your own model: a module, or `file.py:name` or `package.module:name` of one or of what builds it, which
-            is imported and run.
-        inputs: a function of a batch size and a length that gives what the model is called with: a tensor, a tuple of
-            arguments or a dict of named ones; or where it is, as for a model. By default guessed from the first layer.
-        batches: batch sizes.
-        lengths: steps of a sequence; they do not matter to layers without sequences.
-        layers: globs of layers or tensors to measure; empty for all.
-        threads: threads of torch; the number before is restored.
-        repeats: the most samples of every contender; slow ones get fewer, but 3.
-        device: `cpu` or `cuda`.
-        progress: told how far the work is.
+        options: the fields of `BenchOptions`.
 
     Returns:
         The figures, all of one run on this machine.
@@ -71,13 +49,16 @@ def bench(
         ModelError: the model cannot be built, or the file is not of it.
         InputsError: inputs cannot be made or guessed, or the model does not take them.
     """
-    _check(batches=batches, lengths=lengths, threads=(threads,), repeats=(repeats,))
+    model, device = options.model, options.device_name
     _check_device(device)
-    _check_choices(model, inputs, layers)
     conditions = Conditions(
-        batches=tuple(batches), lengths=tuple(lengths), repeats=repeats, device=device, progress=progress
+        batches=tuple(options.batches),
+        lengths=tuple(options.lengths),
+        repeats=options.repeats,
+        device=device,
+        progress=options.progress,
     )
-    with open_checkpoint(source) as checkpoint, blas_threads(threads), _as_asked():
+    with open_checkpoint(source) as checkpoint, blas_threads(options.threads), _as_asked():
         report = stored_report(checkpoint)
         if not report.compressed:
             raise BenchmarkError(
@@ -89,9 +70,9 @@ def bench(
         check_cores(report, checkpoint.tensors, where=checkpoint.path.name)
         stored = stored_layers(report, checkpoint.tensors, where=checkpoint.path.name)
         if model is None:
-            measured, notes = bench_layers(stored, layers, checkpoint, report, conditions)
+            measured, notes = bench_layers(stored, options.layers, checkpoint, report, conditions)
         else:
-            measured, notes = bench_model(stored, model, inputs, checkpoint, conditions)
+            measured, notes = bench_model(stored, model, options.inputs, checkpoint, conditions)
     return BenchReport(
         tool_version=__version__,
         file=checkpoint.path.name,
@@ -99,7 +80,7 @@ def bench(
         machine=Machine(
             processor=processor(),
             device="cpu" if device == "cpu" else f"cuda ({torch.cuda.get_device_name()})",
-            threads=threads,
+            threads=options.threads,
             torch=torch.__version__,
         ),
         measured=measured,
@@ -118,44 +99,11 @@ def _as_asked() -> Iterator[None]:
             os.environ[VARIABLE] = said
 
 
-def _check(**numbers: Sequence[int]) -> None:
-    """Refuse sizes that mean nothing."""
-    for name, values in numbers.items():
-        if not values or not all(type(value) is int and value >= 1 for value in values):
-            raise BenchmarkError(
-                where=name,
-                found=f"got {', '.join(map(repr, values)) or 'none'}",
-                why="integers of 1 or more are needed",
-                action="Give such numbers.",
-            )
-
-
 def _check_device(device: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise BenchmarkError(
-            where="device", found=f"got {device!r}", why="layers run on cpu or cuda", action="Give one of them."
-        )
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError(
             where="device",
             found="cuda, and no graphics card that torch can use",
             why="there is nothing to run on",
             action="Give cpu, or install a torch that finds the card.",
-        )
-
-
-def _check_choices(model: str | nn.Module | None, inputs: str | InputsFunction | None, layers: Sequence[str]) -> None:
-    if model is None and inputs is not None:
-        raise BenchmarkError(
-            where="inputs",
-            found="inputs without a model",
-            why="layers alone get random inputs of their own sizes",
-            action="Give the model too, or leave the inputs out.",
-        )
-    if model is not None and layers:
-        raise BenchmarkError(
-            where="layers",
-            found="layers chosen, and a model",
-            why="a model is measured as a whole",
-            action="Give one of them.",
         )

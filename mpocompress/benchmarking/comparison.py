@@ -23,7 +23,6 @@ from mpocompress.nn.cache import Preparing
 from mpocompress.reports.benchmark import Case
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
-REPEATS = 15
 STEP = "measuring"
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from mpocompress.benchmarking.options import InputsFunction
 from mpocompress.errors import InputsError
 from mpocompress.text import shown
 from mpocompress.user.batches import fed, moved
 from mpocompress.user.code import inputs_function, told_with_its_line
-
-InputsFunction = Callable[[int, int], object]
-"""Takes a batch size and a length, and gives a tensor, a tuple of arguments, or a mapping of named ones."""
 
 _SEED = 0
 _WRITE_ONE = "Give a function that makes the inputs from a batch size and a length."

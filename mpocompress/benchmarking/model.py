@@ -10,13 +10,13 @@ from torch import nn
 from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, side_by_side
 from mpocompress.benchmarking.dense_twin import dense_state
 from mpocompress.benchmarking.example_inputs import (
-    InputsFunction,
     InputsMaker,
     checked_inputs,
     first_call,
     given_inputs,
     guessed_inputs,
 )
+from mpocompress.benchmarking.options import InputsFunction
 from mpocompress.benchmarking.stored_layers import StoredLayer
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.modules.load import load

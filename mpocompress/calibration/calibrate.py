@@ -9,9 +9,10 @@ from os import PathLike
 from torch import nn
 
 from mpocompress.calibration.batches import gathered
-from mpocompress.calibration.calibration import Calibration, CalibrationInputs
+from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.file import SUFFIX, read_calibration
 from mpocompress.calibration.moments import collect
+from mpocompress.calibration.options import CalibrateOptions, CalibrationInputs
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.reader import open_checkpoint
@@ -20,27 +21,25 @@ from mpocompress.jobs import Progress
 from mpocompress.text import StrPath, shown
 from mpocompress.user.code import loss_function
 from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.options import with_keywords
 
 
+@with_keywords(CalibrateOptions)
 def calibrate(
     source: StrPath,
     inputs: CalibrationInputs | str | Iterable[object],
     model: UserModel,
-    *,
-    key: str | None = None,
-    allow_pickle: bool = False,
-    progress: Progress | None = None,
+    options: CalibrateOptions,
 ) -> Calibration:
-    """Run a model over calibration inputs, so that many compressions of its checkpoint cost one pass.
+    """Run a model on calibration inputs, once for many compressions of its checkpoint.
 
     Args:
         source: the checkpoint.
-        inputs: what the model is called with, or where it is.
+        inputs: what the model is called with: batches, `file.py:name` or `package.module:name` of them, or
+            `CalibrationInputs`.
         model: the model that the checkpoint was saved from, as a module, or `file.py:name` or `package.module:name` of
-            one or of what builds it (that is imported and run).
-        key: where the state dict sits in a nested checkpoint.
-        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
-        progress: told how far the work is.
+            one or of what builds it, which is imported and run.
+        options: the fields of `CalibrateOptions`.
 
     Returns:
         The calibration, with the model and its inputs, to be given to `compress` and `plan`.
@@ -51,13 +50,13 @@ def calibrate(
         CalibrationError: the inputs cannot be made, or the model does not take them.
     """
     built, ran = runnable(model)
-    with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
-        found = calibration_for(inputs, built, checkpoint, progress)
-    return dataclasses.replace(found, notes=(*ran, *found.notes))
+    with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
+        calibration = calibration_for(inputs, built, checkpoint, options.progress)
+    return dataclasses.replace(calibration, notes=(*ran, *calibration.notes))
 
 
 CalibrationSource = Calibration | CalibrationInputs | str | PathLike[str] | Iterable[object]
-"""A calibration, a file with one, inputs to make one with, or batches, or where those are."""
+"""A calibration, the path object of a file with one, `CalibrationInputs`, batches, or a string that names these."""
 
 
 def calibration_for(
@@ -69,7 +68,7 @@ def calibration_for(
     """The calibration of a checkpoint, made or read.
 
     Args:
-        source: what it comes from; a text that ends in `.safetensors` is a file.
+        source: a calibration, the path object of a file with one, or inputs; a string names code to run.
         model: the user's model, where there is one.
         checkpoint: the weights, open.
         progress: told how far the work is.
@@ -82,7 +81,14 @@ def calibration_for(
         ModelError: there is no model to run.
         FormatError: a file that holds no calibration.
     """
-    if isinstance(source, PathLike) or (isinstance(source, str) and source.endswith(SUFFIX)):
+    if isinstance(source, str) and source.endswith(SUFFIX):
+        raise CalibrationError(
+            where="calibration",
+            found=f"the string {shown(repr(source))}",
+            why="a string names code to import and run, and a calibration file is passed as a path object",
+            action=f"Pass pathlib.Path({shown(repr(source))}).",
+        )
+    if isinstance(source, PathLike):
         source = read_calibration(source)
     if isinstance(source, Calibration):
         if source.sha256 != checkpoint.sha256():

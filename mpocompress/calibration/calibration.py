@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mpocompress.calibration.divergence import OutputKind
 from mpocompress.calibration.hooks import Unit
-from mpocompress.calibration.moments import Loss
 from mpocompress.calibration.rig import Rig
-from mpocompress.errors import CalibrationError
 from mpocompress.mpo.metric import Metric
-from mpocompress.reports.calibration import OUTPUT_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +62,10 @@ class Calibration:
     rig: Rig | None = None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return what was measured in place of the moments."""
+        return f"Calibration(kind={self.kind!r}, samples={self.samples}, weights={len(self.units)})"
+
     def unit_of(self, members: tuple[str, ...]) -> tuple[Unit, tuple[int, int]] | None:
         """The unit that some tensors belong to.
 
@@ -77,33 +77,3 @@ class Calibration:
         """
         found = ((unit, unit.span(members)) for unit in self.units)
         return next(((unit, span) for unit, span in found if span is not None), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CalibrationInputs:
-    """Inputs to calibrate with, and how.
-
-    Args:
-        batches: an iterable of what the model is called with: tensors, packed sequences, tuples of arguments, or dicts
-            of named ones. With a loss, of pairs of that and a target. Or `file.py:name` or `package.module:name` of one
-            or of a function that gives one, which is imported and run.
-        samples: how many samples are used at most; by default 512.
-        kind: what the model puts out: `classification`, `embedding` or `regression`; told from the outputs by default.
-        loss: a function of the model's output and a target, or where it is; gradients are taken of it and not of random
-            projections of the outputs, which need no labels.
-    """
-
-    batches: str | Iterable[object]
-    samples: int | None = None
-    kind: OutputKind | None = None
-    loss: str | Loss | None = None
-
-    def __post_init__(self) -> None:
-        """Check the kind."""
-        if self.kind is not None and self.kind not in OUTPUT_KINDS:
-            raise CalibrationError(
-                where="kind of output",
-                found=f"got {self.kind!r}",
-                why=f"it is one of {', '.join(OUTPUT_KINDS)}",
-                action="Give one of these, or none.",
-            )

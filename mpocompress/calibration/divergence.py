@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import CalibrationError
-
-OutputKind = Literal["classification", "embedding", "regression"]
+from mpocompress.reports.calibration import OutputKind
 
 UNIT_TOLERANCE = 1e-3
 """How far a norm or a sum of probabilities may be from 1."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mpocompress.calibration.divergence import primary
 from mpocompress.calibration.hooks import NEVER, Unit, Watcher, watched
+from mpocompress.calibration.options import LossFunction
 from mpocompress.calibration.rig import Rig
 from mpocompress.errors import CalibrationError
 from mpocompress.jobs import Progress
@@ -22,9 +22,6 @@ GRADIENTS_PER_OUTPUT = 16
 """Gradients are taken until every weight has seen so many for each of its outputs."""
 SEED = 0
 NOT_FINITE = "saw NaN or Inf on the calibration inputs"
-
-Loss = Callable[[Any, Any], Any]
-"""Of what the model puts out and a target; a scalar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ class Collected:
     left_out: Mapping[str, str]
 
 
-def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = None) -> Collected:
+def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | None = None) -> Collected:
     """Run the model over the batches that no decision is measured on, watching every weight.
 
     Args:
@@ -95,7 +92,7 @@ def collect(rig: Rig, *, loss: Loss | None = None, progress: Progress | None = N
     return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=left_out)
 
 
-def _backward(rig: Rig, batch: object, loss: Loss | None, generator: torch.Generator) -> None:
+def _backward(rig: Rig, batch: object, loss: LossFunction | None, generator: torch.Generator) -> None:
     """Take gradients of one batch; an output that no weight reaches has none."""
     output = rig.run_openly(batch)
     if loss is None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.batches import Batches
-from mpocompress.calibration.divergence import Measure, OutputKind, measure_for, primary
+from mpocompress.calibration.divergence import Measure, measure_for, primary
 from mpocompress.calibration.hooks import Watch, find_watches, overheard
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
-from mpocompress.reports.calibration import BEYOND
+from mpocompress.reports.calibration import BEYOND, OutputKind
 from mpocompress.user.batches import fed, moved
 from mpocompress.user.code import told_with_its_line
 from mpocompress.user.dense_model import copied, fill

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 import mpocompress
-from mpocompress.cli.options import EXISTING, force_option
+from mpocompress.cli.options import build, options_of, output_option, source_argument
 from mpocompress.cli.render.formatting import counted, labelled
 from mpocompress.cli.terminal import printing
+from mpocompress.compression.options import ExpandOptions
+from mpocompress.user.options import keywords
 
 
 @click.command()
-@click.argument("file", type=EXISTING)
-@click.option("-o", "--output", type=click.Path(path_type=str), required=True, help="File or folder to write.")
-@click.option(
-    "--like", type=EXISTING, metavar="ORIGINAL", help="The original: give it back in its own form, with new weights."
-)
-@force_option
-def expand(file: str, output: str, like: str | None, force: bool) -> None:
+@source_argument("FILE")
+@output_option(required=True)
+@options_of(ExpandOptions)
+def expand(source: str, output: str, **values: Any) -> None:
     """Write an ordinary dense checkpoint from a compressed FILE: same names, dtypes and nesting as the original."""
-    report = mpocompress.expand(file, output, like=like, overwrite=force)
+    report = mpocompress.expand(source, output, **keywords(build(ExpandOptions, values)))
     with printing(output):
         for note in report.notes:
             click.echo(labelled(note).plain, err=True)

@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 import mpocompress
-from mpocompress.cli.options import EXISTING, json_option, layer_options, selection
+from mpocompress.cli.options import build, json_option, options_of, source_argument
 from mpocompress.cli.render.overview_tables import show_overview
 from mpocompress.cli.render.report_table import show_report
 from mpocompress.cli.terminal import printing, stdout
+from mpocompress.compression.options import InspectOptions
 from mpocompress.reports.compression import Report
-
-if TYPE_CHECKING:
-    from mpocompress.layers.selection import ForcedKind
+from mpocompress.user.options import keywords
 
 
 @click.command()
-@click.argument("file", type=EXISTING)
-@layer_options
+@source_argument("FILE")
+@options_of(InspectOptions, without=["sites", "selection__lstm"])
 @json_option
-def inspect(
-    file: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    kinds: tuple[tuple[ForcedKind, str], ...],
-    min_side: int,
-    own_model: str | None,
-    key: str | None,
-    allow_pickle: bool,
-    as_json: bool,
-) -> None:
-    """Show the report inside a compressed FILE; of any other, what it holds and what could be compressed.
+def inspect(source: str, as_json: bool, **values: Any) -> None:
+    """Show the report inside a compressed FILE, or the contents of any other and what could be compressed.
 
-    The options are for the other: a report is what it is. No weight is read.
+    These options apply only to uncompressed checkpoints. No weight is read.
     """
-    chosen = selection(include, exclude, kinds, min_side)
-    found = mpocompress.look(file, selection=chosen, model=own_model, key=key, allow_pickle=allow_pickle)
+    outcome = mpocompress.inspect(source, **keywords(build(InspectOptions, values)))
     with printing():
         if as_json:
-            click.echo(found.to_json(indent=2))
-        elif isinstance(found, Report):
-            show_report(found, stdout())
+            click.echo(outcome.to_json(indent=2))
+        elif isinstance(outcome, Report):
+            show_report(outcome, stdout())
         else:
-            show_overview(found, stdout())
+            show_overview(outcome, stdout())

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mpocompress.calibration import Calibration
+from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.hooks import Unit
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig

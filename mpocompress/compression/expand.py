@@ -16,30 +16,24 @@ from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing.in_place import write_replaced
 from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.compression.format import _shards, dense_tensors, places_of_members
+from mpocompress.compression.options import ExpandOptions
 from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import CheckpointError, OutputError
 from mpocompress.jobs import one_blas_thread
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath, shown
+from mpocompress.user.options import with_keywords
 
 
-def expand(
-    source: StrPath,
-    target: StrPath,
-    *,
-    like: StrPath | None = None,
-    overwrite: bool = False,
-) -> Report:
+@with_keywords(ExpandOptions)
+def expand(source: StrPath, target: StrPath, options: ExpandOptions) -> Report:
     """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
 
     Args:
         source: a file or folder that `compress` wrote.
         target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. If the
             source is a folder, a name that does not end like a file (`.pt`, `.bin` and so on) makes a folder.
-        like: the file that was compressed. The target becomes a copy of it, of the same form and with all it holds (a
-            whole module, a TorchScript archive, hyperparameters of any class), only the values of its tensors are new.
-            Nothing in it is run.
-        overwrite: replace an existing target; a folder only if it was written here.
+        options: the fields of `ExpandOptions`.
 
     Returns:
         The report that the compressed file holds; its notes say what the new file could not keep.
@@ -51,6 +45,7 @@ def expand(
         OutputError: the target cannot be written, or the dense tensors would not fit beside it.
     """
     named, source, target = target, Path(source), Path(target)
+    like, overwrite = options.like, options.overwrite
     with open_checkpoint(source) as checkpoint:
         report = stored_report(checkpoint)
         # In the form of the original it is one file that holds whatever the original does.

@@ -3,109 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os import PathLike
-from pathlib import Path
 
 from mpocompress._version import __version__
 from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.options import InspectOptions
 from mpocompress.compression.stored_report import stored_report
-from mpocompress.errors import CheckpointError, SitesError
+from mpocompress.errors import SitesError
 from mpocompress.layers.discovery import Discovery, discover_in
-from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec
-from mpocompress.mpo.sites import SitesChoice, candidates, check_choice
-from mpocompress.planning.plan import PLAN_TARGETS
+from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.reports.overview import Estimate, Held, Overview, Weight
 from mpocompress.text import StrPath
-from mpocompress.user.model import UserModel
+from mpocompress.user.options import with_keywords
 
 
-def overview(
-    source: str | PathLike[str],
-    *,
-    truncations: Sequence[Truncation] = PLAN_TARGETS,
-    sites: SitesChoice = "auto",
-    selection: Selection = Selection(),  # noqa: B008 (frozen)
-    model: UserModel | None = None,
-    key: str | None = None,
-    allow_pickle: bool = False,
-) -> Overview:
-    """What an ordinary checkpoint is and holds, and what of it could be compressed; no weight is read.
+@with_keywords(InspectOptions)
+def inspect(source: StrPath, options: InspectOptions) -> Report | Overview:
+    """Return the report inside a compressed checkpoint, or an overview of any other; no weight is read.
+
+    The options apply only to uncompressed checkpoints, except `key` and `allow_pickle`, which say how any is read.
 
     Args:
-        source: the checkpoint.
-        truncations: targets to count parameters for; only bonds and fractions to keep can be counted without a weight.
-        sites: the site shape that bonds are counted in: a number of balanced sites, else low rank.
-        selection: which layers, and in what form.
-        model: your own model, to tell layers by their classes, as in `compress`.
-        key: where the state dict sits in a nested checkpoint.
-        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
+        source: the checkpoint, a file or a folder.
+        options: the fields of `InspectOptions`. Only bonds and fractions to keep can be predicted without a weight;
+            bonds are counted for `sites` balanced sites, or else for the low-rank shape.
 
     Returns:
-        The overview.
-
-    Raises:
-        CheckpointError: the source cannot be read, or is compressed.
-        SelectionError: a pattern that matches nothing.
-        SitesError: a site shape choice that means nothing.
-        ModelError: the model cannot be built, or is another one.
-    """
-    check_choice(sites)
-    with open_checkpoint(Path(source), key=key, allow_pickle=allow_pickle) as checkpoint:
-        if checkpoint.document is not None:
-            raise CheckpointError(
-                where=checkpoint.path.name,
-                found="a compressed checkpoint",
-                why="it has a report in place of an overview",
-                action="Inspect it, or give an ordinary checkpoint.",
-            )
-        return _overview(checkpoint, truncations, sites, selection, model)
-
-
-def look(
-    source: str | PathLike[str],
-    *,
-    selection: Selection = Selection(),  # noqa: B008 (frozen)
-    model: UserModel | None = None,
-    key: str | None = None,
-    allow_pickle: bool = False,
-) -> Report | Overview:
-    """What can be said of any checkpoint without reading a weight.
-
-    Args:
-        source: the file.
-        selection: which layers to look for in an ordinary checkpoint.
-        model: your own model, to tell layers by their classes, as in `compress`.
-        key: where the state dict sits in a nested checkpoint.
-        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
-
-    Returns:
-        The report inside a compressed file, the overview of any other.
+        The `Report` of a compressed checkpoint, its sums checked and the size of the file filled in; the `Overview` of
+        any other.
 
     Raises:
         CheckpointError: the source cannot be read.
         SelectionError: a pattern that matches nothing.
+        SitesError: an unknown site shape.
         ModelError: the model cannot be built, or is another one.
-        FormatError: a compressed file that contradicts itself.
+        FormatError: a compressed checkpoint that contradicts itself.
         ReportError: figures in it that do not add up.
     """
-    with open_checkpoint(Path(source), key=key, allow_pickle=allow_pickle) as checkpoint:
-        if checkpoint.document is not None:
-            return stored_report(checkpoint)
-        return _overview(checkpoint, PLAN_TARGETS, "auto", selection, model)
+    with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
+        return _overview(checkpoint, options) if checkpoint.document is None else stored_report(checkpoint)
 
 
-def _overview(
-    checkpoint: Checkpoint,
-    truncations: Sequence[Truncation],
-    sites: SitesChoice,
-    selection: Selection,
-    model: UserModel | None,
-) -> Overview:
-    found = discover_in(checkpoint, selection, model)
+def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
+    found = discover_in(checkpoint, options.selection, options.model)
     infos = [info for info in checkpoint.tensors.values() if info.alias_of is None]
     parameters = sum(info.numel for info in infos)
     eligible = sum(layer.dense_parameters for layer in found.layers)
@@ -128,13 +71,13 @@ def _overview(
             Estimate(
                 kind=truncation.kind,
                 asked=truncation.asked or 0,
-                eligible_parameters_after=(after := eligible_after(found.layers, truncation, sites, eligible)),
+                eligible_parameters_after=(after := eligible_after(found.layers, truncation, options.sites, eligible)),
                 parameters=parameters - eligible + after,
             )
-            for truncation in truncations
+            for truncation in options.truncations
             if truncation.keep is not None or truncation.max_bond is not None
         ),
-        estimated_sites=f"{sites} sites" if isinstance(sites, int) else "low rank",
+        estimated_sites=f"{options.sites} sites" if isinstance(options.sites, int) else "low rank",
         notes=(*checkpoint.notes, *found.notes),
     )
 
@@ -202,23 +145,3 @@ def _under_cap(layer: LayerSpec, matrix: MatrixSpec, truncation: Truncation, sit
     except SitesError:
         return matrix.dense_parameters
     return min(matrix.dense_parameters, shape.parameters(shape.capped(cap)))
-
-
-def inspect(
-    source: StrPath,
-) -> Report:
-    """The report inside a compressed file.
-
-    Args:
-        source: a file or folder that `compress` wrote.
-
-    Returns:
-        The report, its sums checked, the size of the file filled in.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-        FormatError: not a compressed file, or one that contradicts itself.
-        ReportError: figures in it that do not add up.
-    """
-    with open_checkpoint(source) as checkpoint:
-        return stored_report(checkpoint)

@@ -10,15 +10,13 @@ from torch import Tensor
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.writing.spool import Spool, Spooled
 from mpocompress.compression.survey import Surveyed
-from mpocompress.errors import TargetError
-from mpocompress.jobs import available_cores
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import QuantisedMPO, restore
 from mpocompress.mpo.sites import Sites, SitesChoice
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.calibration import CalibrationReport
-from mpocompress.reports.compression import STORED_DTYPES, MatrixReport
+from mpocompress.reports.compression import MatrixReport
 from mpocompress.user.model import UserModel
 
 
@@ -74,50 +72,6 @@ class Task:
     selection: Selection
     model: UserModel | None
     dtype: str | None
-
-
-def check_dtype(dtype: str | None) -> None:
-    """Refuse a dtype that cores are not stored in.
-
-    Args:
-        dtype: its name, or None for that of the weight.
-
-    Raises:
-        TargetError: it is none of the five.
-    """
-    if dtype is not None and dtype not in STORED_DTYPES:
-        raise TargetError(
-            where="dtype",
-            found=f"got {dtype!r}",
-            why="cores are stored as floating point numbers, or in int8 with scales",
-            action=f"Give one of: {', '.join(STORED_DTYPES)}.",
-        )
-
-
-def chosen_jobs(jobs: int | None) -> int:
-    """How many matrices are worked on at the same time.
-
-    Args:
-        jobs: what was asked for; None for the number of cores.
-
-    Returns:
-        The number.
-
-    Raises:
-        TargetError: below 1.
-
-    Example:
-        >>> chosen_jobs(3)
-        3
-    """
-    if jobs is not None and jobs < 1:
-        raise TargetError(
-            where="jobs",
-            found=f"got {jobs}",
-            why="at least one matrix is worked on at a time",
-            action="Give 1 or more.",
-        )
-    return jobs or available_cores()
 
 
 def put_aside(report: MatrixReport, mpo: MPO | QuantisedMPO, spool: Spool) -> Done:

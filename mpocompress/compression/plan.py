@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
-from mpocompress.calibration import (
-    Calibration,
-    CalibrationSource,
-    calibration_for,
-    check_calibration_file,
-    write_calibration,
-)
+from mpocompress.calibration.calibrate import calibration_for
+from mpocompress.calibration.calibration import Calibration
+from mpocompress.calibration.file import check_calibration_file, write_calibration
 from mpocompress.checkpoint.reader import open_checkpoint
-from mpocompress.compression.job import check_dtype, chosen_jobs
+from mpocompress.compression.options import PlanOptions
 from mpocompress.compression.reporting import _target, _unmet, checkpoint_report, no_fewer_bytes, untouched_reports
 from mpocompress.compression.sensitivity import planned_divergence, weigh_all
 from mpocompress.compression.survey import Surveyed, survey_checkpoint
 from mpocompress.errors import TargetError
-from mpocompress.jobs import Progress
-from mpocompress.layers.selection import Selection
-from mpocompress.mpo.sites import SitesChoice, check_choice
-from mpocompress.planning.plan import PLAN_TARGETS, MatrixPlan, make_plan
+from mpocompress.jobs import available_cores
+from mpocompress.planning.plan import MatrixPlan, make_plan
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import StrPath
-from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.model import runnable
+from mpocompress.user.options import with_keywords
 
 
 def planned_target(
@@ -103,37 +97,13 @@ def _planned_matrix(entry: MatrixPlan) -> PlannedMatrix:
     )
 
 
-def plan(
-    source: StrPath,
-    *,
-    truncations: Sequence[Truncation] = PLAN_TARGETS,
-    sites: SitesChoice = "auto",
-    selection: Selection = Selection(),  # noqa: B008 (frozen)
-    model: UserModel | None = None,
-    calibration: CalibrationSource | None = None,
-    save_calibration: StrPath | None = None,
-    dtype: str | None = None,
-    key: str | None = None,
-    allow_pickle: bool = False,
-    jobs: int | None = None,
-    progress: Progress | None = None,
-) -> PlanReport:
-    """What a range of targets would make of a checkpoint, without writing anything.
+@with_keywords(PlanOptions)
+def plan(source: StrPath, options: PlanOptions) -> PlanReport:
+    """Predict what a range of targets would make of a checkpoint; nothing is written.
 
     Args:
         source: the checkpoint.
-        truncations: the targets; by default bonds from 4 to 128 and fractions from 1/2 to 1/32.
-        sites: a site shape choice for every matrix.
-        selection: which layers, and in what form.
-        model: your own model, to tell layers by their classes: a module, `file.py:name` or `package.module:name` of one
-            or of what builds it (that is imported and run), or module path -> class.
-        calibration: inputs that the model is run with, or what was measured with them, as in `compress`.
-        save_calibration: where to keep what was measured.
-        dtype: dtype that the cores would be stored in; by default that of the weight.
-        key: where the state dict sits in a nested checkpoint.
-        allow_pickle: load a pickle in the ordinary way, which runs the code it names.
-        jobs: matrices worked on at the same time; by default the number of cores.
-        progress: told how far the work is.
+        options: the fields of `PlanOptions`.
 
     Returns:
         The checkpoint as it is, and parameters and predicted errors for every target. All come from one factorisation a
@@ -147,37 +117,40 @@ def plan(
         SitesError: a site shape choice that means nothing.
         TargetError: a dtype that is none of the five, or jobs below 1.
     """
-    check_dtype(dtype)
-    check_choice(sites)
-    if save_calibration is not None:
-        check_calibration_file(save_calibration, overwrite=False, others=(source,))
-    model, ran = runnable(model) if calibration is not None else (model, ())
+    calibration_file, truncations, dtype = options.save_calibration, options.truncations, options.dtype_name
+    if calibration_file is not None:
+        check_calibration_file(calibration_file, overwrite=False, others=(source,))
+    model, notes = runnable(options.model) if options.calibration is not None else (options.model, ())
     divergences: list[float | None] = [None] * len(truncations)
-    with open_checkpoint(source, key=key, allow_pickle=allow_pickle) as checkpoint:
-        known = calibration_for(calibration, model, checkpoint, progress) if calibration is not None else None
-        found = survey_checkpoint(
+    with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
+        calibration = None
+        if options.calibration is not None:
+            calibration = calibration_for(options.calibration, model, checkpoint, options.progress)
+        surveyed = survey_checkpoint(
             checkpoint,
-            selection=selection,
+            selection=options.selection,
             model=model,
-            sites=sites,
+            sites=options.sites,
             truncations=truncations,
-            jobs=chosen_jobs(jobs),
-            progress=progress,
+            jobs=options.jobs or available_cores(),
+            progress=options.progress,
         )
-        if known is not None:
-            measure = save_calibration is not None or any(one.is_budget for one in truncations)
-            found, weighed = weigh_all(found, checkpoint, known, measure=measure, progress=progress)
-            divergences = [planned_divergence(found, weighed, known, one) for one in truncations]
-            if save_calibration is not None:
-                write_calibration(known, save_calibration)
-            told = (_measured(known),) if any(one is not None for one in divergences) else ()
-            ran = (*ran, *known.notes, *told)
+        if calibration is not None:
+            measure = calibration_file is not None or any(truncation.is_budget for truncation in truncations)
+            surveyed, weighed = weigh_all(surveyed, checkpoint, calibration, measure=measure, progress=options.progress)
+            divergences = [planned_divergence(surveyed, weighed, calibration, truncation) for truncation in truncations]
+            if calibration_file is not None:
+                write_calibration(calibration, calibration_file)
+            is_predicted = any(divergence is not None for divergence in divergences)
+            notes = (*notes, *calibration.notes, *((_measured(calibration),) if is_predicted else ()))
     return PlanReport(
         checkpoint=checkpoint_report(
-            found, untouched_reports(found), notes=(*ran, *((_rounded(dtype),) if dtype is not None else ()))
+            surveyed,
+            untouched_reports(surveyed),
+            notes=(*notes, *((_rounded(dtype),) if dtype is not None else ())),
         ),
         choices=tuple(
-            planned_target(found, truncation, dtype, divergence)
+            planned_target(surveyed, truncation, dtype, divergence)
             for truncation, divergence in zip(truncations, divergences, strict=True)
         ),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mpocompress.calibration import Calibration
+from mpocompress.calibration.calibration import Calibration
 from mpocompress.compression.calibrated import _Work
 from mpocompress.compression.data_free import carry_out
 from mpocompress.compression.job import Outcome, Task

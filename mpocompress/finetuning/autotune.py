@@ -15,7 +15,8 @@ from mpocompress.errors import TuningError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.loss import loss_of
 from mpocompress.finetuning.objective import Objective, called, compared
-from mpocompress.finetuning.precision import Precision, Way
+from mpocompress.finetuning.options import Precision
+from mpocompress.finetuning.precision import Way
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.user.randomness import Randomness
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mpocompress.errors import MPOCompressError, TuningError
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.objective import Objective, called, compared, mean_of
+from mpocompress.finetuning.options import Score
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.reports.finetuning import Evaluation
 from mpocompress.text import shown
@@ -20,9 +21,6 @@ from mpocompress.user.randomness import Randomness, mixed
 
 REMEMBERED_BYTES = 2**28
 """The teacher's outputs for the held-out batches are kept, up to so many bytes."""
-
-Score = Callable[[nn.Module], object]
-"""Takes the model and returns a number, larger being better."""
 
 
 class Judge:

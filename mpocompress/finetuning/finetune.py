@@ -12,24 +12,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.options import LossFunction
 from mpocompress.errors import TuningError
 from mpocompress.finetuning.autotune import Trial
 from mpocompress.finetuning.data import Feed
 from mpocompress.finetuning.distributed import Team, leads, team
-from mpocompress.finetuning.evaluation import Judge, Score
-from mpocompress.finetuning.objective import LossFunction, objective_for
-from mpocompress.finetuning.precision import Precision, Way, from_cores, from_words
+from mpocompress.finetuning.evaluation import Judge
+from mpocompress.finetuning.objective import objective_for
+from mpocompress.finetuning.options import Precision, Score, Trained
+from mpocompress.finetuning.precision import Way, from_cores, from_words
+from mpocompress.finetuning.progress import TuningProgress
 from mpocompress.finetuning.recipe import Recipe, named_thing
 from mpocompress.finetuning.recurrent_state import Carrier
 from mpocompress.finetuning.reporting import half_notes, reported
 from mpocompress.finetuning.self_generated import Generated, SelfGenerated
-from mpocompress.finetuning.settings import Settings, Trained, TuningProgress
+from mpocompress.finetuning.settings import Settings
 from mpocompress.finetuning.snapshot import Snapshot, read_snapshot
 from mpocompress.finetuning.train_mode import Modes
 from mpocompress.finetuning.trainer import Run, trained_parameters
 from mpocompress.modules.provenance import record_of, remember
 from mpocompress.nn import MPOWeight
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.reports.finetuning import Evaluation, TuningReport
 from mpocompress.user.code import loss_function, score_function
 
@@ -154,7 +157,7 @@ def finetune(
     Example:
         >>> import mpocompress
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-        >>> small, _ = mpocompress.compress_module(net, mpocompress.Truncation(max_bond=8))
+        >>> small, _ = mpocompress.compress_module(net, truncation=mpocompress.Truncation(max_bond=8))
         >>> found = finetune(small, [torch.randn(32, 64) for _ in range(16)], teacher=net, steps=40)
         >>> found.after.loss < found.before.loss
         True

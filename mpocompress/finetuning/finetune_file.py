@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.options import LossFunction
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.output import carried_notes, check_target, container_for, write_target
 from mpocompress.checkpoint.reader import open_checkpoint
@@ -21,17 +21,16 @@ from mpocompress.compression.format import core_tensors
 from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import MPOCompressError, OutputExistsError, TuningError
 from mpocompress.finetuning.distributed import leads
-from mpocompress.finetuning.evaluation import Score
 from mpocompress.finetuning.finetune import Keeping, finetuned
-from mpocompress.finetuning.objective import LossFunction
-from mpocompress.finetuning.precision import Precision
+from mpocompress.finetuning.options import Precision, Score, Trained
+from mpocompress.finetuning.progress import TuningProgress
 from mpocompress.finetuning.recipe import Recipe
-from mpocompress.finetuning.settings import Trained, TuningProgress
 from mpocompress.modules.load import Loaded, loaded
 from mpocompress.modules.provenance import record_of
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.reports.compression import MatrixReport, Report
 from mpocompress.text import shown
 from mpocompress.user.code import model_builder

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.calibration.divergence import SMALLEST_PROBABILITY, Measure, OutputKind, measure_for, primary
+from mpocompress.calibration.divergence import SMALLEST_PROBABILITY, Measure, measure_for, primary
+from mpocompress.calibration.options import LossFunction
 from mpocompress.errors import CalibrationError, MPOCompressError, TuningError
 from mpocompress.finetuning.data import Example
+from mpocompress.reports.calibration import OutputKind
 from mpocompress.text import shown
 from mpocompress.user.batches import fed
 from mpocompress.user.code import told_with_its_line
@@ -25,8 +26,6 @@ DEFAULT_SHARE = 0.5
 """Share of the distance to the teacher in the loss, where there are targets too."""
 CONFIDENT = 0.999
 
-LossFunction = Callable[[Any, Any], Any]
-"""Takes the output of the model and a target, and gives a scalar."""
 
 _SAY_LOSS = "Give a loss: a function of the model's output and a target that returns a scalar."
 

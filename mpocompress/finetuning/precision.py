@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from mpocompress.nn.execution import ExecutionChoice
-
-Precision = Literal["auto", "float32", "bfloat16"]
-"""How a model is asked to multiply while it is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

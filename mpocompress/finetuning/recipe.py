@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import get_args
 
-from mpocompress.calibration.divergence import OutputKind
+from mpocompress.calibration.options import LossFunction
 from mpocompress.errors import TuningError
-from mpocompress.finetuning.evaluation import Score
-from mpocompress.finetuning.objective import LossFunction
-from mpocompress.finetuning.precision import Precision
+from mpocompress.finetuning.options import Precision, Score, Trained
 from mpocompress.finetuning.schedule import DEFAULT_STEPS, Length
 from mpocompress.finetuning.self_generated import SelfGenerated
-from mpocompress.finetuning.settings import Trained
-from mpocompress.reports.calibration import OUTPUT_KINDS
+from mpocompress.reports.calibration import OUTPUT_KINDS, OutputKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from mpocompress.finetuning.options import Trained
 from mpocompress.finetuning.schedule import Length
 from mpocompress.reports.finetuning import Evaluation
-
-Trained = Literal["all", "cores"]
-"""What is trained: every parameter that may be, or the cores alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,31 +32,6 @@ class Settings:
     seed: int
     snapshot: Path | None
     fingerprint: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuningProgress:
-    """How far a run is.
-
-    Args:
-        step: steps done.
-        steps: steps that it will have, as far as is known.
-        share: how much of it is done, from 0 to 1.
-        loss: training loss of the last step; None before the first.
-        evaluation: the last measurement.
-        best_step: the step of the best one.
-        is_new: whether the measurement was made just now.
-        remaining_s: seconds left; None where that is not known.
-    """
-
-    step: int
-    steps: int
-    share: float
-    loss: float | None
-    evaluation: Evaluation
-    best_step: int
-    is_new: bool
-    remaining_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

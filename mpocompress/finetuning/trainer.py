@@ -19,7 +19,9 @@ from mpocompress.finetuning.evaluation import Judge
 from mpocompress.finetuning.interrupt import stopping
 from mpocompress.finetuning.loss import loss_of
 from mpocompress.finetuning.objective import Objective
+from mpocompress.finetuning.options import Trained
 from mpocompress.finetuning.precision import Way
+from mpocompress.finetuning.progress import TuningProgress
 from mpocompress.finetuning.recurrent_state import Carrier, flattened, restored
 from mpocompress.finetuning.schedule import (
     MOST_CUTS,
@@ -30,7 +32,7 @@ from mpocompress.finetuning.schedule import (
     steps_between,
     warm_up_steps,
 )
-from mpocompress.finetuning.settings import Settings, Trace, Trained, TuningProgress
+from mpocompress.finetuning.settings import Settings, Trace
 from mpocompress.finetuning.snapshot import Snapshot, checked_values, write_snapshot
 from mpocompress.finetuning.teacher_cache import Lessons
 from mpocompress.finetuning.train_mode import Modes

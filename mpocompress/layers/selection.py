@@ -3,62 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
-from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.errors import SelectionError
 from mpocompress.layers.names import LSTM_GATES, is_projection, is_recurrent, matches
 from mpocompress.layers.specs import MIN_SIDE
+from mpocompress.user.options import check_options, option, option_class
+
+if TYPE_CHECKING:
+    from mpocompress.checkpoint.checkpoint import TensorInfo
 
 LSTMChoice = Literal["auto", "joint", "separate"]
 ForcedKind = Literal["lstm", "linear", "conv1d", "embedding"]
 
 
+@option_class
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which layers to compress, and in what form.
+    """Which layers to compress, and as what kind of layer.
 
     Args:
-        include: globs of layer or tensor names; empty for all.
-        exclude: globs of layer or tensor names to leave dense.
-        kinds: glob of tensor names -> kind, against what name and shape would say.
-        min_side: matrices with a smaller side stay dense.
-        lstm: input-to-hidden and hidden-to-hidden weights as one matrix, apart, or whichever is better.
+        options: the fields.
 
     Raises:
-        SelectionError: a choice or kind that does not exist, a smallest side below 1, or one glob in the place of
-            several.
+        SelectionError: a value out of range, an unknown choice or kind, or one string in place of several globs.
 
     Example:
         >>> Selection(exclude=("head*",)).min_side
         64
     """
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    kinds: Mapping[str, ForcedKind] = field(default_factory=dict)
-    min_side: int = MIN_SIDE
-    lstm: LSTMChoice = "auto"
+    include: tuple[str, ...] = option((), metavar="GLOB", help="Only these layers or tensors.")
+    exclude: tuple[str, ...] = option((), metavar="GLOB", help="Leave these layers or tensors dense.")
+    kinds: Mapping[str, ForcedKind] = option(
+        {},
+        flag="--as",
+        syntax="kinds",
+        choices=get_args(ForcedKind),
+        help="Treat tensors as weights of lstm, linear, conv1d or embedding layers.",
+        details="A mapping of globs of tensor names to kinds; it overrides what names and shapes suggest.",
+    )
+    min_side: int = option(MIN_SIDE, metavar="N", minimum=1, help="Leave matrices with a smaller side dense.")
+    lstm: LSTMChoice = option(
+        "auto",
+        choices=get_args(LSTMChoice),
+        help="LSTM weights as one matrix [W_ih W_hh] (joint), as two (separate), or the better of both.",
+    )
 
     def __post_init__(self) -> None:
-        """Check the choices."""
-        for where, found, holds, wanted in (
-            ("lstm", self.lstm, self.lstm in get_args(LSTMChoice), f"one of {', '.join(get_args(LSTMChoice))}"),
-            ("min_side", self.min_side, type(self.min_side) is int and self.min_side >= 1, "an integer of 1 or more"),
-            ("include", self.include, not isinstance(self.include, str), "a tuple of globs"),
-            ("exclude", self.exclude, not isinstance(self.exclude, str), "a tuple of globs"),
-            (
-                "kinds",
-                dict(self.kinds),
-                set(self.kinds.values()) <= set(get_args(ForcedKind)),
-                f"globs with a kind of {', '.join(get_args(ForcedKind))}",
-            ),
-        ):
-            if not holds:
-                raise SelectionError(
-                    where=where, found=f"got {found!r}", why=f"it must be {wanted}", action="Give such a value."
-                )
+        """Check the values."""
+        check_options(self, SelectionError)
 
 
 def forced_kinds(tensors: Mapping[str, TensorInfo], selection: Selection) -> dict[str, ForcedKind]:

@@ -11,58 +11,40 @@ from tempfile import gettempdir
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration import CalibrationSource, calibration_for
+from mpocompress.calibration.calibrate import calibration_for
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.job import Task, check_dtype, chosen_jobs
+from mpocompress.compression.job import Task
 from mpocompress.compression.reporting import outcome_report
 from mpocompress.compression.run import work
 from mpocompress.compression.survey import find_layers
 from mpocompress.errors import ModelError
-from mpocompress.jobs import Progress
+from mpocompress.jobs import available_cores
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compatibility import check_changeable, form_of
 from mpocompress.modules.live_checkpoint import live_checkpoint
 from mpocompress.modules.name_matching import Placed, Slot, described, slots_of
+from mpocompress.modules.options import CompressModuleOptions
 from mpocompress.modules.swap import Change, changes_for, made_weights, swapped
-from mpocompress.mpo.sites import SitesChoice, check_choice
-from mpocompress.nn import Execution, MPOWeight
+from mpocompress.nn import MPOWeight
 from mpocompress.nn.execution import checked
-from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.text import shown
 from mpocompress.user.name_alignment import unwrapped
+from mpocompress.user.options import with_keywords
 
 
-def compress_module(
-    model: nn.Module,
-    truncation: Truncation,
-    *,
-    sites: SitesChoice = "auto",
-    selection: Selection = Selection(),  # noqa: B008 (frozen)
-    calibration: CalibrationSource | None = None,
-    dtype: str | None = None,
-    jobs: int | None = None,
-    execution: Execution = "auto",
-    progress: Progress | None = None,
-) -> tuple[nn.Module, Report]:
+@with_keywords(CompressModuleOptions)
+def compress_module(model: nn.Module, options: CompressModuleOptions) -> tuple[nn.Module, Report]:
     """Compress a model in memory: a copy of it in which the compressed layers are MPO layers.
 
-    What becomes of every layer is what `compress` and `load` make of its state dict. The given model is not changed and
-    shares nothing with the new one; the weights that are replaced are never copied.
+    The result is that of `compress` and `load` on its state dict, except that cores rounded to `dtype` are held in the
+    dtype of the weight. The given model is not changed and shares nothing with the new one; the weights that are
+    replaced are never copied.
 
     Args:
         model: the model, on any device.
-        truncation: what to reach.
-        sites: a site shape choice for every matrix.
-        selection: which layers, and in what form.
-        calibration: inputs that the model is run with, to see what matters to its output, as in `compress`; without,
-            weights alone count.
-        dtype: dtype that the cores are rounded to, as in `compress`; by default that of the weight. The new model holds
-            them in the dtype of the weight all the same.
-        jobs: matrices worked on at the same time; by default the number of cores. The result does not depend on it.
-        execution: how the new layers run: `auto`, `factorised` or `materialised`.
-        progress: told how far the work is.
+        options: the fields of `CompressModuleOptions`.
 
     Returns:
         The new model, and the report.
@@ -78,38 +60,38 @@ def compress_module(
         ReportError: figures that do not add up; a bug.
 
     Example:
-        >>> small, report = compress_module(nn.Sequential(nn.Linear(64, 128)), Truncation(max_bond=8))
+        >>> small, report = compress_module(nn.Sequential(nn.Linear(64, 128)), truncation=Truncation(max_bond=8))
         >>> small[0].weight.bonds == report.compressed[0].bonds
         True
     """
-    check_dtype(dtype)
-    check_choice(sites)
-    execution = checked(execution)
-    jobs = chosen_jobs(jobs)
+    execution = checked(options.execution)
     check_changeable(model)
     _check_uncompressed(model)
     checkpoint = live_checkpoint(model)
-    _check_layers(checkpoint, selection, model)
+    _check_layers(checkpoint, options.selection, model)
     with Spool(Path(gettempdir(), checkpoint.path.name)) as spool:
         task = Task(
             checkpoint=checkpoint,
             spool=spool,
-            truncation=truncation,
-            sites=sites,
-            selection=selection,
+            truncation=options.truncation,
+            sites=options.sites,
+            selection=options.selection,
             model=None,
-            dtype=dtype,
+            dtype=options.dtype_name,
         )
-        known = None if calibration is None else calibration_for(calibration, model, checkpoint, progress)
-        came = work(task, known, jobs=jobs, progress=progress)
-        report = outcome_report(came, truncation=truncation, notes=known.notes if known is not None else ())
-        mpos = {one.report.name: mpo for one in came.done if (mpo := one.mpo(spool)) is not None}
+        calibration = None
+        if options.calibration is not None:
+            calibration = calibration_for(options.calibration, model, checkpoint, options.progress)
+        outcome = work(task, calibration, jobs=options.jobs or available_cores(), progress=options.progress)
+        notes = calibration.notes if calibration is not None else ()
+        report = outcome_report(outcome, truncation=options.truncation, notes=notes)
+        mpos = {matrix.report.name: mpo for matrix in outcome.done if (mpo := matrix.mpo(spool)) is not None}
         changes = changes_for(_placed(slots_of(model), report))
         weights = made_weights(changes, mpos, report)
     clone = _copied(model, changes)
     moved = [dataclasses.replace(change, module=clone.get_submodule(change.path)) for change in changes]
     with swapped(clone, moved, weights, execution) as new:
-        _change(new, came.changed)
+        _change(new, outcome.changed)
         return new, report
 
 

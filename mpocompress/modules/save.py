@@ -55,7 +55,7 @@ def save(
     Example:
         >>> from mpocompress.modules.compress import compress_module
         >>> from mpocompress.planning.target import Truncation
-        >>> small, _ = compress_module(nn.Sequential(nn.Linear(64, 128)), Truncation(max_bond=8))
+        >>> small, _ = compress_module(nn.Sequential(nn.Linear(64, 128)), truncation=Truncation(max_bond=8))
         >>> save(small, "small-net.safetensors").compressed[0].bonds
         (8,)
     """

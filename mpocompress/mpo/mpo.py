@@ -50,6 +50,11 @@ class MPO:
                 action="Give one core for every site, each bond the same on both of its sides.",
             )
 
+    def __repr__(self) -> str:
+        """Return shapes in place of the entries of the cores."""
+        dtype = str(self.cores[0].dtype).removeprefix("torch.")
+        return f"MPO(sites={self.sites!r}, bonds={self.bonds}, dtype={dtype})"
+
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of the matrix."""

@@ -13,12 +13,6 @@ from mpocompress.planning.budget import Choice, least_parameters, spread
 from mpocompress.planning.curves import Curve, best_under_cap, best_under_error, best_under_parameters
 from mpocompress.planning.target import Truncation
 
-PLAN_TARGETS = (
-    *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
-    *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
-)
-"""What a plan shows when nothing else is asked for."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-
-import numpy as np
 
 from mpocompress.errors import TargetError
 from mpocompress.layers.names import matches
@@ -100,7 +99,7 @@ class Truncation:
     def error_budget(self) -> float | None:
         """The relative error that an energy or error target allows in every matrix; None for other targets."""
         if self.energy is not None:
-            return float(np.sqrt(1.0 - self.energy))
+            return math.sqrt(1.0 - self.energy)
         return self.max_error
 
     def bond_cap(self, *names: str) -> int | None:
@@ -125,3 +124,92 @@ class Truncation:
 def _check(name: str, value: object, wanted: str, holds: bool) -> None:
     if not holds:
         raise TargetError(where=name, found=f"got {value}", why=f"it must be {wanted}", action="Give such a value.")
+
+
+PLAN_TARGETS = (
+    *(Truncation(max_bond=bond) for bond in (4, 8, 16, 32, 64, 128)),
+    *(Truncation(keep=1 / times) for times in (2, 4, 8, 16, 32)),
+)
+"""The targets of a plan by default."""
+
+_MOST_DIGITS = 9
+
+
+def _integer(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:_MOST_DIGITS])) or len(text) > _MOST_DIGITS:
+        raise ValueError("an integer of 1 or more")
+    return int(text)
+
+
+def _error(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1:
+        raise ValueError("a number from 0 to below 1")
+    return number
+
+
+def _fraction(text: str) -> float:
+    above, slash, below = text.partition("/")
+    try:
+        number = float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        number = math.nan
+    if not 0 < number <= 1:
+        raise ValueError("a number above 0 and at most 1, such as 1/8")
+    return number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOption:
+    """A target on the command line.
+
+    Args:
+        name: argument of `Truncation`.
+        flag: its flag.
+        metavar: placeholder of its value.
+        help: what it does.
+        parse: reads its value; raises ValueError with what the value should be.
+    """
+
+    name: str
+    flag: str
+    metavar: str
+    help: str
+    parse: Callable[[str], float]
+
+
+TARGETS = (
+    TargetOption(name="max_bond", flag="--bond", metavar="N", help="Largest bond.", parse=_integer),
+    TargetOption(
+        name="energy",
+        flag="--energy",
+        metavar="E",
+        help="Fraction of the squared singular values to keep in every matrix.",
+        parse=_fraction,
+    ),
+    TargetOption(
+        name="max_error",
+        flag="--max-error",
+        metavar="E",
+        help="Largest relative error of every matrix.",
+        parse=_error,
+    ),
+    TargetOption(
+        name="keep",
+        flag="--keep",
+        metavar="F",
+        help="Fraction of the eligible parameters to keep, over all layers.",
+        parse=_fraction,
+    ),
+    TargetOption(
+        name="max_params",
+        flag="--max-params",
+        metavar="N",
+        help="Largest number of parameters of the whole model.",
+        parse=_integer,
+    ),
+)
+"""The targets, of which exactly one is given."""

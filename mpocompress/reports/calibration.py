@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-OUTPUT_KINDS = ("classification", "embedding", "regression")
-"""What a model puts out: scores or probabilities, directions, or values."""
+OutputKind = Literal["classification", "embedding", "regression"]
+"""What a model outputs: scores or probabilities, directions, or values."""
+OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 NOT_MEASURED = (
     "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say little. "
     "Compress with the calibration inputs themselves to see, or measure the expanded model on your own task."

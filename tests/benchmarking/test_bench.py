@@ -36,6 +36,7 @@ from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE
 from mpocompress.reports.benchmark import Case, Timed
 from mpocompress.user.batches import fed
+from tests.inspecting import report_in
 
 FASHION = Path(__file__).resolve().parents[2] / "examples" / "fashion" / "fashion.pt"
 SCHEMA = json.loads(files("mpocompress").joinpath("reports", "schema", "bench-1.json").read_text())
@@ -81,7 +82,7 @@ def bench(source: Path, **options: Any) -> mpocompress.BenchReport:
 
 def test_layers_are_put_together_from_names_and_shapes(small: Path) -> None:
     with open_checkpoint(small) as checkpoint:
-        report = mpocompress.inspect(small)
+        report = report_in(small)
         layers = {layer.path: layer for layer in stored_layers(report, checkpoint.tensors, where="small.pt")}
         dense = {path: twins(layer, checkpoint, report).dense for path, layer in layers.items()}
 
@@ -102,7 +103,7 @@ def test_the_dense_twin_has_the_weights_that_expand_gives(small: Path, tmp_path:
     mpocompress.expand(small, tmp_path / "dense.pt")
     expanded = torch.load(tmp_path / "dense.pt", weights_only=True)
     with open_checkpoint(small) as checkpoint:
-        report = mpocompress.inspect(small)
+        report = report_in(small)
         for layer in stored_layers(report, checkpoint.tensors, where="small.pt"):
             for name, tensor in twins(layer, checkpoint, report).dense.state_dict().items():
                 assert torch.equal(tensor, expanded[f"{layer.path}.{name}"])
@@ -131,7 +132,7 @@ def test_a_tie_to_a_compressed_weight_is_followed(tmp_path: Path) -> None:
         selection=mpocompress.Selection(lstm="separate"),
     )
     with open_checkpoint(tmp_path / "small.pt") as checkpoint:
-        report = mpocompress.inspect(tmp_path / "small.pt")
+        report = report_in(tmp_path / "small.pt")
         (layer,) = stored_layers(report, checkpoint.tensors, where="small.pt")
         dense = twins(layer, checkpoint, report).dense.state_dict()
 
@@ -313,13 +314,21 @@ def test_layers_are_chosen_by_their_names_or_those_of_tensors(small: Path, glob:
             SelectionError,
             r"small.pt, layer pattern 'zz\*': matches no compressed layer; a pattern",
         ),
-        ({"batches": ()}, BenchmarkError, "batches: got none; integers of 1 or more are needed. Give such numbers."),
-        ({"lengths": (0,)}, BenchmarkError, "lengths: got 0; integers of 1 or more"),
-        ({"threads": 0}, BenchmarkError, "threads: got 0"),
+        (
+            {"batches": ()},
+            BenchmarkError,
+            r"batches: got \(\); it must be a sequence of one or more values, each an integer of 1 or more\. Pass",
+        ),
+        ({"lengths": (0,)}, BenchmarkError, r"lengths: got \(0,\); it must be a sequence of one or more"),
+        ({"threads": 0}, BenchmarkError, "threads: got 0; it must be an integer of 1 or more"),
         ({"repeats": 1.5}, BenchmarkError, "repeats: got 1.5"),
-        ({"device": "tpu"}, BenchmarkError, "device: got 'tpu'; layers run on cpu or cuda. Give one of them."),
+        ({"device": "tpu"}, BenchmarkError, "device: got 'tpu'; it must be one of cpu, cuda. Pass"),
         ({"inputs": len}, BenchmarkError, "inputs: inputs without a model; layers alone get random inputs"),
-        ({"model": Net(), "layers": ("a",)}, BenchmarkError, "layers: layers chosen, and a model; a model is measured"),
+        (
+            {"model": Net(), "layers": ("a",)},
+            BenchmarkError,
+            "layers: layers together with a model; a model is measured",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -405,7 +414,7 @@ def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
     jsonschema.validate(json.loads(report.to_json()), SCHEMA)
     assert report.model == "Net"
     assert (benched.kind, len(benched.layers), benched.matrices) == ("model", 7, ())
-    assert benched.parameters == mpocompress.inspect(small).totals.eligible_parameters_after
+    assert benched.parameters == report_in(small).totals.eligible_parameters_after
     assert report.notes == (
         "The model was called with random numbers of shape (batch, length, 64), as rnn, its first layer (LSTM), takes.",
     )

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.calibration.divergence import Measure, OutputKind, measure_for, primary
+from mpocompress.calibration.divergence import Measure, measure_for, primary
 from mpocompress.errors import CalibrationError
+from mpocompress.reports.calibration import OutputKind
 from tests.draw import random_matrix
 
 ROUNDING = 1e-9

@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mpocompress.calibration import Calibration, CalibrationInputs, read_calibration, write_calibration
 from mpocompress.calibration.calibrate import calibrate, calibration_for
-from mpocompress.calibration.calibration import Point
-from mpocompress.calibration.file import FORMAT
+from mpocompress.calibration.calibration import Calibration, Point
+from mpocompress.calibration.file import FORMAT, read_calibration, write_calibration
+from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.compress import compress
 from mpocompress.errors import (
@@ -313,7 +313,19 @@ def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
 def test_a_kind_that_there_is_not_is_refused() -> None:
     with pytest.raises(
         CalibrationError,
-        match=r"kind of output: got 'poetry'; it is one of classification, embedding, regression\. Give one of these, "
-        r"or none\.",
+        match=r"kind: got 'poetry'; it must be one of classification, embedding, regression\. Pass such a value\.",
     ):
         CalibrationInputs(batches=[], kind="poetry")  # type: ignore[arg-type]
+
+
+def test_the_repr_shows_no_moments(made: Calibration) -> None:
+    assert repr(made) == f"Calibration(kind={made.kind!r}, samples={made.samples}, weights={len(made.units)})"
+
+
+def test_a_string_never_means_a_calibration_file(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(
+        CalibrationError,
+        match=r"calibration: the string 'kept\.safetensors'; a string names code to import and run, and a calibration "
+        r"file is passed as a path object\. Pass pathlib\.Path\('kept\.safetensors'\)\.$",
+    ):
+        compress(source, tmp_path / "small.pt", truncation=KEEP, calibration="kept.safetensors")

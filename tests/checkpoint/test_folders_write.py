@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from mpocompress import Report, Selection, Truncation, compress, expand, inspect
+from mpocompress import Report, Selection, Truncation, compress, expand
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.folders import writer as folder_writer
 from mpocompress.checkpoint.output import FOLDER, container_for
@@ -22,6 +22,7 @@ from mpocompress.checkpoint.writing import writer
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import assert_same, contents
 from tests.checkpoint.folders import edit_index, make_folder, split, tree, weight_map, weights
+from tests.inspecting import report_in
 
 BOND = Truncation(max_bond=4)
 JOINT = {"lstm.weight_hh_l0", "lstm.weight_ih_l0"}
@@ -156,11 +157,11 @@ def test_inspect_of_a_folder_gives_what_compress_gave(shards: int, tmp_path: Pat
     folder = make_folder(tmp_path / "model", split(weights(), shards))
     report = compress(folder, tmp_path / "small", truncation=BOND)
 
-    assert inspect(tmp_path / "small") == report
+    assert report_in(tmp_path / "small") == report
     assert report.totals.file_size_bytes_after == sum(map(len, tree(tmp_path / "small").values()))
     (named,) = (tmp_path / "small").glob("model.mpo.safetensors*")
     if shards > 1:
-        assert inspect(named) == report
+        assert report_in(named) == report
     assert report.source.file == "model"
 
 
@@ -290,7 +291,7 @@ def test_what_safetensors_cannot_hold_is_refused_before_the_work(
 
 def test_a_slash_at_the_end_asks_for_a_folder(model: Path, tmp_path: Path) -> None:
     compress(model, f"{tmp_path}/small-1.5/", truncation=BOND)
-    assert inspect(tmp_path / "small-1.5").compressed
+    assert report_in(tmp_path / "small-1.5").compressed
 
 
 def test_a_file_without_extension_stays_a_file(tmp_path: Path) -> None:
@@ -408,7 +409,7 @@ def test_an_empty_folder_is_filled_and_a_link_to_it_stays(model: Path, tmp_path:
     (tmp_path / "small").symlink_to(tmp_path / "disk")
     small(model)
     assert (tmp_path / "small").is_symlink()
-    assert inspect(tmp_path / "disk").compressed
+    assert report_in(tmp_path / "disk").compressed
 
 
 class _Stop(BaseException):

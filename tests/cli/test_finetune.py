@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import mpocompress
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.cli.main import main
+from tests.inspecting import report_in
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -248,7 +249,7 @@ def test_a_language_model_writes_its_own_texts(folder: Path, monkeypatch: pytest
     with pytest.raises(SystemExit) as left:
         main()
 
-    (tuning,) = mpocompress.inspect("t.pt").tuning
+    (tuning,) = report_in("t.pt").tuning
     assert left.value.code == 0
     assert tuning.data == "4 x 32 texts of 9 tokens that the teacher wrote"
     assert tuning.kind == "classification"
@@ -268,4 +269,4 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
     for name, value in expected.items():
         moved = (value - before[name]).norm()
         assert (found[name] - value).norm() <= 1e-3 * moved, name
-    assert mpocompress.inspect("two.pt").tuning[0].batches_per_step == 2
+    assert report_in("two.pt").tuning[0].batches_per_step == 2

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration import CalibrationInputs
 from mpocompress.calibration.calibrate import calibrate
+from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.compression.compress import compress
-from mpocompress.compression.inspection import inspect
 from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
@@ -23,6 +22,7 @@ from mpocompress.reports.calibration import BEYOND
 from mpocompress.reports.compression import Report
 from tests.calibration.rigs import Calls, inputs, numbers, saved, seeded, two_layers
 from tests.draw import decaying
+from tests.inspecting import report_in
 from tests.models import OwnLinear, expanded, load
 
 SMALL = Selection(min_side=8)
@@ -134,7 +134,7 @@ def test_every_target_is_met_and_what_is_reported_is_what_loads(
     torch.testing.assert_close(loaded(batches[0]), twin(batches[0]), rtol=1e-4, atol=1e-4)
     report.check()
     assert Report.from_json(report.to_json()) == report
-    assert (inspect(small).matrices, inspect(small).calibration) == (report.matrices, found)
+    assert (report_in(small).matrices, report_in(small).calibration) == (report.matrices, found)
     assert not found.left_out
     if truncation.kind == "bond":
         assert max(bond for matrix in report.compressed for bond in matrix.bonds) <= 4
@@ -390,7 +390,7 @@ def test_checkpoints_of_other_dtypes_keep_them(tmp_path: Path, dtype: torch.dtyp
 def test_a_module_in_memory_is_compressed_as_its_file(tmp_path: Path, tagger: Tagger, truncation: Truncation) -> None:
     before = copy.deepcopy(tagger.state_dict())
     small, report = shrunk_file(tmp_path, tagger, words(), truncation)
-    made, other = compress_module(tagger, truncation, selection=SMALL, calibration=words(), jobs=1)
+    made, other = compress_module(tagger, truncation=truncation, selection=SMALL, calibration=words(), jobs=1)
     loaded = load(small, copy.deepcopy(tagger)).eval()
 
     assert [(m.bonds, m.weighted_error, m.sensitivity, m.corrected_bias) for m in report.matrices] == [
@@ -413,7 +413,7 @@ def test_outputs_that_stop_being_finite_are_reported_as_such(tmp_path: Path) -> 
     assert report.calibration.divergence == BEYOND
     assert report.matrices[0].sensitivity == BEYOND
     assert "changed beyond use: some are not finite, or of another shape." in report.verdict()[0]
-    assert inspect(small).calibration == report.calibration
+    assert report_in(small).calibration == report.calibration
 
 
 class Exact:
@@ -509,7 +509,7 @@ def test_the_verdict_says_how_far_outputs_moved(tmp_path: Path, kind: Any, how: 
 def test_the_same_calibration_goes_to_a_module_in_memory(tmp_path: Path) -> None:
     model = seeded(two_layers)
     with pytest.raises(CalibrationError, match="calibration: one of other weights"):
-        compress_module(model, KEEP, selection=SMALL, calibration=foreign(tmp_path))
+        compress_module(model, truncation=KEEP, selection=SMALL, calibration=foreign(tmp_path))
 
 
 def foreign(folder: Path) -> Any:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
 from mpocompress.compression.compress import compress
 from mpocompress.compression.expand import expand
-from mpocompress.compression.inspection import inspect
 from mpocompress.compression.plan import plan
 from mpocompress.errors import (
     CheckpointError,
@@ -33,6 +32,7 @@ from mpocompress.mpo.sites import SitesChoice
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import FLOAT_DTYPES, STORED_DTYPES, MatrixReport, Report
 from tests.draw import decaying, random_matrix
+from tests.inspecting import report_in
 
 CONTAINERS = (".pt", ".safetensors")
 
@@ -97,7 +97,7 @@ def errors_of(
 def check_all(report: Report, before: Mapping[str, Tensor], small: Path, folder: Path) -> dict[str, Tensor]:
     """What holds for every compression of a plain file; gives the expanded tensors."""
     report.check()
-    stored = inspect(small)
+    stored = report_in(small)
     assert stored == report
     tensors = load(small)
     scales = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(".scale"))
@@ -502,7 +502,7 @@ def test_the_model_that_was_run_is_named_in_the_report(tmp_path: Path) -> None:
     report = compress(source, tmp_path / "s.pt", truncation=Truncation(max_bond=4), model=spec, jobs=1)
 
     assert f"{spec} was imported and run." in report.notes
-    assert inspect(tmp_path / "s.pt").notes == report.notes
+    assert report_in(tmp_path / "s.pt").notes == report.notes
     assert {one.name: one.reason for one in report.skipped}["weight_hh_l0"] == (
         "a weight of nn.GRU, which is not compressed"
     )
@@ -814,11 +814,6 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
         FormatError,
         "model.pt: an ordinary checkpoint; there is no compression report in it. Give a file that mpocompress wrote",
     ),
-    "inspect an ordinary file": (
-        lambda made, out: inspect(made("model.safetensors")),
-        FormatError,
-        "model.safetensors: an ordinary checkpoint",
-    ),
     "nothing to compress": (
         lambda made, out: compress(made("bias.pt"), out, truncation=FOUR),
         CheckpointError,
@@ -827,12 +822,12 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
     "dtype": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, dtype="int4"),
         TargetError,
-        r"dtype: got 'int4'; cores are stored as floating point numbers, or in int8 with scales\. Give one of: float16",
+        "dtype: got 'int4'; it must be one of float16, bfloat16, float32, float64, int8. Pass such a value.",
     ),
     "jobs": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, jobs=0),
         TargetError,
-        "jobs: got 0; at least one matrix is worked on at a time. Give 1 or more",
+        "jobs: got 0; it must be an integer of 1 or more. Pass such a value.",
     ),
     "sites": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, sites=7),
@@ -910,7 +905,7 @@ def test_what_cannot_be_done_is_refused_in_words_and_leaves_nothing(tmp_path: Pa
 
 def test_a_matrix_of_the_report_is_found_in_the_file_by_its_name(tmp_path: Path, made: Made) -> None:
     small = made("small.pt")
-    matrix: MatrixReport = inspect(small).matrices[0]
+    matrix: MatrixReport = report_in(small).matrices[0]
     tensors = load(small)
 
     assert list(tensors) == [f"{matrix.name}.core.{site}" for site in range(len(matrix.row_dims))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import nn
 
 import mpocompress
 from mpocompress.checkpoint.checkpoint import Checkpoint
-from mpocompress.compression.inspection import eligible_after, look, overview
-from mpocompress.errors import CheckpointError, ModelError, SelectionError, SitesError
+from mpocompress.compression.inspection import eligible_after
+from mpocompress.errors import ModelError, SelectionError, SitesError
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Member
 from mpocompress.mpo.sites import SitesChoice, candidates
@@ -25,6 +24,7 @@ from mpocompress.planning.plan import Survey, make_plan
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.reports.overview import Overview
+from tests.inspecting import overview_of
 
 
 class Net(nn.Module):
@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_an_overview_accounts_for_every_tensor_without_reading_one(model: Path, unread: None) -> None:
-    found = overview(model)
+    found = overview_of(model)
     state = Net().state_dict()
 
     names = [one.name for one in found.weights] + [one.name for one in found.skipped] + list(found.aliases)
@@ -77,7 +77,7 @@ def test_an_overview_accounts_for_every_tensor_without_reading_one(model: Path, 
 
 
 def test_what_can_be_compressed_is_what_compress_takes(model: Path) -> None:
-    found = overview(model)
+    found = overview_of(model)
     report = mpocompress.plan(model, truncations=[Truncation(keep=0.5)], jobs=1).checkpoint
 
     assert {weight.name for weight in found.weights} == {name for one in report.matrices for name in one.members}
@@ -92,26 +92,26 @@ def test_what_can_be_compressed_is_what_compress_takes(model: Path) -> None:
 def test_a_transposed_weight_has_the_shape_of_the_file(tmp_path: Path, unread: None) -> None:
     save_file({"c_fc.weight": torch.zeros(64, 256), "c_fc.bias": torch.zeros(256)}, tmp_path / "m.safetensors")
 
-    (weight,) = overview(tmp_path / "m.safetensors").weights
+    (weight,) = overview_of(tmp_path / "m.safetensors").weights
 
     assert (weight.kind, weight.shape, weight.transposed, weight.parameters) == ("conv1d", (64, 256), True, 64 * 256)
 
 
 def test_the_user_s_model_and_selection_count(model: Path, unread: None) -> None:
-    found = overview(model, model=Net(), selection=Selection(include=("lstm", "fc"), min_side=64))
+    found = overview_of(model, model=Net(), selection=Selection(include=("lstm", "fc"), min_side=64))
 
     assert {weight.kind_from for weight in found.weights} == {"model"}
     assert {weight.layer for weight in found.weights} == {"lstm", "fc"}
     with pytest.raises(ModelError, match="no weight of the checkpoint has its name and shape"):
-        overview(model, model=nn.Linear(2, 2))
+        overview_of(model, model=nn.Linear(2, 2))
     with pytest.raises(SelectionError, match="include pattern 'zz'"):
-        overview(model, selection=Selection(include=("zz",)))
+        overview_of(model, selection=Selection(include=("zz",)))
     with pytest.raises(SitesError, match="got 99"):
-        overview(model, sites=99)
+        overview_of(model, sites=99)
 
 
 def test_a_fraction_to_keep_and_a_bond_in_the_low_rank_shape_are_counted(model: Path, unread: None) -> None:
-    found = overview(model, truncations=[Truncation(keep=0.25), Truncation(max_bond=4), Truncation(max_error=0.1)])
+    found = overview_of(model, truncations=[Truncation(keep=0.25), Truncation(max_bond=4), Truncation(max_error=0.1)])
 
     keep, bond = found.estimates
     assert (keep.kind, keep.asked, keep.eligible_parameters_after) == ("keep", 0.25, found.eligible_parameters // 4)
@@ -133,28 +133,29 @@ def test_a_count_is_what_a_plan_comes_to(bond: int, sites: SitesChoice) -> None:
     assert make_plan([layer], {"w": known}, target, 0).parameters == eligible_after([layer], target, sites, 0)
 
 
-def test_looking_at_a_compressed_file_gives_its_report(model: Path, tmp_path: Path) -> None:
-    mpocompress.compress(model, tmp_path / "s.pt", truncation=Truncation(max_bond=2), jobs=1)
+def test_inspecting_a_compressed_file_returns_its_report(model: Path, tmp_path: Path) -> None:
+    small = tmp_path / "s.pt"
+    report = mpocompress.compress(model, small, truncation=Truncation(max_bond=2), jobs=1)
 
-    found = look(tmp_path / "s.pt")
-    assert isinstance(found, Report)
-    assert found == mpocompress.inspect(tmp_path / "s.pt")
-    with pytest.raises(CheckpointError, match=r"s\.pt: a compressed checkpoint; it has a report"):
-        overview(tmp_path / "s.pt")
+    inspected = mpocompress.inspect(small)
+
+    assert isinstance(inspected, Report)
+    assert inspected == report
+    assert mpocompress.inspect(small, selection=Selection(include=("no such layer",)), sites=3) == report
 
 
-def test_looking_at_an_ordinary_file_gives_its_overview(model: Path, unread: None) -> None:
-    found = look(model)
+def test_inspecting_any_other_file_returns_its_overview(model: Path, unread: None) -> None:
+    overview = mpocompress.inspect(model)
 
-    assert isinstance(found, Overview)
-    assert found == overview(model)
-    assert dataclasses.replace(found, notes=()) != found
+    assert isinstance(overview, Overview)
+    assert overview.file == "m.pt"
+    assert any("optimizer" in note for note in overview.notes)
 
 
 def test_a_file_with_nothing_to_compress_has_an_overview_all_the_same(tmp_path: Path, unread: None) -> None:
     torch.save({"small.weight": torch.zeros(3, 3)}, tmp_path / "m.pt")
 
-    found = overview(tmp_path / "m.pt")
+    found = overview_of(tmp_path / "m.pt")
 
     assert (found.weights, found.eligible_parameters, found.parameters) == ((), 0, 9)
     assert {one.eligible_parameters_after for one in found.estimates} == {0}

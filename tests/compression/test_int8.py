@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import mpocompress
 from mpocompress.compression.compress import compress
 from mpocompress.compression.expand import expand
-from mpocompress.compression.inspection import inspect
 from mpocompress.compression.plan import plan
 from mpocompress.errors import CheckpointError, FormatError
 from mpocompress.layers.selection import LSTMChoice, Selection
@@ -27,6 +26,7 @@ from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import ROUNDING_TOLERANCE, Report
 from tests.checkpoint.folders import make_folder, split, weight_map, weights
 from tests.draw import decaying
+from tests.inspecting import report_in
 from tests.models import BOND, WORDS, Net, close, compressed, expanded, filled, load
 
 FOUR = Truncation(max_bond=4)
@@ -84,7 +84,7 @@ def test_a_loaded_model_is_the_expanded_one(tmp_path: Path, suffix: str, lstm: L
     small = compressed(tmp_path, net, suffix=suffix, lstm=lstm, dtype="int8")
     model, twin = load(small, Net()).eval(), expanded(small, net)
 
-    check_sizes(inspect(small), stored(small))
+    check_sizes(report_in(small), stored(small))
     assert {one.dtype for one in model.state_dict().values()} == {torch.float32, torch.int64}
     assert not any(name.endswith(".scale") for name in model.state_dict())
     for path in ("fc", "own", "head"):
@@ -117,7 +117,7 @@ def test_the_error_that_is_reported_is_that_of_the_expanded_weights(tmp_path: Pa
 def test_half_models_come_back_half(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
     net = filled(Net()).to(dtype)
     small = compressed(tmp_path, net, suffix=suffix, dtype="int8")
-    report = inspect(small)
+    report = report_in(small)
 
     check_sizes(report, stored(small))
     assert report.totals.size_bytes_after < report.totals.size_bytes_before / 2
@@ -139,7 +139,7 @@ def test_a_conv1d_and_a_tied_weight_come_back(tmp_path: Path) -> None:
     small = compressed(tmp_path, net, dtype="int8")
     model, twin = load(small, build()), expanded(small, net)
 
-    report = inspect(small)
+    report = report_in(small)
     assert {matrix.name: matrix.transposed for matrix in report.compressed} == {
         "conv.weight": True,
         "one.weight": False,
@@ -207,7 +207,7 @@ def test_a_loaded_model_is_trained_and_saved_in_floating_point(tmp_path: Path) -
 def test_it_is_benched_and_looked_at_like_any_other(tmp_path: Path) -> None:
     small = compressed(tmp_path, filled(Net()), dtype="int8")
 
-    assert mpocompress.look(small) == inspect(small)
+    assert report_in(small) == report_in(small)
     with mpocompress.open_checkpoint(small) as checkpoint:
         assert checkpoint.tensor("fc.weight.core.0").dtype == torch.int8
     benched = mpocompress.bench(small, layers=("fc",), batches=(1,), repeats=1)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration import Calibration
 from mpocompress.calibration.calibrate import calibrate
-from mpocompress.calibration.calibration import Point
+from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.sensitivity import FRACTIONS, divergence_with, survey_with_data
 from mpocompress.compression.survey import find_layers

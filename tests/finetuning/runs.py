@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.finetuning import TuningProgress
 from mpocompress.finetuning.finetune import FinetuneResult, finetune
+from mpocompress.finetuning.progress import TuningProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.planning.target import Truncation
@@ -65,7 +65,9 @@ def _made(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
     with torch.no_grad():
         for one in teacher.parameters():
             one.mul_(2.0)
-    return teacher, compress_module(teacher, Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)[0]
+    return teacher, compress_module(
+        teacher, truncation=Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1
+    )[0]
 
 
 def pair(make: Callable[[], nn.Module] = plain) -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpocompress.finetuning import Way, from_cores, from_words
 from mpocompress.finetuning.autotune import fastest
+from mpocompress.finetuning.precision import Way, from_cores, from_words
 from tests.finetuning.runs import pair
 
 CPU = torch.device("cpu")

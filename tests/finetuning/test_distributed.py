@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mpocompress.errors import TuningError
-from mpocompress.finetuning import Team, team
+from mpocompress.finetuning.distributed import Team, team
 from tests.finetuning.runs import batches, pair, tuned, values
 from tests.finetuning.together import model
 

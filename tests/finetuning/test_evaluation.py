@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.calibration.divergence import Measure, OutputKind
+from mpocompress.calibration.divergence import Measure
 from mpocompress.errors import TuningError
-from mpocompress.finetuning import Carrier, Judge, Objective, Score
 from mpocompress.finetuning import evaluation as judging
 from mpocompress.finetuning.data import Example
+from mpocompress.finetuning.evaluation import Judge
+from mpocompress.finetuning.objective import Objective
+from mpocompress.finetuning.options import Score
+from mpocompress.finetuning.recurrent_state import Carrier
+from mpocompress.reports.calibration import OutputKind
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import Texts, batches, pair, texts
 

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import mpocompress
 from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.finetuning import SelfGenerated
 from mpocompress.finetuning.finetune import finetune
+from mpocompress.finetuning.self_generated import SelfGenerated
 from mpocompress.nn import MPOWeight
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import Odd, Texts, apart, batches, pair, pairs, same, texts, tuned, values
+from tests.inspecting import report_in
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,7 @@ def test_the_report_is_saved_with_the_model(tmp_path: Path) -> None:
     report = mpocompress.save(student, tmp_path / "small.pt")
 
     assert report.tuning == (found.report, again.report)
-    assert mpocompress.inspect(tmp_path / "small.pt").tuning == report.tuning
+    assert report_in(tmp_path / "small.pt").tuning == report.tuning
     assert all(one.flaw() == "" for one in report.tuning)
     assert (found.report.data, found.report.teacher, found.report.learning_rate) == ("a list", "Sequential", 0.01)
     assert (found.steps, found.before, found.after) == (6, found.history[0], found.history[-1])

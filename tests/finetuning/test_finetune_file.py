@@ -23,8 +23,9 @@ from mpocompress.errors import (
     OutputExistsError,
     TuningError,
 )
-from mpocompress.finetuning import TuningProgress
+from mpocompress.finetuning.progress import TuningProgress
 from mpocompress.reports.finetuning import Evaluation
+from tests.inspecting import report_in
 
 
 class Net(nn.Module):
@@ -105,7 +106,7 @@ def test_the_outputs_come_nearer_to_those_of_the_original(folder: Path) -> None:
     (made,) = report.tuning
     assert loss(made.after) < 0.8 * loss(made.before)
     assert (made.teacher, made.data, made.steps, made.held_out) == ("model.pt", "a list", 160, 128)
-    assert mpocompress.inspect("tuned.pt").to_json() == report.to_json()
+    assert report_in("tuned.pt").to_json() == report.to_json()
 
 
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "int8"])
@@ -123,7 +124,7 @@ def test_the_file_is_the_compressed_one_with_new_values(folder: Path, dtype: str
     changed = {name for name, value in old.items() if not torch.equal(value, new[name])}
     assert {name for name in old if "core" in name} <= changed
     assert "norm.running_mean" in changed
-    small = mpocompress.inspect("small.pt")
+    small = report_in("small.pt")
     assert report.aliases == small.aliases == {"again.weight": "inner.weight"}
     assert (report.matrices, report.totals.parameters) == (small.matrices, small.totals.parameters)
     assert (report.tuning[0].as_stored is None) == (dtype is None)
@@ -157,7 +158,7 @@ def test_a_folder_becomes_a_folder(folder: Path) -> None:
     tuned("tuned-hub", "small-hub", model=lambda: Net(tied=False))
 
     assert (folder / "tuned-hub" / "config.json").exists()
-    assert mpocompress.inspect("tuned-hub").tuning[0].teacher == "hub"
+    assert report_in("tuned-hub").tuning[0].teacher == "hub"
     assert tensors("tuned-hub").keys() == tensors("small-hub").keys()
 
 
@@ -281,12 +282,12 @@ def test_after_ctrl_c_it_goes_on_to_the_same_result(folder: Path, step: int, dat
 
     report = tuned(data=data, progress=stop_at(step, lambda: signal.raise_signal(signal.SIGINT)))
     assert (report.tuning[0].stopped, report.tuning[0].steps) == ("interrupted", step + 1)
-    assert mpocompress.inspect("tuned.pt").tuning[0].is_interrupted
+    assert report_in("tuned.pt").tuning[0].is_interrupted
     assert (folder / "tuned.pt.unfinished").exists()
     resumed = tuned(data=data, resume=True)
 
     assert not (folder / "tuned.pt.unfinished").exists()
-    whole = mpocompress.inspect("whole.pt")
+    whole = report_in("whole.pt")
     assert resumed.tuning == whole.tuning
     found, expected = tensors("tuned.pt"), tensors("whole.pt")
     assert all(torch.equal(found[name], value) for name, value in expected.items())

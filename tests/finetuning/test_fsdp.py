@@ -66,7 +66,7 @@ def test_what_was_prepared_is_not_used_after_a_step(one_process: DeviceMesh, mon
     # As from the allocator of a GPU, parameters come back to the memory that they had.
     monkeypatch.setattr("torch.distributed.fsdp._fully_shard._fsdp_param.free_storage", lambda tensor: None)
     net = nn.Sequential(nn.Linear(64, 64, bias=False))
-    small, _ = mpocompress.compress_module(net, mpocompress.Truncation(max_bond=8))
+    small, _ = mpocompress.compress_module(net, truncation=mpocompress.Truncation(max_bond=8))
     fully_shard(small, mesh=one_process)
     optimizer = torch.optim.SGD(small.parameters(), lr=1.0)
     x = torch.randn(4, 64)
@@ -81,7 +81,9 @@ def test_what_was_prepared_is_not_used_after_a_step(one_process: DeviceMesh, mon
 
 
 def test_a_sharded_model_is_not_saved(one_process: DeviceMesh, tmp_path: Path) -> None:
-    small, _ = mpocompress.compress_module(nn.Sequential(nn.Linear(64, 64)), mpocompress.Truncation(max_bond=8))
+    small, _ = mpocompress.compress_module(
+        nn.Sequential(nn.Linear(64, 64)), truncation=mpocompress.Truncation(max_bond=8)
+    )
     fully_shard(small, mesh=one_process)
 
     with pytest.raises(CheckpointError, match="is no ordinary tensor but a DTensor"):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.calibration.divergence import Measure, OutputKind
+from mpocompress.calibration.divergence import Measure
+from mpocompress.calibration.options import LossFunction
 from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.finetuning import LossFunction
 from mpocompress.finetuning.data import Example
 from mpocompress.finetuning.objective import Losses, Objective, called, mean_of, objective_for, own_loss
+from mpocompress.reports.calibration import OutputKind
 from tests.calibration.rigs import Calls, numbers
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}

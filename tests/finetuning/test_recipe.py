@@ -10,7 +10,8 @@ import pytest
 from torch import nn
 
 from mpocompress.errors import TuningError
-from mpocompress.finetuning import Recipe, SelfGenerated, named_thing
+from mpocompress.finetuning.recipe import Recipe, named_thing
+from mpocompress.finetuning.self_generated import SelfGenerated
 
 
 @pytest.mark.parametrize(

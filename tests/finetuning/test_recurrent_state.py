@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.errors import TuningError
-from mpocompress.finetuning import Carrier
-from mpocompress.finetuning.recurrent_state import flattened, restored
+from mpocompress.finetuning.recurrent_state import Carrier, flattened, restored
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.nn import MPOLSTM
@@ -35,7 +34,7 @@ class Net(nn.Module):
 
 def compressed_lstm() -> nn.Module:
     model = nn.Sequential(nn.LSTM(8, 16, batch_first=True))
-    small, _ = compress_module(model, Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)
+    small, _ = compress_module(model, truncation=Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1)
     layer: nn.Module = small[0]  # type: ignore[index]
     assert isinstance(layer, MPOLSTM)
     return layer

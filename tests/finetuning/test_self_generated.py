@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.errors import TuningError
-from mpocompress.finetuning import Generated, SelfGenerated
+from mpocompress.finetuning.self_generated import Generated, SelfGenerated
 from tests.calibration.rigs import Calls
 from tests.finetuning.runs import Texts, same, values
 

@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mpocompress.errors import CheckpointError, FormatError, MPOCompressError, OutputError, TuningError
-from mpocompress.finetuning import read_snapshot
 from mpocompress.finetuning.data import Position
-from mpocompress.finetuning.snapshot import FORMAT, Snapshot, checked_values, write_snapshot
+from mpocompress.finetuning.snapshot import FORMAT, Snapshot, checked_values, read_snapshot, write_snapshot
 from mpocompress.reports.finetuning import Evaluation
 
 SETTINGS = {"seed": "0", "data": "a list"}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mpocompress.errors import OutputError, TuningError
-from mpocompress.finetuning import TuningProgress
+from mpocompress.finetuning.progress import TuningProgress
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import (
     CrashError,

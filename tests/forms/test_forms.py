@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mpocompress import Truncation, compress, expand, inspect
+from mpocompress import Truncation, compress, expand
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError, OutputError
 from tests.forms.every import FORMS
 from tests.forms.model import CLASSES, state
 from tests.forms.registry import Form
+from tests.inspecting import report_in
 
 FOUR = Truncation(max_bond=4)
 
@@ -60,7 +61,7 @@ def test_it_is_compressed_to_the_same_bits_and_comes_back_under_its_names(
     expand(small, tmp_path / "dense.safetensors")
 
     assert report.source.container == form.container
-    assert inspect(small) == report
+    assert report_in(small) == report
     for pattern in form.says:
         assert any(re.search(pattern, note) for note in report.notes), (pattern, report.notes)
     cores: dict[str, Tensor] = torch.load(small, weights_only=True)["state_dict"]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress.compression.inspection import inspect
 from mpocompress.errors import CheckpointError, ExecutionError, ModelError, SelectionError, SitesError, TargetError
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules import compress as compressing
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
+from tests.inspecting import report_in
 from tests.models import BOND, WORDS, Net, compressed, filled, load, same_report, state_of
 
 SMALL = Selection(min_side=8)
@@ -27,7 +27,7 @@ SMALL = Selection(min_side=8)
 
 def compress_module(model: nn.Module, truncation: Truncation, **options: Any) -> tuple[Any, Report]:
     """As the library does; whatever the type checker thinks of what the model has become."""
-    return compressing.compress_module(model, truncation, **options)
+    return compressing.compress_module(model, truncation=truncation, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_it_becomes_what_the_file_becomes(tmp_path: Path, target: dict[str, Any]
 
     model, report = compress_module(net, truncation, selection=SMALL, jobs=1)
 
-    stored = inspect(small)
+    stored = report_in(small)
     same_report(report, stored)
     assert report.target == stored.target
     assert [(one.name, one.shape) for one in report.skipped] == [(one.name, one.shape) for one in stored.skipped]
@@ -162,7 +162,7 @@ def test_cores_are_rounded_and_stay_in_the_dtype_of_the_weight(tmp_path: Path, d
 
     model, report = compress_module(net, Truncation(max_bond=BOND), selection=SMALL, dtype=dtype)
 
-    same_report(report, inspect(small))
+    same_report(report, report_in(small))
     wanted = load(small, Net()).state_dict()
     assert all(torch.equal(one, wanted[name]) for name, one in model.state_dict().items())
 
@@ -311,9 +311,14 @@ def tied_half() -> nn.Module:
             lambda: nn.Sequential(linear()),
             {"dtype": "int4"},
             TargetError,
-            r"^dtype: got 'int4'; cores are stored as floating",
+            r"^dtype: got 'int4'; it must be one of float16, bfloat16,",
         ),
-        (lambda: nn.Sequential(linear()), {"jobs": 0}, TargetError, r"^jobs: got 0; at least one matrix is worked on"),
+        (
+            lambda: nn.Sequential(linear()),
+            {"jobs": 0},
+            TargetError,
+            r"^jobs: got 0; it must be an integer of 1 or more",
+        ),
         (lambda: nn.Sequential(linear()), {"sites": 0}, SitesError, r"sites"),
         (lambda: nn.Sequential(linear()), {"execution": "fast"}, ExecutionError, r"'fast'"),
     ],
@@ -332,7 +337,7 @@ def test_what_cannot_be_compressed_is_refused_before_anything_changes(
 
 
 def test_a_model_is_not_compressed_twice() -> None:
-    model, _ = mpocompress.compress_module(nn.Sequential(linear()), Truncation(max_bond=2), selection=SMALL)
+    model, _ = mpocompress.compress_module(nn.Sequential(linear()), truncation=Truncation(max_bond=2), selection=SMALL)
 
     with pytest.raises(
         ModelError, match=r"^0\.weight: cores; compressing them again would lose twice\. Give the model as it"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import mpocompress
 from mpocompress.compression.compress import compress
-from mpocompress.compression.inspection import inspect
 from mpocompress.layers.names import LSTM_GATES
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
 from mpocompress.planning.target import Truncation
+from tests.inspecting import report_in
 from tests.models import BOND, WORDS, Net, close, compressed, expanded, filled, load
 
 SMALL = Selection(min_side=8)
@@ -259,7 +259,7 @@ class Tied(nn.Module):
 def test_tied_weights_stay_tied_where_the_model_ties_them(tmp_path: Path, suffix: str) -> None:
     net = filled(Tied(tie=True))
     small = compressed(tmp_path, net, suffix=suffix)
-    assert inspect(small).aliases == {"second.weight": "first.weight", "embed_again.weight": "embed.weight"}
+    assert report_in(small).aliases == {"second.weight": "first.weight", "embed_again.weight": "embed.weight"}
 
     model, apart = load(small, Tied(tie=True)), load(small, Tied(tie=False))
 
@@ -380,7 +380,7 @@ class Own(Conv1D):
 def test_weights_that_hold_inputs_first_come_back_so(tmp_path: Path, kind: Any, wanted: type) -> None:
     net = filled(nn.Sequential(OrderedDict(c_fc=kind(32, 16))))
     small = compressed(tmp_path, net)
-    assert inspect(small).compressed[0].transposed
+    assert report_in(small).compressed[0].transposed
 
     model = load(small, nn.Sequential(OrderedDict(c_fc=kind(32, 16))))
 

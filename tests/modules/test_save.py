@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import mpocompress
 from mpocompress.compression.expand import expand
-from mpocompress.compression.inspection import inspect
 from mpocompress.errors import ModelError, MPOCompressError, OutputError, OutputExistsError
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules.compress import compress_module
@@ -25,6 +24,7 @@ from mpocompress.mpo.mpo import MPO
 from mpocompress.nn import MPOLinear, MPOWeight
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
+from tests.inspecting import report_in
 from tests.models import WORDS, Net, close, compressed, expanded, filled, load, same_report
 
 
@@ -66,8 +66,8 @@ def test_what_is_saved_is_what_was_loaded(tmp_path: Path, suffix: str, lstm: LST
 
     report = save(model, again)
 
-    assert inspect(again) == report
-    before = inspect(small)
+    assert report_in(again) == report
+    before = report_in(small)
     same_report(report, before)
     assert (report.source, report.target, report.aliases) == (before.source, before.target, before.aliases)
     assert report.skipped == before.skipped
@@ -114,7 +114,7 @@ def test_cores_that_were_rounded_can_be_widened(tmp_path: Path) -> None:
 
     report = save(load(small, Net()), tmp_path / "again.pt")
 
-    for new, old in zip(report.compressed, inspect(small).compressed, strict=True):
+    for new, old in zip(report.compressed, report_in(small).compressed, strict=True):
         assert (old.dtype, new.dtype, new.rounding_weight) == ("bfloat16", "float32", 0.0)
         assert new.relative_error**2 * new.squared_norm == pytest.approx(sum(new.discarded_weights))
 
@@ -149,7 +149,7 @@ def test_a_part_of_a_larger_model_gets_its_names(tmp_path: Path) -> None:
 
     report = save(model, tmp_path / "whole.pt")
 
-    before = inspect(small)
+    before = report_in(small)
     same_report(before, report, lambda name: f"inner.{name}")
     assert [one.layer for one in report.matrices] == [f"inner.{one.layer}" for one in before.matrices]
     reasons = {one.name: one.reason for one in report.skipped}
@@ -183,7 +183,7 @@ def test_a_part_of_the_loaded_model_is_saved_alone(tmp_path: Path) -> None:
 def test_what_stayed_dense_is_still_told(tmp_path: Path) -> None:
     net = filled(nn.Sequential(OrderedDict(a=nn.Linear(32, 32), b=nn.Linear(32, 32))))
     small = compressed(tmp_path, net, truncation=Truncation(max_bond=4, bond_by_layer={"b": 1000}))
-    assert [bool(one.reason) for one in inspect(small).matrices] == [False, True]
+    assert [bool(one.reason) for one in report_in(small).matrices] == [False, True]
 
     report = save(Wrapped(load(small, copy.deepcopy(net))), tmp_path / "again.pt")
 
@@ -213,7 +213,7 @@ def test_tied_tensors_stay_tied(tmp_path: Path, suffix: str, lstm: LSTMChoice) -
 
     report = save(model, tmp_path / f"again{suffix}")
 
-    before = inspect(small)
+    before = report_in(small)
     assert dict(report.aliases) == dict(before.aliases)
     with mpocompress.open_checkpoint(tmp_path / f"again{suffix}") as stored:
         assert stored.tensors["second.bias"].alias_of == "first.bias"
@@ -299,7 +299,7 @@ def test_a_part_that_is_compiled_has_plain_names(tmp_path: Path) -> None:
 
 
 def test_a_compressed_module_is_saved_without_any_file_before(tmp_path: Path) -> None:
-    small, report = compress_module(filled(Net()), Truncation(max_bond=6), selection=Selection(min_side=8))
+    small, report = compress_module(filled(Net()), truncation=Truncation(max_bond=6), selection=Selection(min_side=8))
 
     saved = save(small, tmp_path / "small.safetensors")
 
@@ -444,7 +444,7 @@ def test_an_output_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
         save(model, tmp_path / "none" / "out.pt")
     assert (tmp_path / "out.pt").read_text() == "mine"
     save(model, tmp_path / "out.pt", overwrite=True)
-    assert inspect(tmp_path / "out.pt").compressed
+    assert report_in(tmp_path / "out.pt").compressed
 
 
 def test_a_model_is_saved_over_the_file_it_came_from(tmp_path: Path) -> None:

@@ -138,3 +138,11 @@ def test_cores_without_four_dims_are_refused() -> None:
 def test_one_core_is_no_mpo() -> None:
     with pytest.raises(SitesError, match=r"1 row dims and 1 column dims; .*at least two sites"):
         MPO.from_cores([torch.ones(1, 2, 2, 1)])
+
+
+def test_the_repr_shows_shapes_and_no_entries() -> None:
+    mpo = MPO(cores=(torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)), sites=Sites(row_dims=(3, 1), col_dims=(1, 2)))
+
+    assert repr(mpo) == (
+        "MPO(sites=Sites(row_dims=(3, 1), col_dims=(1, 2), anti_aligned=False), bonds=(2,), dtype=float32)"
+    )

@@ -16,6 +16,7 @@ from mpocompress.cli.render.formatting import KIND_NAMES, KIND_SOURCES
 from mpocompress.layers.specs import KindFrom, LayerKind
 from mpocompress.reports.benchmark import BenchedKind, ContenderKind
 from mpocompress.reports.calibration import OUTPUT_KINDS
+from tests.inspecting import overview_of, report_in
 
 
 def schema(name: str) -> Any:
@@ -50,7 +51,7 @@ def model(tmp_path: Path) -> Path:
 def test_a_report_follows_its_schema(model: Path, tmp_path: Path, truncation: mpocompress.Truncation) -> None:
     small = tmp_path / "small.pt"
     written = json.loads(mpocompress.compress(model, small, truncation=truncation).to_json())
-    inspected = json.loads(mpocompress.inspect(small).to_json(indent=2))
+    inspected = json.loads(report_in(small).to_json(indent=2))
 
     jsonschema.validate(written, schema("report-1.json"))
     assert inspected == written
@@ -85,7 +86,7 @@ def test_a_report_with_calibration_inputs_follows_its_schema(
     written = json.loads(mpocompress.compress(model, small, truncation=target, calibration=calibration).to_json())
 
     jsonschema.validate(written, schema("report-1.json"))
-    assert json.loads(mpocompress.inspect(small).to_json()) == written
+    assert json.loads(report_in(small).to_json()) == written
     found = written["calibration"]
     assert (found["kind"], found["samples"], found["held_out"]) == ("classification", 24, 8)
     assert list(found["left_out"]) == ["fc.weight"]
@@ -120,7 +121,7 @@ def test_a_plan_follows_its_schema(model: Path) -> None:
 
 
 def test_an_overview_follows_its_schema(model: Path) -> None:
-    document = json.loads(mpocompress.overview(model).to_json(indent=2))
+    document = json.loads(overview_of(model).to_json(indent=2))
 
     jsonschema.validate(document, schema("overview-1.json"))
     assert document["format"] == "mpocompress-overview"
