@@ -10,7 +10,7 @@ from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.options import InspectOptions
 from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import SitesError
-from mpocompress.layers.discovery import Discovery, discover_in
+from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.specs import LayerSpec, MatrixSpec
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.planning.target import Truncation
@@ -48,7 +48,7 @@ def inspect(source: StrPath, options: InspectOptions) -> Report | Overview:
 
 
 def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
-    found = discover_in(checkpoint, options.selection, options.model)
+    found = discover_layers(checkpoint, options.selection, options.model)
     infos = [info for info in checkpoint.tensors.values() if info.alias_of is None]
     parameters = sum(info.numel for info in infos)
     eligible = sum(layer.dense_parameters for layer in found.layers)

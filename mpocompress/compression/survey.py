@@ -14,7 +14,7 @@ from torch import Tensor
 from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
 from mpocompress.jobs import Progress, run_jobs
-from mpocompress.layers.discovery import Discovery, discover_in
+from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Skipped
 from mpocompress.mpo.contraction import keeping_memory
@@ -116,14 +116,14 @@ def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel |
             why="layers are told by the names of their tensors",
             action="Save the tensors under names, as model.state_dict() has them.",
         )
-    found = discover_in(checkpoint, selection, model)
+    found = discover_layers(checkpoint, selection, model)
     if not found.layers:
         raise CheckpointError(
             where=checkpoint.path.name,
             found=f"{len(checkpoint.tensors)} tensors, none of them a weight to compress",
             why=_commonest(found),
             action="Make the weights plain, as it says there, and come back with that file."
-            if found.obstacles
+            if found.unsupported
             else "Allow smaller sides or other layers, or give a checkpoint with LSTM or Linear weights.",
         )
     return found
