@@ -140,7 +140,7 @@ def _finetuned(
     """Fine-tune a copy and score it."""
     model = copy.deepcopy(start.model)
     cpu_s, wall_s = time.process_time(), time.perf_counter()
-    result = mpocompress.finetune(
+    result = mpocompress.finetune_module(
         model,
         data.batches,
         teacher=subject.module,

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from mpocompress.compression.inspection import inspect as inspect
     from mpocompress.compression.plan import plan as plan
     from mpocompress.errors import MPOCompressError as MPOCompressError
-    from mpocompress.finetuning.finetune import FinetuneResult as FinetuneResult
     from mpocompress.finetuning.finetune import finetune as finetune
-    from mpocompress.finetuning.finetune_file import finetune_file as finetune_file
-    from mpocompress.finetuning.progress import TuningProgress as TuningProgress
+    from mpocompress.finetuning.finetune_module import FinetuneResult as FinetuneResult
+    from mpocompress.finetuning.finetune_module import finetune_module as finetune_module
+    from mpocompress.finetuning.progress import FinetuneProgress as FinetuneProgress
     from mpocompress.finetuning.self_generated import SelfGenerated as SelfGenerated
     from mpocompress.layers.selection import Selection as Selection
     from mpocompress.modules.compress import compress_module as compress_module
@@ -61,9 +61,9 @@ _PUBLIC = {
     "compression.inspection": ("inspect",),
     "compression.plan": ("plan",),
     "errors": ("MPOCompressError",),
-    "finetuning.finetune": ("FinetuneResult", "finetune"),
-    "finetuning.finetune_file": ("finetune_file",),
-    "finetuning.progress": ("TuningProgress",),
+    "finetuning.finetune": ("finetune",),
+    "finetuning.finetune_module": ("FinetuneResult", "finetune_module"),
+    "finetuning.progress": ("FinetuneProgress",),
     "finetuning.self_generated": ("SelfGenerated",),
     "layers.selection": ("Selection",),
     "modules.compress": ("compress_module",),

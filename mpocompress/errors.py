@@ -1,4 +1,4 @@
-"""Errors that say where, what was found, why that stops the work, and what to do next."""
+"""Errors of this library; each says where it occurred, what was found, why that is an error, and what to do."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from mpocompress.text import printable
 
 
 class MPOCompressError(Exception):
-    """Base of every error this library raises on purpose.
+    """Base class of all errors that this library raises.
 
-    The four parts are kept as attributes, so that a caller can show them its own way; `str` joins them into
-    `where: found; why. action`, with escape codes from names in a file made visible.
+    The four parts are attributes, so that a caller can format them; `str` joins them as `where: found; why. action`,
+    with escape codes in names from a file made visible.
 
     Args:
-        where: the file, layer or argument concerned.
-        found: what was found there, values included.
-        why: why the work cannot go on.
-        action: what to do next.
+        where: the file, layer or argument.
+        found: what was found there, including values.
+        why: why this is an error.
+        action: what the user can do.
 
     Example:
         >>> print(TargetError(where="max_bond", found="got 0", why="a bond is at least 1", action="Give 1 or more."))
@@ -31,60 +31,60 @@ class MPOCompressError(Exception):
 
 
 class CheckpointError(MPOCompressError):
-    """A checkpoint cannot be read: missing, damaged, of an unknown form, or without a state dict."""
+    """A checkpoint cannot be read: it is missing, damaged, of an unknown format, or has no state dict."""
 
 
 class FormatError(MPOCompressError):
-    """A compressed file does not hold together: its document and its tensors disagree, or its version is unknown."""
+    """A compressed file is inconsistent: its document and its tensors disagree, or its version is unknown."""
 
 
 class OutputError(MPOCompressError):
-    """An output cannot be written: it exists, it is the input, or the folder does not take it."""
+    """An output cannot be written: it exists, is the input, or its folder is not writable."""
 
 
 class OutputExistsError(OutputError):
-    """The output exists and overwriting was not asked for."""
+    """The output exists, and overwriting was not requested."""
 
 
 class TargetError(MPOCompressError):
-    """A truncation target is malformed, or no choice of bonds can meet it."""
+    """A truncation target is invalid, or no choice of bonds meets it."""
 
 
 class SelectionError(MPOCompressError):
-    """A layer pattern matches nothing, or asks for what a layer cannot be."""
+    """A layer pattern matches no layer, or requests something that a layer does not support."""
 
 
 class ModelError(MPOCompressError):
-    """The user's own model cannot be imported or built, or is not the one that a checkpoint was saved from."""
+    """The user's model cannot be imported or built, or does not match the checkpoint."""
 
 
 class BenchmarkError(MPOCompressError):
-    """A benchmark cannot be made as asked: sizes that mean nothing, a device that is not there, nothing compressed."""
+    """A benchmark cannot run: invalid sizes, a device that is not available, or no compressed layer."""
 
 
 class InputsError(BenchmarkError):
-    """Inputs for the user's own model cannot be made, or the model does not take them."""
+    """Inputs for the user's model cannot be made, or the model does not accept them."""
 
 
 class CalibrationError(MPOCompressError):
-    """Calibration inputs cannot be made, the model does not take them, or what was measured is of other weights."""
+    """Calibration inputs cannot be made, the model does not accept them, or a calibration is of other weights."""
 
 
-class TuningError(MPOCompressError):
-    """Fine-tuning cannot go on: data the model does not take, nothing to learn from, a run of other settings."""
+class FinetuneError(MPOCompressError):
+    """Fine-tuning cannot continue: the model does not accept the data, nothing can be trained, or settings differ."""
 
 
 class SitesError(MPOCompressError):
-    """Site dims do not fit the matrix, or no site shape of the wanted form exists."""
+    """Site dims do not match the matrix, or no site shape of the requested form exists."""
 
 
 class DecompositionError(MPOCompressError):
-    """A matrix cannot be decomposed: wrong number of dimensions, dtype, or non-finite entries."""
+    """A matrix cannot be decomposed: wrong number of dimensions, unsupported dtype, or entries that are not finite."""
 
 
 class ReportError(MPOCompressError):
-    """A report contradicts itself: its parts do not add up."""
+    """A report is inconsistent: its parts do not add up."""
 
 
 class ExecutionError(MPOCompressError):
-    """A layer is asked to run in a way that there is not."""
+    """Unknown execution mode."""

@@ -1,4 +1,4 @@
-"""Work on many matrices side by side: threads, each with one BLAS thread, results in order, memory bounded."""
+"""Parallel work on many matrices: threads with one BLAS thread each, ordered results, bounded memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MEMORY_BYTES = 128 * 2**20
-"""Memory that jobs running at the same time may ask for together; what needs more runs alone."""
+"""Memory limit of all jobs that run at the same time; a job that needs more runs alone."""
 SMALL_BYTES = 2**17
-"""Jobs that need less than this take turns: most of their time is spent in Python, where threads only get in each
-other's way."""
+"""Jobs that need less memory than this run one at a time: they spend most of their time in Python, holding its lock."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many items are done, and how many there are."""
+"""Called with the name of the step, the number of items done, and the number of all items."""
 
 
 def available_cores() -> int:
-    """Number of processor cores this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -38,36 +37,36 @@ def run_jobs(
     progress: Progress | None = None,
     size_bytes: Callable[[Item], int] | None = None,
 ) -> list[Result]:
-    """Apply a function to every item, several at a time as far as memory goes.
+    """Apply a function to every item, in parallel as far as memory allows.
 
-    Every job runs on one BLAS thread, however many jobs there are: two threads of one each are faster than one of two,
-    and the same sums are then formed in the same order, so that the result does not depend on the number of jobs.
+    Every job runs on one BLAS thread, whatever the number of jobs: two jobs of one thread are faster than one job of
+    two, and sums are formed in the same order, so that results do not depend on the number of jobs.
 
     Args:
-        work: the function; it must not share state between items.
-        items: what to apply it to.
-        jobs: how many at a time.
+        work: the function; calls must not share state.
+        items: its arguments.
+        jobs: number of threads.
         step: name of the step, for `progress`.
-        progress: told after every item, in the calling thread.
-        size_bytes: memory that an item needs; an item waits until it fits beside those running (see `MEMORY_BYTES`),
-            and small ones take turns (see `SMALL_BYTES`).
+        progress: called after every item, in the calling thread.
+        size_bytes: memory that an item needs; an item waits until it fits (see `MEMORY_BYTES`), and small ones run one
+            at a time (see `SMALL_BYTES`).
 
     Returns:
         The results, in the order of the items.
 
     Raises:
-        Exception: whatever `work` raises first, in the order of the items; what has not started is dropped.
+        Exception: the error of the first item that fails, in the order of the items; items not yet started are dropped.
 
     Example:
         >>> run_jobs(len, ["a", "bc"], jobs=2, step="count")
         [1, 2]
     """
     results = []
-    share, turn = _Share(MEMORY_BYTES), threading.Lock()
+    memory, small = _MemoryLimit(MEMORY_BYTES), threading.Lock()
 
     def bounded(item: Item) -> Result:
         size = size_bytes(item) if size_bytes is not None else SMALL_BYTES
-        with share.of(size), turn if size < SMALL_BYTES else nullcontext():
+        with memory.reserved(size), small if size < SMALL_BYTES else nullcontext():
             return work(item)
 
     with one_blas_thread(), ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -85,39 +84,41 @@ def run_jobs(
     return results
 
 
-class _Share:
-    """A number of bytes shared out among threads."""
+class _MemoryLimit:
+    """A number of bytes that threads reserve parts of."""
 
-    def __init__(self, size_bytes: int) -> None:
-        self._size_bytes = size_bytes
-        self._taken = 0
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._reserved_bytes = 0
         self._changed = threading.Condition()
 
     @contextmanager
-    def of(self, size_bytes: int) -> Iterator[None]:
-        """Hold so many bytes; wait for others to give theirs back, unless nobody holds any."""
+    def reserved(self, size_bytes: int) -> Iterator[None]:
+        """Reserve `size_bytes` in the block; wait until they fit. A single job may exceed the limit."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + size_bytes <= self._size_bytes)
-            self._taken += size_bytes
+            self._changed.wait_for(
+                lambda: not self._reserved_bytes or self._reserved_bytes + size_bytes <= self._limit_bytes
+            )
+            self._reserved_bytes += size_bytes
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= size_bytes
+                self._reserved_bytes -= size_bytes
                 self._changed.notify_all()
 
 
 def one_blas_thread() -> AbstractContextManager[None]:
-    """Let every product in the block run on one thread: small ones only lose by more."""
+    """Run every product in the block on one thread; more threads make small products slower."""
     return blas_threads(1)
 
 
 @contextmanager
 def blas_threads(count: int) -> Iterator[None]:
-    """Let every product in the block run on so many threads.
+    """Run every product in the block on `count` threads.
 
     Args:
-        count: how many.
+        count: number of threads.
 
     Example:
         >>> with blas_threads(1):

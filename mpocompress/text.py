@@ -1,4 +1,4 @@
-"""How names and sizes from a file are shown to a reader."""
+"""Names, lists and sizes formatted for messages."""
 
 from __future__ import annotations
 
@@ -6,33 +6,29 @@ from collections.abc import Collection
 from itertools import islice
 from os import PathLike
 
-_LONGEST = 120
+_MAX_CHARS = 120
+
+StrPath = str | PathLike[str]
 
 
 def shown(text: str) -> str:
-    r"""Return text fit for one line of a message: escape codes and newlines escaped, long text cut.
+    r"""Return text for one line of a message: escape codes and newlines escaped, long text shortened.
 
     Args:
-        text: a tensor name, key or path, as found; it may be hostile.
-
-    Returns:
-        The same text if it is short and printable.
+        text: a tensor name, key or path from a file; it may be hostile.
 
     Example:
         >>> shown("lstm.weight_ih_l0"), shown("a\x1b[31mb")
         ('lstm.weight_ih_l0', 'a\\x1b[31mb')
     """
-    return printable(text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "...")
+    return printable(text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 3] + "...")
 
 
 def printable(text: str) -> str:
-    r"""Return text with escape codes, newlines and halves of characters escaped.
+    r"""Return text with escape codes, newlines and lone surrogates escaped.
 
     Args:
-        text: anything.
-
-    Returns:
-        The same text if a terminal can show all of it.
+        text: any text.
 
     Example:
         >>> printable("a\nb"), printable("größe")
@@ -41,18 +37,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def listed(names: Collection[str], most: int) -> str:
-    """Return the first of many names for one line of a message, and how many more there are.
+def listed(names: Collection[str], most: int = 3) -> str:
+    """Return the first of several names for one line of a message, and the number of the others.
 
     Args:
-        names: tensor names, keys or paths, as found.
-        most: how many to show.
+        names: tensor names, keys or paths from a file.
+        most: the largest number of names to show.
 
     Returns:
-        Text; empty where there are no names.
+        The text; empty if there are no names.
 
     Example:
-        >>> listed(["a", "b", "c"], 2), listed([""], 2)
+        >>> listed(["a", "b", "c"], 2), listed([""])
         ('a, b and 1 more', '""')
     """
     first = ", ".join(shown(name) or '""' for name in islice(names, most))
@@ -60,13 +56,10 @@ def listed(names: Collection[str], most: int) -> str:
 
 
 def shown_size(size_bytes: int) -> str:
-    """Return a number of bytes in the unit that reads best, powers of 1000.
+    """Return a number of bytes in a suitable unit, in powers of 1000.
 
     Args:
-        size_bytes: how many bytes.
-
-    Returns:
-        Text such as `2.1 MB`.
+        size_bytes: the number of bytes.
 
     Example:
         >>> shown_size(999), shown_size(2_100_000), shown_size(10**15)
@@ -80,6 +73,3 @@ def shown_size(size_bytes: int) -> str:
         if value < 999.95 or unit == "TB":
             break
     return f"{value:.1f} {unit}"
-
-
-StrPath = str | PathLike[str]

@@ -16,10 +16,10 @@ from mpocompress.benchmarking.contenders import (
     int8_contender,
     race,
 )
-from mpocompress.benchmarking.timing import BUDGET_S
 from mpocompress.jobs import Progress
 from mpocompress.nn import Execution
-from mpocompress.nn.cache import Preparing
+from mpocompress.nn.layer import MPOLayer
+from mpocompress.nn.timing import BUDGET_S
 from mpocompress.reports.benchmark import Case
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
@@ -85,8 +85,8 @@ def side_by_side(
     """
     for module in compressed.values():
         for one in module.modules():
-            if isinstance(one, Preparing):
-                one.drop_prepared()
+            if isinstance(one, MPOLayer):
+                one.clear_cache()
     contenders = (
         *dense_contenders(dense, feed),
         *more,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.benchmarking.timing import BUDGET_S, SAMPLE_S, Call, interleaved
 from mpocompress.benchmarking.torch_int8 import has_int8_layers, int8_copy, packed_bytes, why_not_int8
+from mpocompress.nn.timing import BUDGET_S, SAMPLE_S, Call, clock_of, interleaved
 from mpocompress.reports.benchmark import ContenderKind, Timed
+from mpocompress.user.dense_model import device_of
 
 INT8 = "dynamic int8"
 _FALLS_BACK = "LSTM with projections is not supported with oneDNN"
@@ -67,7 +67,7 @@ def dense_contenders(module: nn.Module, feed: Feed) -> tuple[Contender, ...]:
             size_bytes=lambda: held_bytes(module),
             under=under,
         )
-        for library, under in _libraries(_device(module))
+        for library, under in _libraries(device_of(module).type)
     )
 
 
@@ -94,7 +94,7 @@ def one_step_contenders(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Ten
             size_bytes=lambda: held_bytes(lstm),
             under=under,
         )
-        for library, under in _libraries(_device(lstm))
+        for library, under in _libraries(device_of(lstm).type)
     )
 
 
@@ -177,7 +177,7 @@ def race(
             repeats=repeats,
             sample_s=sample_s,
             budget_s=budget_s,
-            clock=_clock(device),
+            clock=clock_of(device),
         )
     timed = {
         one.name: Timed(
@@ -210,7 +210,7 @@ def held_bytes(module: nn.Module) -> int:
         36
     """
     parameters = sum(one.numel() * one.element_size() for one in module.parameters())
-    prepared = sum(int(getattr(one, "prepared_bytes", 0)) for one in module.modules())
+    prepared = sum(int(getattr(one, "cached_bytes", 0)) for one in module.modules())
     return parameters + prepared + packed_bytes(module)
 
 
@@ -266,10 +266,6 @@ class _OneStep:
         return step.unsqueeze(0)
 
 
-def _device(module: nn.Module) -> str:
-    return next((one.device.type for one in module.parameters()), "cpu")
-
-
 def _libraries(device: str) -> list[tuple[str, Callable[[], AbstractContextManager[object]]]]:
     """The libraries that torch can use on a device, each with the switch that chooses it."""
     if device == "cuda":
@@ -286,13 +282,3 @@ def _without_onednn() -> AbstractContextManager[object]:
 
 def _without_cudnn() -> AbstractContextManager[object]:
     return torch.backends.cudnn.flags(enabled=False)
-
-
-def _clock(device: str) -> Callable[[], float]:
-    """Time on the wall; a graphics card has done its work by then."""
-
-    def after_the_card() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return after_the_card if device == "cuda" else time.perf_counter

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mpocompress.benchmarking.options import InputsFunction
 from mpocompress.errors import InputsError
 from mpocompress.text import shown
-from mpocompress.user.batches import fed, moved
-from mpocompress.user.code import inputs_function, told_with_its_line
+from mpocompress.user.batches import call_model, to_device
+from mpocompress.user.code import describe_error, inputs_function
 
 _SEED = 0
 _WRITE_ONE = "Give a function that makes the inputs from a batch size and a length."
@@ -122,7 +122,7 @@ def checked_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> 
         made = maker.make(batch, length)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(
-            where="inputs", found=told_with_its_line(error), why="the inputs could not be made", action=_WRITE_ONE
+            where="inputs", found=describe_error(error), why="the inputs could not be made", action=_WRITE_ONE
         ) from error
     if not isinstance(made, Tensor | tuple | Mapping):
         raise InputsError(
@@ -131,7 +131,7 @@ def checked_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> 
             why="a model is called with a tensor, a tuple of arguments, or a dict of named ones",
             action="Return one of these.",
         )
-    return moved(made, device)
+    return to_device(made, device)
 
 
 def first_call(model: nn.Module, made: object, maker: InputsMaker) -> None:
@@ -147,11 +147,11 @@ def first_call(model: nn.Module, made: object, maker: InputsMaker) -> None:
     """
     try:
         with torch.inference_mode():
-            fed(model, made)
+            call_model(model, made)
     except Exception as error:
         raise InputsError(
             where=type(model).__name__,
-            found=told_with_its_line(error),
+            found=describe_error(error),
             why=f"the model does not take the inputs, {maker.said}",
             action=_WRITE_ONE,
         ) from error

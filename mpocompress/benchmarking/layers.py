@@ -22,7 +22,6 @@ from mpocompress.text import listed
 MOST_LAYERS = 12
 """Layers that are measured, of those that run differently; the others are named."""
 _SEED = 0
-_MOST_SHOWN = 3
 
 
 def bench_layers(
@@ -77,7 +76,7 @@ def _chosen(stored: Sequence[StoredLayer], globs: Sequence[str], where: str) -> 
                 where=f"{where}, layer pattern {glob!r}",
                 found="matches no compressed layer",
                 why="a pattern that selects nothing is a mistake",
-                action=f"Compressed are {listed(list(names), _MOST_SHOWN)}.",
+                action=f"Compressed are {listed(list(names))}.",
             )
     return [
         layer
@@ -176,7 +175,7 @@ def _notes(groups: Mapping[object, Sequence[StoredLayer]], measured: Sequence[Se
     if left:
         notes.append(
             f"Of {len(groups)} different layers the {len(measured)} with the most parameters were measured, not "
-            f"{listed(left, _MOST_SHOWN)}; a layer that is named is measured."
+            f"{listed(left)}; a layer that is named is measured."
         )
     dtypes = {one.dtype for alike in measured for one in alike[0].matrices.values()} - {"float32"}
     if dtypes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -22,8 +21,8 @@ from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.modules.load import load
 from mpocompress.nn import Execution
 from mpocompress.reports.benchmark import Benched, Case
-from mpocompress.user.batches import fed
-from mpocompress.user.code import model_builder
+from mpocompress.user.batches import call_model
+from mpocompress.user.model import model_factory
 
 
 def bench_model(
@@ -49,7 +48,7 @@ def bench_model(
         ModelError: the model cannot be built, or the file is not of it.
         InputsError: inputs cannot be made or guessed, or the model does not take them.
     """
-    build, given = _builder(model), None if inputs is None else given_inputs(inputs)
+    build, given = model_factory(model), None if inputs is None else given_inputs(inputs)
     compressed: Mapping[Execution, nn.Module] = {
         mode: load(checkpoint, build(), execution=mode).eval().to(conditions.device) for mode in EXECUTIONS
     }
@@ -74,11 +73,6 @@ def bench_model(
     return (benched,), (f"The model was called with {maker.said}.",)
 
 
-def _builder(model: str | nn.Module) -> Callable[[], nn.Module]:
-    """What gives a new model at every call."""
-    return model_builder(model) if isinstance(model, str) else lambda: copy.deepcopy(model)
-
-
 def _case(
     dense: nn.Module,
     compressed: Mapping[Execution, nn.Module],
@@ -91,5 +85,5 @@ def _case(
     made = checked_inputs(maker, batch, length or 1, conditions.device)
     first_call(dense, made, maker)
     return side_by_side(
-        dense, compressed, lambda one: fed(one, made), batch=batch, length=length, conditions=conditions
+        dense, compressed, lambda one: call_model(one, made), batch=batch, length=length, conditions=conditions
     )

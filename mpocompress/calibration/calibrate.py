@@ -1,4 +1,4 @@
-"""From what the user gave to a calibration: read from a file, or made by running the model over its inputs."""
+"""Calibrations from what the user gives: read from a file, or measured by running the model on calibration inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from os import PathLike
 
 from torch import nn
 
-from mpocompress.calibration.batches import gathered
+from mpocompress.calibration.batches import read_batches, sample_total
 from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.file import SUFFIX, read_calibration
 from mpocompress.calibration.moments import collect
@@ -20,7 +20,7 @@ from mpocompress.errors import CalibrationError, FormatError, ModelError
 from mpocompress.jobs import Progress
 from mpocompress.text import StrPath, shown
 from mpocompress.user.code import loss_function
-from mpocompress.user.model import UserModel, runnable
+from mpocompress.user.model import UserModel, resolve_model
 from mpocompress.user.options import with_keywords
 
 
@@ -31,32 +31,31 @@ def calibrate(
     model: UserModel,
     options: CalibrateOptions,
 ) -> Calibration:
-    """Run a model on calibration inputs, once for many compressions of its checkpoint.
+    """Run a model on calibration inputs once, for use in any number of compressions of its checkpoint.
 
     Args:
         source: the checkpoint.
-        inputs: what the model is called with: batches, `file.py:name` or `package.module:name` of them, or
-            `CalibrationInputs`.
+        inputs: batches, `file.py:name` or `package.module:name` of them, or `CalibrationInputs`.
         model: the model that the checkpoint was saved from, as a module, or `file.py:name` or `package.module:name` of
-            one or of what builds it, which is imported and run.
-        options: the fields of `CalibrateOptions`.
+            one or of a function that builds it, which is imported and run.
+        options: the options.
 
     Returns:
-        The calibration, with the model and its inputs, to be given to `compress` and `plan`.
+        The calibration, with the model and its inputs, as an argument of `compress` and `plan`.
 
     Raises:
         CheckpointError: the source cannot be read.
-        ModelError: the model cannot be built, or is another one.
-        CalibrationError: the inputs cannot be made, or the model does not take them.
+        ModelError: the model cannot be built, or does not fit the checkpoint.
+        CalibrationError: the inputs cannot be read, or the model does not accept them.
     """
-    built, ran = runnable(model)
+    built, ran = resolve_model(model)
     with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
         calibration = calibration_for(inputs, built, checkpoint, options.progress)
     return dataclasses.replace(calibration, notes=(*ran, *calibration.notes))
 
 
 CalibrationSource = Calibration | CalibrationInputs | str | PathLike[str] | Iterable[object]
-"""A calibration, the path object of a file with one, `CalibrationInputs`, batches, or a string that names these."""
+"""A calibration, the path object of a calibration file, `CalibrationInputs`, or batches or their `file.py:name`."""
 
 
 def calibration_for(
@@ -65,21 +64,18 @@ def calibration_for(
     checkpoint: Checkpoint,
     progress: Progress | None = None,
 ) -> Calibration:
-    """The calibration of a checkpoint, made or read.
+    """Return the calibration of a checkpoint, read or measured.
 
     Args:
-        source: a calibration, the path object of a file with one, or inputs; a string names code to run.
-        model: the user's model, where there is one.
+        source: a calibration, the path object of a calibration file, or inputs; a string names code to run.
+        model: the user's model; needed to measure.
         checkpoint: the weights, open.
-        progress: told how far the work is.
-
-    Returns:
-        The calibration.
+        progress: called with the progress of the work.
 
     Raises:
-        CalibrationError: it cannot be made, or is of other weights.
+        CalibrationError: the inputs cannot be read, or the calibration belongs to other weights.
         ModelError: there is no model to run.
-        FormatError: a file that holds no calibration.
+        FormatError: the file is no calibration.
     """
     if isinstance(source, str) and source.endswith(SUFFIX):
         raise CalibrationError(
@@ -94,8 +90,8 @@ def calibration_for(
         if source.sha256 != checkpoint.sha256():
             raise CalibrationError(
                 where="calibration",
-                found=f"one of other weights than those of {checkpoint.path.name}",
-                why="what a weight is multiplied with depends on all weights",
+                found=f"a calibration of other weights than those of {checkpoint.path.name}",
+                why="the inputs of a weight depend on all other weights",
                 action="Calibrate again with this checkpoint.",
             )
         _check_shapes(source, checkpoint)
@@ -105,26 +101,26 @@ def calibration_for(
         raise ModelError(
             where="calibration",
             found="no model that can be run",
-            why="inputs of its layers are seen by running it",
-            action="Give the model as a module, or as file.py:name of one or of what builds it.",
+            why="the inputs of its layers are measured by running it",
+            action="Give the model as a module, or as file.py:name of one or of a function that builds it.",
         )
     return calibrated(inputs, model, checkpoint, progress)
 
 
 def _check_shapes(calibration: Calibration, checkpoint: Checkpoint) -> None:
-    """Refuse moments that do not fit the weights, as an edited file may have them."""
+    """Refuse moments that do not fit the weights, as in an edited file."""
     for unit in calibration.units:
-        wanted = {
+        shapes = {
             **{name: sorted((unit.rows, columns)) for name, columns in zip(unit.members, unit.columns, strict=True)},
             **({unit.bias: [unit.rows]} if unit.bias else {}),
         }
-        for name, shape in wanted.items():
+        for name, shape in shapes.items():
             info = checkpoint.tensors.get(name)
             if info is None or sorted(info.shape) != shape:
                 raise FormatError(
                     where="calibration",
                     found=f"moments of {shown(name)} for {' x '.join(map(str, shape))} entries",
-                    why="the checkpoint has no tensor of this name and shape",
+                    why="the checkpoint has no tensor with this name and shape",
                     action="The file is damaged or was edited: calibrate again.",
                 )
 
@@ -132,37 +128,35 @@ def _check_shapes(calibration: Calibration, checkpoint: Checkpoint) -> None:
 def calibrated(
     inputs: CalibrationInputs, model: nn.Module, checkpoint: Checkpoint, progress: Progress | None = None
 ) -> Calibration:
-    """Run a model over its calibration inputs.
+    """Run a model on its calibration inputs.
 
     Args:
         inputs: the inputs.
-        model: the model that the checkpoint was saved from; it is copied.
+        model: the model that the checkpoint was saved from; a copy is run.
         checkpoint: its weights, open.
-        progress: told how far the work is.
-
-    Returns:
-        What was measured.
+        progress: called with the progress of the work.
 
     Raises:
-        CalibrationError: the batches cannot be made, or the model does not take them.
-        ModelError: the model is another one.
+        CalibrationError: the inputs cannot be read, or the model does not accept them.
+        ModelError: the model does not fit the checkpoint.
     """
     loss = loss_function(inputs.loss) if isinstance(inputs.loss, str) else inputs.loss
-    batches = gathered(inputs.batches, samples=inputs.samples, has_targets=loss is not None)
+    batches = read_batches(inputs.batches, samples=inputs.samples, has_targets=loss is not None)
     rig = Rig(model, checkpoint, batches, inputs.kind)
-    found = collect(rig, loss=loss, progress=progress)
-    ran = [f"{shown(one)} was imported and run." for one in (inputs.batches, inputs.loss) if isinstance(one, str)]
+    collected = collect(rig, loss=loss, progress=progress)
+    specs = [spec for spec in (inputs.batches, inputs.loss) if isinstance(spec, str)]
+    notes = [f"{shown(spec)} was imported and run." for spec in specs]
     if not batches.is_held_out:
-        ran.append("There was one calibration batch only, so the divergence is measured on what was learnt from.")
+        notes.append("There was only one calibration batch: the divergence is measured on the data it was fitted to.")
     return Calibration(
         sha256=checkpoint.sha256(),
-        units=found.units,
-        metrics=found.metrics,
-        left_out=found.left_out,
+        units=collected.units,
+        metrics=collected.metrics,
+        left_out=collected.left_out,
         kind=rig.measure.kind,
         measure=rig.measure.words,
         said=rig.measure.said,
-        samples=batches.count(batches.learning),
+        samples=sample_total(batches.learning),
         rig=rig,
-        notes=tuple(ran),
+        notes=tuple(notes),
     )

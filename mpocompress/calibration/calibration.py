@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.rig import Rig
 from mpocompress.mpo.metric import Metric
 
@@ -51,7 +51,7 @@ class Calibration:
     """
 
     sha256: str
-    units: tuple[Unit, ...]
+    units: tuple[WeightGroup, ...]
     metrics: Mapping[str, Metric]
     left_out: Mapping[str, str]
     kind: str
@@ -66,7 +66,7 @@ class Calibration:
         """Return what was measured in place of the moments."""
         return f"Calibration(kind={self.kind!r}, samples={self.samples}, weights={len(self.units)})"
 
-    def unit_of(self, members: tuple[str, ...]) -> tuple[Unit, tuple[int, int]] | None:
+    def unit_of(self, members: tuple[str, ...]) -> tuple[WeightGroup, tuple[int, int]] | None:
         """The unit that some tensors belong to.
 
         Args:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mpocompress._version import __version__
 from mpocompress.calibration.calibration import Calibration, Point
-from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from mpocompress.mpo.metric import Metric, OutputWeights
 from mpocompress.reports.calibration import OUTPUT_KINDS
@@ -168,7 +168,7 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
 def _calibration(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
     units, metrics = [], {}
     for number, entry in enumerate(document["units"]):
-        unit: Unit = build(Unit, entry)
+        unit: WeightGroup = build(WeightGroup, entry)
         if not unit.members or len(unit.members) != len(unit.columns) or min(unit.columns) < 1:
             raise ValueError(f"members of unit {number}")
         cols, rows = sum(unit.columns), unit.rows

@@ -1,4 +1,4 @@
-"""The modules whose weights are to be compressed, watched while the model runs: what goes in, and what comes out."""
+"""Hooks on the modules of a model that report the inputs of their weights and the gradients of the outputs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 from mpocompress.calibration.lstm_forward import level_names, run_cell, run_lstm
 from mpocompress.text import shown
 
-NEVER = "never ran on the calibration inputs"
-OWN_WAY = "runs in a way of its own, which is not its weight times its input"
-ROWS_TRIED, NEAR = 8, 0.02
-"""On how many rows that is tried, and how near it has to be, as a share of the largest; half types are that coarse."""
+NOT_RUN = "was not run on the calibration batches"
+OTHER_FORWARD = "does not multiply its input by its weight"
+CHECKED_ROWS, CLOSE = 8, 0.02
+"""Rows on which the forward of a custom class is compared with a product by its weight, and the largest difference,
+relative to the largest output; half-precision types are that coarse."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """What is multiplied at once: the weight of a layer, or [W_ih W_hh] of a level and direction of an LSTM.
+class WeightGroup:
+    """Weights with a common input: the weight of a layer, or [W_ih W_hh] of a level and direction of an LSTM.
 
     Args:
-        members: names of its tensors in the checkpoint, left to right.
-        columns: columns of each.
-        rows: its outputs.
-        bias: name of the bias that its mean error can be put into; empty without.
+        members: names of the weights in the checkpoint, left to right.
+        columns: columns of each weight.
+        rows: rows of all weights.
+        bias: name of the bias that can be corrected by the mean error; empty if there is none.
     """
 
     members: tuple[str, ...]
@@ -40,72 +41,71 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """What it goes by: its first member."""
+        """Name of the group: its first member."""
         return self.members[0]
 
     def span(self, members: Sequence[str]) -> tuple[int, int] | None:
-        """The columns of some neighbouring members.
+        """Return the range of columns of some adjacent members.
 
         Args:
             members: their names, in order.
 
         Returns:
-            The first column and the one after the last; None where they are not among the members.
+            The first column and the one after the last; None if they are not members.
         """
-        wanted = tuple(members)
+        count = len(members)
         for first in range(len(self.members)):
-            if self.members[first : first + len(wanted)] == wanted:
+            if self.members[first : first + count] == tuple(members):
                 start = sum(self.columns[:first])
-                return start, start + sum(self.columns[first : first + len(wanted)])
+                return start, start + sum(self.columns[first : first + count])
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Watch:
-    """A module that is watched.
+class ObservedModule:
+    """A module with weights to observe.
 
     Args:
-        path: where it is in the model.
+        path: path in the model.
         module: the module.
-        units: part of the module, as `tracing.See` is told it, -> unit.
+        units: part of the module, as in `lstm_forward.ObservePart` -> its weights.
     """
 
     path: str
     module: nn.Module
-    units: Mapping[str, Unit]
+    units: Mapping[str, WeightGroup]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Watcher:
-    """Who is told.
+class Observer:
+    """Callbacks of observed modules.
 
     Args:
-        see: told a unit, its inputs of shape (samples, cols), and a hook on the gradient of what comes out, which is
-            called with a function of gradients of shape (samples, rows).
-        odd: told a unit and what was odd about a call of its module, in words.
+        observe: called with the weights, their inputs, shape (samples, cols), and a function that registers a hook on
+            the gradients of the outputs, shape (samples, rows).
+        unsupported: called with the weights and a reason if a call of their module cannot be observed.
     """
 
-    see: Callable[[Unit, Tensor, Callable[[Callable[[Tensor], None]], None]], None]
-    odd: Callable[[Unit, str], None]
+    observe: Callable[[WeightGroup, Tensor, Callable[[Callable[[Tensor], None]], None]], None]
+    unsupported: Callable[[WeightGroup, str], None]
 
 
-def find_watches(model: nn.Module, names: Mapping[str, str]) -> tuple[Watch, ...]:
-    """The modules of a model that have weights to be compressed and can be watched.
+def find_observed(model: nn.Module, names: Mapping[str, str]) -> tuple[ObservedModule, ...]:
+    """Find the modules of a model whose weights can be observed.
 
     Args:
         model: the model.
-        names: name of a tensor in the model -> in the checkpoint; of weights and biases.
+        names: name in the model -> name in the checkpoint, for weights and biases to be compressed.
 
     Returns:
-        One for every such module. A weight that several modules share has no bias to put its mean error into: each
-        has another mean.
+        The modules. A weight that several modules share gets no bias, because every module has another mean error.
 
     Example:
-        >>> (watch,) = find_watches(nn.Linear(3, 2), {"weight": "fc.weight", "bias": "fc.bias"})
-        >>> watch.units[""]
-        Unit(members=('fc.weight',), columns=(3,), rows=2, bias='fc.bias')
+        >>> (observed,) = find_observed(nn.Linear(3, 2), {"weight": "fc.weight", "bias": "fc.bias"})
+        >>> observed.units[""]
+        WeightGroup(members=('fc.weight',), columns=(3,), rows=2, bias='fc.bias')
     """
-    watches = []
+    modules = []
     for path, module in model.named_modules():
         known = {
             leaf: names[name]
@@ -114,22 +114,22 @@ def find_watches(model: nn.Module, names: Mapping[str, str]) -> tuple[Watch, ...
         }
         units = _units(module, known)
         if units:
-            watches.append(Watch(path=path, module=module, units=units))
-    owners = Counter(unit.name for watch in watches for unit in watch.units.values())
+            modules.append(ObservedModule(path=path, module=module, units=units))
+    owners = Counter(unit.name for observed in modules for unit in observed.units.values())
     return tuple(
         dataclasses.replace(
-            watch,
+            observed,
             units={
                 part: dataclasses.replace(unit, bias="") if owners[unit.name] > 1 else unit
-                for part, unit in watch.units.items()
+                for part, unit in observed.units.items()
             },
         )
-        for watch in watches
+        for observed in modules
     )
 
 
-def _units(module: nn.Module, known: Mapping[str, str]) -> dict[str, Unit]:
-    """The units of a module, by part; none of one that runs in its own way."""
+def _units(module: nn.Module, known: Mapping[str, str]) -> dict[str, WeightGroup]:
+    """Return the weights of a module, by part; none if its forward is replaced."""
     if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
         return {}
     if isinstance(module, nn.LSTM):
@@ -142,10 +142,10 @@ def _units(module: nn.Module, known: Mapping[str, str]) -> dict[str, Unit]:
     if isinstance(module, nn.RNNBase | nn.RNNCellBase) or "weight" not in known or weight is None or weight.dim() != 2:
         return {}
     rows, cols = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
-    return {"": Unit(members=(known["weight"],), columns=(cols,), rows=rows, bias=known.get("bias", ""))}
+    return {"": WeightGroup(members=(known["weight"],), columns=(cols,), rows=rows, bias=known.get("bias", ""))}
 
 
-def _levels(module: nn.LSTM, known: Mapping[str, str]) -> dict[str, Unit]:
+def _levels(module: nn.LSTM, known: Mapping[str, str]) -> dict[str, WeightGroup]:
     units = {}
     for name in level_names(module):
         joint = _joint(module, known, f"_{name}")
@@ -154,131 +154,137 @@ def _levels(module: nn.LSTM, known: Mapping[str, str]) -> dict[str, Unit]:
         projection = f"weight_hr_{name}"
         if projection in known:
             rows, cols = getattr(module, projection).shape
-            units[f"hr_{name}"] = Unit(members=(known[projection],), columns=(cols,), rows=rows, bias="")
+            units[f"hr_{name}"] = WeightGroup(members=(known[projection],), columns=(cols,), rows=rows, bias="")
     return units
 
 
-def _joint(module: nn.Module, known: Mapping[str, str], end: str) -> Unit | None:
-    leaves = [f"weight_ih{end}", f"weight_hh{end}"]
+def _joint(module: nn.Module, known: Mapping[str, str], suffix: str) -> WeightGroup | None:
+    leaves = [f"weight_ih{suffix}", f"weight_hh{suffix}"]
     if any(leaf not in known for leaf in leaves):
         return None
     shapes = [getattr(module, leaf).shape for leaf in leaves]
-    return Unit(
+    return WeightGroup(
         members=tuple(known[leaf] for leaf in leaves),
         columns=tuple(shape[1] for shape in shapes),
         rows=shapes[0][0],
-        bias=known.get(f"bias_ih{end}", ""),
+        bias=known.get(f"bias_ih{suffix}", ""),
     )
 
 
 @contextlib.contextmanager
-def watched(watches: Sequence[Watch], watcher: Watcher) -> Iterator[None]:
-    """Watch modules while the model runs in the block; they compute the same.
+def observing(modules: Sequence[ObservedModule], observer: Observer) -> Iterator[None]:
+    """Observe modules in the block, without a change of their outputs.
 
     Args:
-        watches: the modules.
-        watcher: who is told.
+        modules: the modules.
+        observer: the callbacks.
     """
     with contextlib.ExitStack() as stack:
-        for watch in watches:
-            module = watch.module
+        for observed in modules:
+            module = observed.module
             if isinstance(module, nn.LSTM | nn.LSTMCell):
-                vars(module)["forward"] = partial(_recurrent, watch, watcher, module.forward)
+                call = module.forward  # type: ignore[has-type, unused-ignore] # torch 2.10
+                vars(module)["forward"] = partial(_recurrent_forward, observed, observer, call)
                 stack.callback(vars(module).pop, "forward")
             else:
-                hook = module.register_forward_hook(partial(_product, watch, watcher), with_kwargs=True)
+                hook = module.register_forward_hook(partial(_product_hook, observed, observer), with_kwargs=True)
                 stack.callback(hook.remove)
         yield
 
 
-def _recurrent(watch: Watch, watcher: Watcher, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The forward of a watched LSTM or cell; where it is called in a way that is not known, its own."""
+def _recurrent_forward(
+    observed: ObservedModule, observer: Observer, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Run an observed LSTM or cell; run its own forward if the arguments are not supported."""
 
-    def see(part: str, inputs: Tensor, outputs: Tensor, real: Tensor | None) -> None:
-        unit = watch.units.get(part)
+    def observe_part(part: str, inputs: Tensor, outputs: Tensor, is_real: Tensor | None) -> None:
+        unit = observed.units.get(part)
         if unit is not None:
-            _tell(unit, watcher, inputs, outputs, real)
+            _observe(unit, observer, inputs, outputs, is_real)
 
-    run: Callable[..., Any] = run_lstm if isinstance(watch.module, nn.LSTM) else run_cell
+    run: Callable[..., Any] = run_lstm if isinstance(observed.module, nn.LSTM) else run_cell
     try:
-        x, state = arguments(*args, **kwargs)
-        return run(watch.module, x, state, see)
+        x, state = lstm_arguments(*args, **kwargs)
+        return run(observed.module, x, state, observe_part)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        for unit in watch.units.values():
-            watcher.odd(unit, f"was called in an odd way ({type(error).__name__}: {shown(str(error))})")
+        for unit in observed.units.values():
+            reason = f"was called with unsupported arguments ({type(error).__name__}: {shown(str(error))})"
+            observer.unsupported(unit, reason)
         return forward(*args, **kwargs)
 
 
-def arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - torch calls them so
-    """The arguments of a call of an LSTM or a cell, however it was written.
+def lstm_arguments(input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - the names of torch
+    """Return the arguments of a call of an LSTM or a cell, positional or named.
 
     Args:
-        input: its input.
-        hx: its initial state.
-
-    Returns:
-        Both.
+        input: the input.
+        hx: the initial state.
 
     Example:
-        >>> arguments(hx=None, input=1)
+        >>> lstm_arguments(hx=None, input=1)
         (1, None)
     """
     return input, hx
 
 
-def _product(watch: Watch, watcher: Watcher, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    """The hook of a module that multiplies with its weight: tells what goes in, and lets gradients be seen."""
-    (unit,) = watch.units.values()
+def _product_hook(
+    observed: ObservedModule, observer: Observer, module: nn.Module, args: Any, kwargs: Any, output: Any
+) -> Any:
+    """Observe a module that multiplies by its weight; returns an output that accepts hooks on its gradient."""
+    (unit,) = observed.units.values()
     inputs = args[0] if args else next(iter(kwargs.values()), None)
     if not isinstance(inputs, Tensor) or not isinstance(output, Tensor):
-        watcher.odd(unit, f"was called with {type(inputs).__name__} and gave {type(output).__name__}")
+        observer.unsupported(unit, f"was called with {type(inputs).__name__} and returned {type(output).__name__}")
         return None
-    wanted = (*inputs.shape[:-1], unit.rows)
-    if inputs.dim() == 0 or inputs.shape[-1] != sum(unit.columns) or tuple(output.shape) != wanted:
-        watcher.odd(unit, f"was called with shape {tuple(inputs.shape)} and gave {tuple(output.shape)}")
+    output_shape = (*inputs.shape[:-1], unit.rows)
+    if inputs.dim() == 0 or inputs.shape[-1] != sum(unit.columns) or tuple(output.shape) != output_shape:
+        observer.unsupported(unit, f"was called with shape {tuple(inputs.shape)} and returned {tuple(output.shape)}")
         return None
     if type(module).forward is not nn.Linear.forward and not _multiplies(module, inputs, output):
-        watcher.odd(unit, OWN_WAY)
+        observer.unsupported(unit, OTHER_FORWARD)
         return None
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-        # What is written to in place later must be no leaf.
+        # A leaf must not be written to in place, as an activation after this module may do.
         output = output + torch.zeros_like(output, requires_grad=True)
-    _tell(unit, watcher, inputs, output, None)
+    _observe(unit, observer, inputs, output, None)
     return output
 
 
 def _multiplies(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    """Whether a class of its own gives its weight, or that transposed, times its input, plus its bias."""
-    x, y = (one.detach().reshape(-1, one.shape[-1])[:ROWS_TRIED].float() for one in (inputs, output))
-    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    """Return whether an output is the input times the weight of a module or its transpose, plus its bias."""
+    x, y = (tensor.detach().reshape(-1, tensor.shape[-1])[:CHECKED_ROWS].float() for tensor in (inputs, output))
+    weight, parameter = module._parameters["weight"], module._parameters.get("bias")
     if weight is None:
         return False
-    ways = (way.detach().float() for way in (weight, weight.T) if way.shape == (y.shape[1], x.shape[1]))
-    made = (nn.functional.linear(x, way, None if bias is None else bias.detach().float()) for way in ways)
-    return any(bool((one - y).abs().max() <= NEAR * one.abs().max()) for one in made)
+    bias = None if parameter is None else parameter.detach().float()
+    matrices = (matrix.detach().float() for matrix in (weight, weight.T) if matrix.shape == (y.shape[1], x.shape[1]))
+    products = (nn.functional.linear(x, matrix, bias) for matrix in matrices)
+    return any(bool((product - y).abs().max() <= CLOSE * product.abs().max()) for product in products)
 
 
-def _tell(unit: Unit, watcher: Watcher, inputs: Tensor, outputs: Tensor, real: Tensor | None) -> None:
+def _observe(unit: WeightGroup, observer: Observer, inputs: Tensor, outputs: Tensor, is_real: Tensor | None) -> None:
+    """Call the observer with the inputs of weights, without padding."""
+
     def rows_of(values: Tensor) -> Tensor:
         rows = values.detach().reshape(-1, values.shape[-1])
-        return rows if real is None else rows[real.reshape(-1)]
+        return rows if is_real is None else rows[is_real.reshape(-1)]
 
     def on_gradient(add: Callable[[Tensor], None]) -> None:
         if outputs.requires_grad:
             outputs.register_hook(lambda gradient: add(rows_of(gradient)))  # type: ignore[no-untyped-call]
 
-    watcher.see(unit, rows_of(inputs), on_gradient)
+    observer.observe(unit, rows_of(inputs), on_gradient)
 
 
 @contextlib.contextmanager
-def overheard(module: nn.Module, heard: Callable[[tuple[Any, Mapping[str, Any]]], None]) -> Iterator[None]:
-    """Be told the arguments of every call of a module while the model runs in the block.
+def recording_calls(module: nn.Module, record: Callable[[tuple[Any, Mapping[str, Any]]], None]) -> Iterator[None]:
+    """Record the arguments of every call of a module in the block.
 
     Args:
         module: the module.
-        heard: told positional and named arguments.
+        record: called with the positional and the named arguments.
     """
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: heard((args, kwargs)), with_kwargs=True)
+    hook = module.register_forward_pre_hook(lambda _, args, kwargs: record((args, kwargs)), with_kwargs=True)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Runs of LSTM layers in plain calls of torch, telling what every weight was multiplied with."""
+"""Forward pass of LSTM layers in plain calls of torch, which reports the inputs and outputs of every weight."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-See = Callable[[str, Tensor, Tensor, Tensor | None], None]
-"""Told a part of a layer (as `l0_reverse`, or `hr_l0` for a projection), the inputs of its weight, of shape
-(..., cols), what came out before biases and gates, of shape (..., rows) and open to hooks on its gradient, and which of
-them are real and not padding; None where all are."""
+from mpocompress.nn.operands import Product
+from mpocompress.nn.packed import State
+from mpocompress.nn.recurrence import recur_plainly
 
-State = tuple[Tensor, Tensor]
+ObservePart = Callable[[str, Tensor, Tensor, Tensor | None], None]
+"""Called for a part of a layer (such as `l0_reverse`, or `hr_l0` for a projection) with the inputs of its weight, shape
+(..., cols); the outputs before biases and gates, shape (..., rows), which accept hooks on their gradient; and a mask of
+the inputs that are not padding, None without padding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,8 +26,8 @@ class LevelWeights:
     Args:
         ih: input to hidden, shape (4 * hidden, inputs).
         hh: hidden to hidden, shape (4 * hidden, outputs).
-        bias: the sum of both biases; None without.
-        hr: the projection, shape (outputs, hidden); None without.
+        bias: the sum of both biases; None without biases.
+        hr: the projection, shape (outputs, hidden); None without a projection.
     """
 
     ih: Tensor
@@ -35,11 +37,11 @@ class LevelWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LevelRun:
-    """What one level and direction did.
+class LevelResult:
+    """The result of one level and direction.
 
     Args:
-        inputs: what the joint weight [W_ih W_hh] was multiplied with, shape (time, batch, inputs + outputs).
+        inputs: inputs of the joint weight [W_ih W_hh], shape (time, batch, inputs + outputs).
         outputs: shape (time, batch, outputs); zero in the padding.
         state: the last output and cell state.
     """
@@ -50,31 +52,25 @@ class LevelRun:
 
 
 def level_names(module: nn.LSTM) -> tuple[str, ...]:
-    """The levels and directions of an LSTM, in the order they run: `l0`, `l0_reverse`, `l1`, ...
+    """Return the suffixes of the weights of all levels and directions, in the order in which they run.
 
     Args:
         module: the layer.
-
-    Returns:
-        The ends of the names of their weights.
 
     Example:
         >>> level_names(nn.LSTM(2, 3, num_layers=2))
         ('l0', 'l1')
     """
-    ends = ("", "_reverse") if module.bidirectional else ("",)
-    return tuple(f"l{level}{end}" for level in range(module.num_layers) for end in ends)
+    suffixes = ("", "_reverse") if module.bidirectional else ("",)
+    return tuple(f"l{level}{suffix}" for level in range(module.num_layers) for suffix in suffixes)
 
 
 def level_weights(module: nn.LSTM, name: str) -> LevelWeights:
-    """The tensors of one level and direction.
+    """Return the tensors of one level and direction, shared with the layer.
 
     Args:
         module: the layer.
-        name: as `level_names` gives it.
-
-    Returns:
-        The tensors, shared with the layer.
+        name: result of `level_names`.
     """
     bias = getattr(module, f"bias_ih_{name}") + getattr(module, f"bias_hh_{name}") if module.bias else None
     return LevelWeights(
@@ -89,80 +85,62 @@ def run_level(
     x: Tensor,  # shape: (time, batch, inputs)
     state: State,
     weights: LevelWeights,
-    real: Tensor | None,  # shape: (time, batch)
-    see: See,
+    is_real: Tensor | None,  # shape: (time, batch)
+    observe: ObservePart,
     name: str,
-) -> LevelRun:
+) -> LevelResult:
     """Run one level in one direction over a batch.
 
     Args:
         x: the inputs.
         state: outputs, shape (batch, outputs), and cell state, shape (batch, hidden), before the first step.
-        weights: its tensors.
-        real: which inputs are no padding; None for all.
-        see: told what was multiplied.
-        name: of the level and direction.
-
-    Returns:
-        What it did.
+        weights: tensors of the level.
+        is_real: which inputs are not padding; None without padding.
+        observe: called with the inputs and outputs of every weight.
+        name: name of the level and direction.
     """
-    h, c = state
-    share = nn.functional.linear(x, weights.ih, weights.bias)
-    if torch.is_grad_enabled() and not share.requires_grad:
-        share.requires_grad_()
-    hidden = weights.hh.T
-    before, outputs, let_out, projected = [], [], [], []
-    steps = range(len(x))
-    for step in reversed(steps) if name.endswith("_reverse") else steps:
-        before.append(h)
-        into, forget, new, out = (share[step] + h @ hidden).chunk(4, dim=1)
-        new_c = forget.sigmoid() * c + into.sigmoid() * new.tanh()
-        new_h = out.sigmoid() * new_c.tanh()
-        if weights.hr is not None:
-            let_out.append(new_h)
-            new_h = new_h @ weights.hr.T
-            projected.append(new_h)
-        if real is not None:
-            there = real[step][:, None]
-            new_h, new_c = torch.where(there, new_h, h), torch.where(there, new_c, c)
-            outputs.append(new_h * there)
-        else:
-            outputs.append(new_h)
-        h, c = new_h, new_c
-    if name.endswith("_reverse"):
-        for one in (before, outputs, let_out, projected):
-            one.reverse()
-    inputs = torch.cat([x, torch.stack(before)], dim=2)
-    see(name, inputs, share, real)
+    input_part = nn.functional.linear(x, weights.ih, weights.bias)
+    if torch.is_grad_enabled() and not input_part.requires_grad:
+        input_part.requires_grad_()
+    run = recur_plainly(
+        input_part,
+        *state,
+        Product(operands=(weights.hh.T,)),
+        Product(operands=(weights.hr.T,)) if weights.hr is not None else None,
+        reverse=name.endswith("_reverse"),
+        is_real=is_real,
+    )
+    inputs = torch.cat([x, torch.stack(run.before)], dim=2)
+    observe(name, inputs, input_part, is_real)
     if weights.hr is not None:
-        for step, (let, after) in enumerate(zip(let_out, projected, strict=True)):
-            see(f"hr_{name}", let, after, None if real is None else real[step])
-    return LevelRun(inputs=inputs, outputs=torch.stack(outputs), state=(h, c))
+        for step, (unprojected, projected) in enumerate(zip(run.unprojected, run.projected, strict=True)):
+            observe(f"hr_{name}", unprojected, projected, None if is_real is None else is_real[step])
+    return LevelResult(inputs=inputs, outputs=run.outputs, state=run.state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sequences:
-    """A batch of sequences as an LSTM takes them, every step in its place.
+    """The arguments of an LSTM as a padded batch, time first.
 
     Args:
         x: shape (time, batch, inputs).
         hidden: outputs before the first step of every level and direction, shape (levels, batch, outputs).
-        cell: the same of the cell states.
-        real: which inputs are no padding, shape (time, batch); None for all.
-        packed: the sequences as they came, where they came packed.
-        is_batch: whether they came as a batch.
+        cell: cell states before the first step, shape (levels, batch, hidden).
+        is_real: which inputs are not padding, shape (time, batch); None without padding.
+        packed: the packed input; None if the input was not packed.
+        is_batch: whether the input had a batch dimension.
     """
 
     x: Tensor
     hidden: Tensor
     cell: Tensor
-    real: Tensor | None
+    is_real: Tensor | None
     packed: PackedSequence | None
     is_batch: bool
 
 
-def opened(module: nn.LSTM, x: Tensor | PackedSequence, state: State | None) -> Sequences:
-    """The arguments of an `nn.LSTM` in one form.
+def as_sequences(module: nn.LSTM, x: Tensor | PackedSequence, state: State | None) -> Sequences:
+    """Convert the arguments of an `nn.LSTM` to a padded batch.
 
     Args:
         module: the layer.
@@ -170,14 +148,14 @@ def opened(module: nn.LSTM, x: Tensor | PackedSequence, state: State | None) -> 
         state: its initial state, or None for zeros.
 
     Returns:
-        The sequences, those of a packed input in the order it keeps them in.
+        The sequences; those of a packed input keep its internal order.
     """
-    packed, real, is_batch = None, None, True
+    packed, is_real, is_batch = None, None, True
     if isinstance(x, PackedSequence):
         packed = x
         padded, lengths = pad_packed_sequence(PackedSequence(x.data, x.batch_sizes))
-        real = torch.arange(len(padded))[:, None] < lengths
-        real = real.to(padded.device)
+        is_real = torch.arange(len(padded))[:, None] < lengths
+        is_real = is_real.to(padded.device)
     else:
         is_batch = x.dim() == 3
         padded = (x.transpose(0, 1) if module.batch_first else x) if is_batch else x[:, None]
@@ -188,67 +166,69 @@ def opened(module: nn.LSTM, x: Tensor | PackedSequence, state: State | None) -> 
     else:
         hidden, cell = state if is_batch else (state[0][:, None], state[1][:, None])
         if packed is not None and packed.sorted_indices is not None:
-            hidden, cell = (one.index_select(1, packed.sorted_indices) for one in (hidden, cell))
-    return Sequences(x=padded, hidden=hidden, cell=cell, real=real, packed=packed, is_batch=is_batch)
+            hidden, cell = (part.index_select(1, packed.sorted_indices) for part in (hidden, cell))
+    return Sequences(x=padded, hidden=hidden, cell=cell, is_real=is_real, packed=packed, is_batch=is_batch)
 
 
 def run_lstm(
-    module: nn.LSTM, x: Tensor | PackedSequence, state: State | None, see: See
+    module: nn.LSTM, x: Tensor | PackedSequence, state: State | None, observe: ObservePart
 ) -> tuple[Tensor | PackedSequence, State]:
-    """What `module(x, state)` gives in evaluation mode, telling what was multiplied on the way.
+    """Compute `module(x, state)` in evaluation mode, observed.
 
     Args:
         module: the layer.
-        x: its input: a batch, one sequence, or packed sequences.
+        x: its input: a batch, a single sequence, or packed sequences.
         state: its initial state, or None for zeros.
-        see: told what every weight was multiplied with.
+        observe: called with the inputs and outputs of every weight.
 
     Returns:
-        As of `nn.LSTM`.
+        As for `nn.LSTM`.
 
     Example:
         >>> layer, x = nn.LSTM(2, 3), torch.ones(5, 1, 2)
         >>> bool(torch.allclose(run_lstm(layer, x, None, lambda *_: None)[0], layer(x)[0]))
         True
     """
-    given = opened(module, x, state)
-    level_input, parts, last = given.x, [], []
+    sequences = as_sequences(module, x, state)
+    level_input, outputs, last = sequences.x, [], []
     for number, name in enumerate(level_names(module)):
-        before = (given.hidden[number], given.cell[number])
-        run = run_level(level_input, before, level_weights(module, name), given.real, see, name)
-        parts.append(run.outputs)
-        last.append(run.state)
+        before = (sequences.hidden[number], sequences.cell[number])
+        result = run_level(level_input, before, level_weights(module, name), sequences.is_real, observe, name)
+        outputs.append(result.outputs)
+        last.append(result.state)
         if not module.bidirectional or name.endswith("_reverse"):
-            level_input, parts = torch.cat(parts, dim=2), []
-    hidden, cell = (torch.stack([one[place] for one in last]) for place in (0, 1))
-    return _closed(module, given, level_input, (hidden, cell))
+            level_input, outputs = torch.cat(outputs, dim=2), []
+    hidden, cell = (torch.stack([after[part] for after in last]) for part in (0, 1))
+    return _as_given(module, sequences, level_input, (hidden, cell))
 
 
-def _closed(module: nn.LSTM, given: Sequences, outputs: Tensor, state: State) -> tuple[Tensor | PackedSequence, State]:
-    """Outputs and states in the form that the input came in."""
-    if given.packed is not None:
-        sizes, order = given.packed.batch_sizes, given.packed.unsorted_indices
+def _as_given(
+    module: nn.LSTM, sequences: Sequences, outputs: Tensor, state: State
+) -> tuple[Tensor | PackedSequence, State]:
+    """Convert outputs and states to the form of the input."""
+    if sequences.packed is not None:
+        sizes, order = sequences.packed.batch_sizes, sequences.packed.unsorted_indices
         lengths = (sizes[:, None] > torch.arange(int(sizes[0]))).sum(dim=0)
         data = pack_padded_sequence(outputs, lengths).data
         if order is not None:
             state = (state[0].index_select(1, order), state[1].index_select(1, order))
-        return PackedSequence(data, sizes, given.packed.sorted_indices, order), state
-    if not given.is_batch:
+        return PackedSequence(data, sizes, sequences.packed.sorted_indices, order), state
+    if not sequences.is_batch:
         return outputs[:, 0], (state[0][:, 0], state[1][:, 0])
     return outputs.transpose(0, 1) if module.batch_first else outputs, state
 
 
-def run_cell(module: nn.LSTMCell, x: Tensor, state: State | None, see: See) -> State:
-    """What `module(x, state)` gives, telling what was multiplied.
+def run_cell(module: nn.LSTMCell, x: Tensor, state: State | None, observe: ObservePart) -> State:
+    """Compute `module(x, state)`, observed.
 
     Args:
         module: the cell.
         x: its input, shape (batch, inputs) or (inputs,).
-        state: its state before, or None for zeros.
-        see: told what the joint weight was multiplied with.
+        state: the state before the step, or None for zeros.
+        observe: called with the inputs and outputs of the joint weight.
 
     Returns:
-        As of `nn.LSTMCell`.
+        As for `nn.LSTMCell`.
 
     Example:
         >>> cell, x = nn.LSTMCell(2, 3), torch.ones(1, 2)
@@ -267,7 +247,7 @@ def run_cell(module: nn.LSTMCell, x: Tensor, state: State | None, see: See) -> S
         bias=module.bias_ih + module.bias_hh if module.bias else None,
         hr=None,
     )
-    # One step of a sequence: the state it starts from stays open to gradients of the steps before.
-    run = run_level(rows[None], (h, c), weights, None, lambda _, *seen: see("", *seen), "")
-    new_h, new_c = run.state
+    # One step of a sequence; its initial state keeps its history, so that gradients reach the steps before.
+    result = run_level(rows[None], (h, c), weights, None, lambda _, *observed: observe("", *observed), "")
+    new_h, new_c = result.state
     return (new_h, new_c) if is_batch else (new_h[0], new_c[0])

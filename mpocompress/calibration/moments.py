@@ -1,4 +1,4 @@
-"""One pass over the calibration inputs: the moments of what every weight is multiplied with, and of its gradients."""
+"""One pass over the calibration batches: moments of the inputs of every weight, and of the gradients of its outputs."""
 
 from __future__ import annotations
 
@@ -8,113 +8,115 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mpocompress.calibration.divergence import primary
-from mpocompress.calibration.hooks import NEVER, Unit, Watcher, watched
+from mpocompress.calibration.hooks import NOT_RUN, Observer, WeightGroup, observing
 from mpocompress.calibration.options import LossFunction
+from mpocompress.calibration.outputs import primary
 from mpocompress.calibration.rig import Rig
 from mpocompress.errors import CalibrationError
 from mpocompress.jobs import Progress
 from mpocompress.mpo.metric import Metric, Moments
-from mpocompress.user.batches import moved
-from mpocompress.user.code import told_with_its_line
+from mpocompress.user.batches import Batch, to_device
+from mpocompress.user.code import describe_error
 
 GRADIENTS_PER_OUTPUT = 16
-"""Gradients are taken until every weight has seen so many for each of its outputs."""
+"""Gradients of every weight that are collected, for each of its outputs."""
 SEED = 0
-NOT_FINITE = "saw NaN or Inf on the calibration inputs"
+NOT_FINITE = "had inputs or gradients that are NaN or Inf on the calibration batches"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What a pass found.
+    """The result of a pass.
 
     Args:
-        units: in the order in which they first ran.
-        metrics: unit name -> metric.
-        left_out: name of a tensor -> why there is none, in words.
+        units: groups of weights, in the order in which they first ran.
+        metrics: name of a group -> metric.
+        left_out: name of a tensor -> the reason why it has no metric.
     """
 
-    units: tuple[Unit, ...]
+    units: tuple[WeightGroup, ...]
     metrics: Mapping[str, Metric]
     left_out: Mapping[str, str]
 
 
 def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | None = None) -> Collected:
-    """Run the model over the batches that no decision is measured on, watching every weight.
+    """Collect moments of all weights on the batches that are not used to measure decisions.
 
     Args:
         rig: the model.
-        loss: what gradients are taken of, with the targets of the batches; None for random projections of the outputs,
-            which need no labels.
-        progress: told after every batch.
+        loss: loss whose gradients are used, with the targets of the batches; None for random projections of the
+            outputs, which need no targets.
+        progress: called before every batch and at the end.
 
     Returns:
-        The metrics. A unit that cannot be measured is left out, and stops no other.
+        The metrics of all groups of weights that could be measured.
 
     Raises:
-        CalibrationError: the model does not take the batches, the loss raises, or no gradients can be taken.
+        CalibrationError: the model does not accept the batches, the loss raises an error, or gradients cannot be taken.
     """
     moments: dict[str, Moments] = {}
-    units: dict[str, Unit] = {}
-    odd: dict[str, str] = {}
+    units: dict[str, WeightGroup] = {}
+    reasons: dict[str, str] = {}
 
-    def see(unit: Unit, inputs: Tensor, on_gradient: Callable[[Callable[[Tensor], None]], None]) -> None:
+    def observe(unit: WeightGroup, inputs: Tensor, on_gradient: Callable[[Callable[[Tensor], None]], None]) -> None:
         units.setdefault(unit.name, unit)
         sums = moments.setdefault(unit.name, Moments(unit.rows, sum(unit.columns)))
         sums.add_inputs(inputs)
         on_gradient(sums.add_gradients)
 
-    def is_odd(unit: Unit, reason: str) -> None:
-        odd.setdefault(unit.name, reason)
+    def unsupported(unit: WeightGroup, reason: str) -> None:
+        reasons.setdefault(unit.name, reason)
 
-    watcher = Watcher(see=see, odd=is_odd)
     batches = rig.rest
     generator = torch.Generator().manual_seed(SEED)
-    with watched(rig.watches, watcher):
+    with observing(rig.observed, Observer(observe=observe, unsupported=unsupported)):
         for done, batch in enumerate(batches):
             if progress is not None:
                 progress("calibrating", done, len(batches))
-            if not done or any(one.gradient_count < GRADIENTS_PER_OUTPUT * one.rows for one in moments.values()):
+            if not done or any(sums.gradient_count < GRADIENTS_PER_OUTPUT * sums.rows for sums in moments.values()):
                 with torch.enable_grad():
                     _backward(rig, batch, loss, generator)
             else:
                 rig.run(batch)
     if progress is not None:
         progress("calibrating", len(batches), len(batches))
-    every = [unit for watch in rig.watches for unit in watch.units.values()]
-    for unit in every:
+    all_units = [unit for observed in rig.observed for unit in observed.units.values()]
+    for unit in all_units:
         if unit.name not in moments:
-            odd.setdefault(unit.name, NEVER)
+            reasons.setdefault(unit.name, NOT_RUN)
         elif not moments[unit.name].is_sound:
-            odd.setdefault(unit.name, NOT_FINITE)
-    left_out = {member: odd[unit.name] for unit in every if unit.name in odd for member in unit.members}
-    kept = tuple(unit for unit in units.values() if unit.name not in odd)
-    return Collected(units=kept, metrics={unit.name: moments[unit.name].metric() for unit in kept}, left_out=left_out)
+            reasons.setdefault(unit.name, NOT_FINITE)
+    measured = tuple(unit for unit in units.values() if unit.name not in reasons)
+    return Collected(
+        units=measured,
+        metrics={unit.name: moments[unit.name].metric() for unit in measured},
+        left_out={member: reasons[unit.name] for unit in all_units if unit.name in reasons for member in unit.members},
+    )
 
 
-def _backward(rig: Rig, batch: object, loss: LossFunction | None, generator: torch.Generator) -> None:
-    """Take gradients of one batch; an output that no weight reaches has none."""
-    output = rig.run_openly(batch)
+def _backward(rig: Rig, batch: Batch, loss: LossFunction | None, generator: torch.Generator) -> None:
+    """Run the backward pass of one batch, unless no weight affects the output."""
+    output = rig.run_with_gradients(batch)
     if loss is None:
         scalar = rig.measure.projection(primary(output)[0], generator)
     else:
-        target = moved(batch[1], rig.device) if isinstance(batch, tuple) else None
+        target = to_device(batch.target, rig.device)
         try:
             scalar = loss(output, target)
         except Exception as error:
             raise CalibrationError(
                 where="loss",
-                found=told_with_its_line(error),
+                found=describe_error(error),
                 why="the loss could not be computed",
-                action="Mend that: it is called with the model's output and the target of a batch.",
+                action="Fix the error above: the loss is called with the model's output and the target of a batch.",
             ) from error
         if not isinstance(scalar, Tensor) or scalar.numel() != 1:
             raise CalibrationError(
                 where="loss",
                 found=f"a {type(scalar).__name__}"
                 + (f" of shape {tuple(scalar.shape)}" if isinstance(scalar, Tensor) else ""),
-                why="gradients are taken of one number",
-                action="Return the mean or the sum.",
+                why="the loss is a single number",
+                action="Return its mean or its sum.",
             )
     if not scalar.requires_grad:
         return
@@ -123,7 +125,7 @@ def _backward(rig: Rig, batch: object, loss: LossFunction | None, generator: tor
     except RuntimeError as error:
         raise CalibrationError(
             where=type(rig.model).__name__,
-            found=told_with_its_line(error),
+            found=describe_error(error),
             why="gradients could not be taken through the model",
-            action="Let its forward start anew at every call, keeping no tensors of the one before.",
+            action="Do not keep tensors from one call of the model's forward to the next.",
         ) from error

@@ -1,4 +1,4 @@
-"""Layers fitted in the order in which they run, each on the inputs that it gets after the ones before it."""
+"""Refit compressed layers in the order in which they run, each on the outputs of the compressed layers before it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.hooks import Unit, Watch, Watcher, arguments, watched
-from mpocompress.calibration.lstm_forward import LevelRun, level_names, level_weights, opened, run_level
+from mpocompress.calibration.hooks import ObservedModule, Observer, WeightGroup, lstm_arguments, observing
+from mpocompress.calibration.lstm_forward import LevelResult, as_sequences, level_names, level_weights, run_level
 from mpocompress.calibration.rig import Rig
 from mpocompress.mpo.metric import shrunk
+from mpocompress.user.batches import Batch
 
 ROUNDS = 2
-"""How often a recurrent layer is run again with what was fitted to its last run."""
+"""Fits of a recurrent layer, each on the states of the run with the previous fit."""
 RIDGE = 0.3
-"""Share of the mean variance of its inputs that a direction needs for half of its correction: without, corrections
-learn the calibration inputs by heart."""
+"""Ridge of the correction, relative to the mean variance of the inputs: a direction with that variance gets half of its
+correction. Without it, corrections overfit the calibration batches."""
 
 
 class CrossMoments:
-    """Sums over samples of the inputs of a weight before and after compression.
+    """Sums over samples of the inputs of a weight in the original and in the compressed model.
 
     Args:
-        cols: inputs of the weight.
+        cols: number of inputs.
     """
 
     def __init__(self, cols: int) -> None:
@@ -43,8 +44,8 @@ class CrossMoments:
         """Add samples.
 
         Args:
-            before: what the weight of the original model gets.
-            after: what it gets in the compressed model.
+            before: inputs in the original model.
+            after: inputs in the compressed model.
         """
         wide = torch.promote_types(after.dtype, torch.float32)  # half types would overflow
         before, after = before.to(wide), after.to(wide)
@@ -58,14 +59,14 @@ class CrossMoments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Target:
-    """What a matrix is fitted to.
+class FitTarget:
+    """The target of a fit.
 
     Args:
-        weight: the matrix that the cores should be, float64, shape (rows, cols).
-        second: the second moment that errors are measured with, positive definite, shape (cols, cols).
-        mean_before: mean input that the original bias belongs to, shape (cols,).
-        mean_after: mean input of the compressed layer, shape (cols,).
+        weight: the matrix to approximate, float64, shape (rows, cols).
+        second: second moment of the inputs, which weights the errors; positive definite, shape (cols, cols).
+        mean_before: mean input in the original model, shape (cols,).
+        mean_after: mean input in the compressed model, shape (cols,).
     """
 
     weight: Tensor
@@ -81,29 +82,29 @@ def shifted_target(
     *,
     mix: float,
     centred: bool,
-) -> Target:
-    """The matrix that gives, on the inputs of the compressed model, what the original gives on its own.
+) -> FitTarget:
+    """Compute the matrix that reproduces, on the inputs of the compressed model, the outputs of the original model.
 
     Args:
         weight: the original matrix.
-        moments: of the inputs of its unit.
-        span: its columns among those.
-        mix: weight of what the original would give on the inputs of the compressed model; the rest goes to what it
-            gives on its own inputs. 1 corrects nothing.
-        centred: whether a bias takes up means.
+        moments: moments of the inputs of its group of weights.
+        span: range of its columns among those inputs.
+        mix: share of the outputs of the original matrix on the inputs of the compressed model in the outputs to
+            reproduce; 1 corrects nothing.
+        centred: whether a bias corrects the mean.
 
     Returns:
         The least-squares solution and its metric.
     """
     start, stop = span
-    before, after = (one[start:stop] / moments.count for one in (moments.mean_before, moments.mean_after))
-    cross, second = (one[start:stop, start:stop] / moments.count for one in (moments.cross, moments.second))
+    before, after = (mean[start:stop] / moments.count for mean in (moments.mean_before, moments.mean_after))
+    cross, second = (moment[start:stop, start:stop] / moments.count for moment in (moments.cross, moments.second))
     if centred:
         cross, second = cross - torch.outer(before, after), second - torch.outer(after, after)
     metric = shrunk(second, moments.count)
     ridge = metric + RIDGE * float(metric.diagonal().mean()) * torch.eye(len(metric), dtype=metric.dtype)
     correction = torch.linalg.solve(ridge, (weight.double() @ (cross - second)).T).T
-    return Target(
+    return FitTarget(
         weight=weight.double() + (1.0 - mix) * correction,
         second=metric,
         mean_before=(1.0 - mix) * before + mix * after,
@@ -111,56 +112,56 @@ def shifted_target(
     )
 
 
-Fit = Callable[[Unit, CrossMoments], Mapping[str, Tensor]]
-"""Fits what is compressed of a unit: gives new values for tensors of the model, by their names in the checkpoint."""
+Fit = Callable[[WeightGroup, CrossMoments], Mapping[str, Tensor]]
+"""Fits the compressed weights of a group; returns name of a tensor in the checkpoint -> its new value."""
 
 
 def refit(
-    rig: Rig, units: Sequence[Unit], batches: Sequence[object], first: Mapping[str, Tensor], fit: Fit
+    rig: Rig, units: Sequence[WeightGroup], batches: Sequence[Batch], first: Mapping[str, Tensor], fit: Fit
 ) -> dict[str, Tensor]:
-    """Fit the compressed units of a model in the order in which they run.
+    """Refit the compressed weights of a model in the order in which they run.
 
     Args:
         rig: the model, with its original weights.
-        units: the compressed units, in that order.
-        batches: what the model is called with.
-        first: values of the model's tensors as they were fitted without looking at other layers.
-        fit: fits one unit.
+        units: the compressed groups of weights, in that order.
+        batches: the batches.
+        first: name of a tensor in the checkpoint -> its value from a fit of every layer alone.
+        fit: fits one group.
 
     Returns:
-        Name of a tensor in the checkpoint -> its new value. A unit whose calls cannot be matched keeps that of
-        `first`.
+        Name of a tensor in the checkpoint -> its new value; that of `first` for a group whose calls in the original and
+        the compressed model do not match.
     """
     values: dict[str, Tensor] = {}
     done: set[str] = set()
     names = {unit.name for unit in units}
     for unit in units:
-        watch = next(one for one in rig.watches if unit in one.units.values())
-        if watch.path in done:
+        observed = next(module for module in rig.observed if unit in module.units.values())
+        if observed.path in done:
             continue
-        done.add(watch.path)
-        wanted = {part: one for part, one in watch.units.items() if one.name in names}
-        if isinstance(watch.module, nn.LSTM):
-            values |= _refit_lstm(rig, watch, watch.module, wanted, batches, values, first, fit)
+        done.add(observed.path)
+        if isinstance(observed.module, nn.LSTM):
+            compressed = {part: group for part, group in observed.units.items() if group.name in names}
+            values |= _refit_lstm(rig, observed, observed.module, compressed, batches, values, first, fit)
         else:
-            values |= _refit_product(rig, watch, unit, batches, values, first, fit)
+            values |= _refit_product(rig, observed, unit, batches, values, first, fit)
     return {**first, **values}
 
 
 def _refit_product(
     rig: Rig,
-    watch: Watch,
-    unit: Unit,
-    batches: Sequence[object],
+    observed: ObservedModule,
+    unit: WeightGroup,
+    batches: Sequence[Batch],
     values: Mapping[str, Tensor],
     first: Mapping[str, Tensor],
     fit: Fit,
 ) -> Mapping[str, Tensor]:
-    """Fit a weight whose module is called anew for every product."""
+    """Refit the weights of a module that is called once for every product."""
     moments = CrossMoments(sum(unit.columns))
     for batch in batches:
         before = _inputs(rig, unit, batch)
-        with rig.holding({**first, **values} if isinstance(watch.module, nn.LSTMCell) else values):
+        with rig.holding({**first, **values} if isinstance(observed.module, nn.LSTMCell) else values):
             after = _inputs(rig, unit, batch)
         if before is None or after is None or before.shape != after.shape:
             return {}
@@ -168,105 +169,106 @@ def _refit_product(
     return fit(unit, moments) if moments.count else {}
 
 
-def _inputs(rig: Rig, unit: Unit, batch: object) -> Tensor | None:
-    """What a unit is multiplied with for a batch, in every module that has it; None where one was called oddly."""
-    seen: list[Tensor] = []
-    odd: list[str] = []
+def _inputs(rig: Rig, unit: WeightGroup, batch: Batch) -> Tensor | None:
+    """Return the inputs of a group of weights in all modules; None if a call could not be observed."""
+    all_inputs: list[Tensor] = []
+    reasons: list[str] = []
 
-    def see(one: Unit, inputs: Tensor, _: Any) -> None:
-        if one.name == unit.name:
-            seen.append(inputs)
+    def observe(group: WeightGroup, inputs: Tensor, _: Any) -> None:
+        if group.name == unit.name:
+            all_inputs.append(inputs)
 
-    watches = [watch for watch in rig.watches if unit in watch.units.values()]
-    with watched(watches, Watcher(see=see, odd=lambda _, reason: odd.append(reason))):
+    modules = [observed for observed in rig.observed if unit in observed.units.values()]
+    with observing(modules, Observer(observe=observe, unsupported=lambda _, reason: reasons.append(reason))):
         rig.run(batch)
-    return torch.cat(seen) if seen and not odd else None
+    return torch.cat(all_inputs) if all_inputs and not reasons else None
 
 
 @dataclass(slots=True, eq=False)
-class _Course:
-    """A call of an LSTM on its way through the levels.
+class _LSTMCall:
+    """A call of an LSTM that is run level by level.
 
     Args:
-        x: inputs of the level, shape (time, batch, inputs).
+        x: inputs of the current level, shape (time, batch, inputs).
         hidden: outputs before the first step, by level and direction.
         cell: cell states before the first step, by level and direction.
-        real: which inputs are no padding.
+        is_real: which inputs are not padding; None without padding.
     """
 
     x: Tensor
     hidden: Tensor
     cell: Tensor
-    real: Tensor | None
+    is_real: Tensor | None
 
-    def run(self, module: nn.LSTM, number: int, name: str) -> LevelRun:
-        """Run one level and direction with the weights that the module has now."""
+    def run(self, module: nn.LSTM, number: int, name: str) -> LevelResult:
+        """Run one level and direction with the current weights of the module."""
         state = (self.hidden[number], self.cell[number])
         with torch.no_grad():
-            return run_level(self.x, state, level_weights(module, name), self.real, lambda *_: None, name)
+            return run_level(self.x, state, level_weights(module, name), self.is_real, lambda *_: None, name)
 
-    def rows(self, run: LevelRun) -> Tensor:
-        """What the joint weight was multiplied with, without padding."""
-        rows = run.inputs.reshape(-1, run.inputs.shape[-1])
-        return rows if self.real is None else rows[self.real.reshape(-1)]
+    def rows(self, result: LevelResult) -> Tensor:
+        """Return the inputs of the joint weight without padding, shape (samples, cols)."""
+        rows = result.inputs.reshape(-1, result.inputs.shape[-1])
+        return rows if self.is_real is None else rows[self.is_real.reshape(-1)]
 
 
 def _refit_lstm(
     rig: Rig,
-    watch: Watch,
+    observed: ObservedModule,
     module: nn.LSTM,
-    wanted: Mapping[str, Unit],
-    batches: Sequence[object],
+    compressed: Mapping[str, WeightGroup],
+    batches: Sequence[Batch],
     values: Mapping[str, Tensor],
     first: Mapping[str, Tensor],
     fit: Fit,
 ) -> Mapping[str, Tensor]:
-    """Fit the levels of an LSTM, each to its own recurrence as it becomes."""
-    before = _courses(rig, module, batches)
+    """Refit an LSTM level by level on the outputs of the compressed levels below."""
+    before = _calls(rig, module, batches)
     with rig.holding(values):
-        after = _courses(rig, module, batches)
-    if len(before) != len(after) or any(one.x.shape != two.x.shape for one, two in zip(before, after, strict=True)):
+        after = _calls(rig, module, batches)
+    if len(before) != len(after) or any(old.x.shape != new.x.shape for old, new in zip(before, after, strict=True)):
         return {}
-    found: dict[str, Tensor] = {}
-    parts: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
+    new_values: dict[str, Tensor] = {}
+    outputs: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
     for number, name in enumerate(level_names(module)):
-        originals = [course.run(module, number, name) for course in before]
-        rows = [course.rows(run) for course, run in zip(before, originals, strict=True)]
-        unit = wanted.get(name)
-        own: Mapping[str, Tensor] = {}
-        kept = _of_level(first, watch, name)
+        originals = [call.run(module, number, name) for call in before]
+        rows = [call.rows(result) for call, result in zip(before, originals, strict=True)]
+        unit = compressed.get(name)
+        start = _of_level(first, observed, name)
+        fitted: Mapping[str, Tensor] = {}
         for _ in range(ROUNDS if unit is not None else 0):
             moments = CrossMoments(rows[0].shape[1])
-            with rig.holding({**kept, **own}):
-                for course, one in zip(after, rows, strict=True):
-                    moments.add(one, course.rows(course.run(module, number, name)))
+            with rig.holding({**start, **fitted}):
+                for call, old_rows in zip(after, rows, strict=True):
+                    moments.add(old_rows, call.rows(call.run(module, number, name)))
             if unit is not None:
-                own = fit(unit, moments)
-        found |= {**kept, **own}
-        with rig.holding({**kept, **own}):
-            outputs = [course.run(module, number, name).outputs for course in after]
-        parts[0].append([run.outputs for run in originals])
-        parts[1].append(outputs)
+                fitted = fit(unit, moments)
+        new_values |= {**start, **fitted}
+        with rig.holding({**start, **fitted}):
+            outputs[1].append([call.run(module, number, name).outputs for call in after])
+        outputs[0].append([result.outputs for result in originals])
         if not module.bidirectional or name.endswith("_reverse"):
-            for courses, made in zip((before, after), parts, strict=True):
-                for course, *both in zip(courses, *made, strict=True):
-                    course.x = torch.cat(both, dim=2)
-                made.clear()
-    return found
+            for calls, directions in zip((before, after), outputs, strict=True):
+                for call, *both in zip(calls, *directions, strict=True):
+                    call.x = torch.cat(both, dim=2)
+                directions.clear()
+    return new_values
 
 
-def _of_level(values: Mapping[str, Tensor], watch: Watch, name: str) -> dict[str, Tensor]:
-    """Those values that belong to one level and direction."""
-    units = [unit for part, unit in watch.units.items() if part in (name, f"hr_{name}")]
-    own = {one for unit in units for one in (*unit.members, unit.bias)}
-    return {one: value for one, value in values.items() if one in own}
+def _of_level(values: Mapping[str, Tensor], observed: ObservedModule, name: str) -> dict[str, Tensor]:
+    """Return the values that belong to one level and direction."""
+    units = [unit for part, unit in observed.units.items() if part in (name, f"hr_{name}")]
+    names = {tensor for unit in units for tensor in (*unit.members, unit.bias)}
+    return {tensor: value for tensor, value in values.items() if tensor in names}
 
 
-def _courses(rig: Rig, module: nn.LSTM, batches: Sequence[object]) -> list[_Course]:
-    """Every call of an LSTM, in the order of the batches."""
-    courses = []
+def _calls(rig: Rig, module: nn.LSTM, batches: Sequence[Batch]) -> list[_LSTMCall]:
+    """Return every call of an LSTM, in the order of the batches."""
+    calls = []
     for batch in batches:
         for args, kwargs in rig.calls(module, batch):
-            given = opened(module, *arguments(*args, **kwargs))
-            courses.append(_Course(x=given.x, hidden=given.hidden, cell=given.cell, real=given.real))
-    return courses
+            sequences = as_sequences(module, *lstm_arguments(*args, **kwargs))
+            calls.append(
+                _LSTMCall(x=sequences.x, hidden=sequences.hidden, cell=sequences.cell, is_real=sequences.is_real)
+            )
+    return calls

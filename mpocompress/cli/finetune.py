@@ -19,7 +19,7 @@ from mpocompress.cli.render.formatting import labelled
 from mpocompress.cli.render.tuning_table import show_tuning
 from mpocompress.cli.terminal import INTERRUPTED, is_first_process, printing, stdout
 from mpocompress.finetuning.options import FinetuneOptions
-from mpocompress.finetuning.progress import TuningProgress
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.user.options import keywords
 
 
@@ -68,7 +68,7 @@ def finetune(
         given["teacher"] = False
     options = build(FinetuneOptions, given)
     with _progress() as progress:
-        report = mpocompress.finetune_file(source, output or "", **keywords(replace(options, progress=progress)))
+        report = mpocompress.finetune(source, output or "", **keywords(replace(options, progress=progress)))
     tuning = report.tuning[-1]
     if is_first_process():
         with printing(output):
@@ -86,7 +86,7 @@ def finetune(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[TuningProgress], None]]:
+def _progress() -> Iterator[Callable[[FinetuneProgress], None]]:
     """A bar on stderr while the block runs; where stderr is no terminal, a line for every measurement."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -96,7 +96,7 @@ def _progress() -> Iterator[Callable[[TuningProgress], None]]:
     bar = Progress(*columns, console=console, transient=True)
     task = bar.add_task("", total=1.0, step="", said="")
 
-    def show(found: TuningProgress) -> None:
+    def show(found: FinetuneProgress) -> None:
         bar.start()  # with the first step: other processes of a team never get here
         bar.update(task, completed=found.share, step=f"{found.step:,}/{found.steps:,}", said=_said(found))
 
@@ -106,7 +106,7 @@ def _progress() -> Iterator[Callable[[TuningProgress], None]]:
         bar.stop()
 
 
-def _said(found: TuningProgress) -> str:
+def _said(found: FinetuneProgress) -> str:
     """The loss, the last measurement and the time left, in few words."""
     one = found.evaluation
     loss = "" if found.loss is None else f"loss {found.loss:.3g}, "
@@ -115,7 +115,7 @@ def _said(found: TuningProgress) -> str:
     return f"{loss}{measured}{left}"
 
 
-def _line(found: TuningProgress) -> str:
+def _line(found: FinetuneProgress) -> str:
     return f"step {found.step:,}/{found.steps:,}: {_said(found)}"
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration
-from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
@@ -28,6 +28,7 @@ from mpocompress.mpo.tt_svd import measured_error
 from mpocompress.planning.plan import MatrixPlan, make_plan
 from mpocompress.reports.calibration import BEYOND, CalibrationReport
 from mpocompress.reports.compression import INT8, MatrixReport
+from mpocompress.user.batches import Batch
 
 SHAPES_BELOW = 0.1
 """Fraction of its parameters below which a matrix is tried in other site shapes than low rank."""
@@ -164,16 +165,14 @@ class _Work:
         units = {stand.weighed.unit.name for stand in stands.values()}
         return len(units) > 1 or any(len(stand.weighed.unit.members) > 1 for stand in stands.values())
 
-    def _refitted(
-        self, rig: Rig, first: Mapping[str, Stand], mix: float, batches: Sequence[object]
-    ) -> dict[str, Stand]:
+    def _refitted(self, rig: Rig, first: Mapping[str, Stand], mix: float, batches: Sequence[Batch]) -> dict[str, Stand]:
         """All cores fitted again, in the order in which they run."""
         by_unit: dict[str, list[str]] = {}
         for name, stand in first.items():
             by_unit.setdefault(stand.weighed.unit.name, []).append(name)
         found = dict(first)
 
-        def fit_unit(unit: Unit, moments: CrossMoments) -> Mapping[str, Tensor]:
+        def fit_unit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
             for name in by_unit[unit.name]:
                 weighed = first[name].weighed
                 target = shifted_target(weighed.weight, moments, weighed.span, mix=mix, centred=weighed.centred)
@@ -269,7 +268,7 @@ class _Work:
             found = rig.compared(rig.held_out)
         return dataclasses.replace(
             report,
-            held_out=rig.batches.count(rig.batches.held_out) if rig.batches.is_held_out else 0,
+            held_out=rig.batches.held_out_samples,
             divergence=found.divergence,
             unrelated=rig.unrelated(rig.held_out),
             agreement=found.agreement,

@@ -18,7 +18,7 @@ from mpocompress.compression.run import work
 from mpocompress.jobs import available_cores
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath
-from mpocompress.user.model import runnable
+from mpocompress.user.model import resolve_model
 from mpocompress.user.options import with_keywords
 
 
@@ -50,7 +50,7 @@ def compress(source: StrPath, target: StrPath, options: CompressOptions) -> Repo
     calibration_file, overwrite = options.save_calibration, options.overwrite
     if calibration_file is not None:
         check_calibration_file(calibration_file, overwrite=overwrite, others=(source, target))
-    model, ran = runnable(options.model) if options.calibration is not None else (options.model, ())
+    model, ran = resolve_model(options.model) if options.calibration is not None else (options.model, ())
     with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
         container = container_for(named, checkpoint.layout)
         check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)

@@ -24,7 +24,7 @@ from mpocompress.compression.survey import (
 )
 from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.specs import LayerSpec
-from mpocompress.mpo.contraction import keeping_memory
+from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.mpo.sites import low_rank
 from mpocompress.mpo.tt_svd import Decomposition, factorise, factorise_within, measured_error

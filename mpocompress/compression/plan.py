@@ -19,7 +19,7 @@ from mpocompress.planning.plan import MatrixPlan, make_plan
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import StrPath
-from mpocompress.user.model import runnable
+from mpocompress.user.model import resolve_model
 from mpocompress.user.options import with_keywords
 
 
@@ -120,7 +120,7 @@ def plan(source: StrPath, options: PlanOptions) -> PlanReport:
     calibration_file, truncations, dtype = options.save_calibration, options.truncations, options.dtype_name
     if calibration_file is not None:
         check_calibration_file(calibration_file, overwrite=False, others=(source,))
-    model, notes = runnable(options.model) if options.calibration is not None else (options.model, ())
+    model, notes = resolve_model(options.model) if options.calibration is not None else (options.model, ())
     divergences: list[float | None] = [None] * len(truncations)
     with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
         calibration = None

@@ -18,7 +18,7 @@ from mpocompress.compression.survey import Surveyed, read_matrix
 from mpocompress.compression.weighted_matrix import QUICK_STEPS, Weighed, standing, values_of, weigh
 from mpocompress.errors import TargetError
 from mpocompress.jobs import Progress
-from mpocompress.mpo.contraction import to_dtype
+from mpocompress.mpo.memory import to_dtype
 from mpocompress.mpo.sites import low_rank
 from mpocompress.mpo.weighted_svd import WeightedProduct
 from mpocompress.planning.curves import Curve
@@ -96,7 +96,7 @@ def divergence_with(rig: Rig, values: Mapping[str, Tensor]) -> float:
         The divergence.
     """
     with rig.holding(values):
-        return rig.divergence(rig.tuning)
+        return rig.divergence(rig.validation)
 
 
 def _losses(curve: Curve, points: Mapping[int, float], total: float) -> NDArray[np.float64]:

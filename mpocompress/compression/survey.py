@@ -17,7 +17,7 @@ from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Skipped
-from mpocompress.mpo.contraction import keeping_memory
+from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.mpo.tt_svd import computable
 from mpocompress.planning.curves import competing, survey, unknown

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration
-from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.layers.specs import MatrixSpec
 from mpocompress.mpo.fitting import STEPS, fit
 from mpocompress.mpo.metric import Metric, OutputWeights
@@ -39,7 +39,7 @@ class Weighed:
 
     matrix: MatrixSpec
     weight: Tensor
-    unit: Unit
+    unit: WeightGroup
     span: tuple[int, int]
     metric: Metric
     bias: Tensor | None

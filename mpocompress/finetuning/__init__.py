@@ -1,5 +1,5 @@
-"""Fine-tuning of compressed checkpoints towards the outputs of the dense model.
+"""Fine-tuning of compressed models towards the outputs of the original model.
 
-`finetune` trains a model in memory, `finetune_file` a compressed file; both share one trainer, with snapshots to resume
-from and distributed training.
+`finetune_module` trains a module, `finetune` a compressed checkpoint file; both use one trainer, which can resume
+stopped runs and train in several processes.
 """

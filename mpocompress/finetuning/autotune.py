@@ -1,42 +1,41 @@
-"""Steps before the first one: in which precision a model trains fastest here, and what takes part in its loss."""
+"""Choice of the training precision by trial steps, which leave the model as it was."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.data import Example
-from mpocompress.finetuning.loss import loss_of
-from mpocompress.finetuning.objective import Objective, called, compared
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.forward import compared_output, run_model
+from mpocompress.finetuning.objective import Objective
 from mpocompress.finetuning.options import Precision
-from mpocompress.finetuning.precision import Way
-from mpocompress.finetuning.recurrent_state import Carrier
+from mpocompress.finetuning.precision import MatmulDtypes, autocast
+from mpocompress.finetuning.recurrent_state import StatefulRNN
+from mpocompress.nn.timing import best_times, clock_of
+from mpocompress.user.batches import Batch
 from mpocompress.user.randomness import Randomness
 
-SHORT_S = 0.004
-"""A step that takes no longer is not worth choosing for: it runs factorised, in float32."""
-CLEARLY = 1.15
-"""How many times faster another way has to be."""
-ROUNDS = 2
+SHORT_STEP_S = 0.004
+"""A step that takes no longer runs in float32, without further trials."""
+CLEARLY_FASTER = 1.15
+"""Factor by which another dtype has to be faster than float32."""
+TRIAL_ROUNDS = 2
 
 
-class Trial:
-    """Steps that are run for what they show, and change nothing.
+class Autotuner:
+    """Trial steps.
 
     Args:
-        model: the model, ready to be trained.
-        teacher: what it learns from; None without one.
-        objective: what is minimised.
-        example: a batch, on any device.
-        carriers: of the states of both; empty where no state is carried.
-        device: where the models are.
+        model: the model, in training mode.
+        teacher: the teacher; None without one.
+        objective: the training loss.
+        batch: a batch, on any device.
+        stateful: hooks of both models if states are carried from batch to batch.
+        device: device of the models.
     """
 
     def __init__(
@@ -44,71 +43,69 @@ class Trial:
         model: nn.Module,
         teacher: nn.Module | None,
         objective: Objective,
-        example: Example,
-        carriers: Sequence[Carrier],
+        batch: Batch,
+        stateful: Sequence[StatefulRNN],
         device: torch.device,
     ) -> None:
         self._model, self._teacher, self._objective = model, teacher, objective
-        self._example, self._carriers, self._device = example.on(device), carriers, device
+        self._batch, self._stateful, self._device = batch.to(device), stateful, device
         self._expected: Tensor | None = None
         if teacher is not None and objective.share:
-            with torch.no_grad(), self._unseen():
-                self._expected = compared(called(teacher, self._example))
+            with torch.no_grad(), self._isolated():
+                self._expected = compared_output(run_model(teacher, self._batch))
 
-    def way(self, precision: Precision) -> Way:
-        """How the models run fastest here.
+    def fastest(self, precision: Precision) -> MatmulDtypes:
+        """Return the fastest dtypes of the matrix products, or those that are asked for.
 
         Args:
-            precision: what was asked for.
-
-        Returns:
-            The way.
+            precision: `auto` to choose, or the dtype of both models.
 
         Raises:
-            TuningError: a step of it fails.
+            FinetuneError: a step fails.
         """
-        lows = [precision == "bfloat16"] if precision != "auto" else [False, True]
-        ways = {str(low): Way(low=low, teacher_low=lows[0]) for low in lows}
-        way = ways[fastest({name: partial(self._step, one) for name, one in ways.items()}, self._device)]
-        if self._teacher is None or len(lows) == 1:
-            return way
-        teachers = {str(low): partial(self._taught, low) for low in lows}
-        return replace(way, teacher_low=fastest(teachers, self._device) == str(True))
+        if precision != "auto":
+            return MatmulDtypes(model=precision, teacher=precision)
+        names = ("float32", "bfloat16")
+        model = fastest({name: partial(self._step, name) for name in names}, self._device)
+        if self._teacher is None:
+            return MatmulDtypes(model=model, teacher=model)
+        teacher = fastest({name: partial(self._run_teacher, name) for name in names}, self._device)
+        return MatmulDtypes(model=model, teacher=teacher)
 
-    def leaves_out(self, parameters: Iterable[nn.Parameter], way: Way) -> bool:
-        """Whether a trained parameter takes no part in the loss.
+    def has_unused(self, parameters: Iterable[nn.Parameter], dtype: str) -> bool:
+        """Return whether a parameter has no effect on the loss.
 
         Args:
-            parameters: what is trained.
-            way: how the models run.
+            parameters: the trained parameters.
+            dtype: dtype of the matrix products.
         """
-        parameters = list(parameters)
-        self._step(way, keep=True)
-        found = any(one.grad is None for one in parameters)
+        self._backward(dtype)
+        has_unused = any(parameter.grad is None for parameter in parameters)
         self._model.zero_grad(set_to_none=True)
-        return found
+        return has_unused
 
-    def _step(self, way: Way, *, keep: bool = False) -> None:
-        """A forward and a backward pass."""
-        with self._unseen():
-            loss_of(self._model, self._expected, self._objective, self._example, way, self._device).backward()  # type: ignore[no-untyped-call]
-        if not keep:
-            self._model.zero_grad(set_to_none=True)
+    def _step(self, dtype: str) -> None:
+        self._backward(dtype)
+        self._model.zero_grad(set_to_none=True)
 
-    def _taught(self, low: bool) -> None:
-        """What the teacher does in a step."""
-        with torch.no_grad(), self._unseen(), torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+    def _backward(self, dtype: str) -> None:
+        with self._isolated():
+            loss = self._objective.of_batch(self._model, self._expected, self._batch, self._device, dtype)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _run_teacher(self, dtype: str) -> None:
+        with torch.no_grad(), self._isolated(), autocast(self._device, dtype):
             if self._teacher is not None:
-                called(self._teacher, self._example)
+                run_model(self._teacher, self._batch)
 
     @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """Let neither random numbers, nor states, nor buffers change."""
-        before = {name: one.detach().clone() for name, one in self._model.named_buffers()}
+    def _isolated(self) -> Iterator[None]:
+        """Change neither random numbers nor carried states nor buffers."""
+        before = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
         try:
             with Randomness().drawing(), ExitStack() as stack:
-                for carrier in self._carriers:
-                    stack.enter_context(carrier.afresh())
+                for hooks in self._stateful:
+                    stack.enter_context(hooks.fresh())
                 yield
         finally:
             with torch.no_grad():
@@ -118,50 +115,29 @@ class Trial:
 
 
 def fastest(runs: Mapping[str, Callable[[], object]], device: torch.device) -> str:
-    """The name of what runs fastest; the first one unless another is clearly faster.
+    """Return the name of the fastest function; the first one unless another is clearly faster.
 
-    What does not run here at all, as some products in bfloat16 on some processors, is left out.
+    A function that fails, such as a product in bfloat16 on some processors, is left out.
 
     Args:
-        runs: name -> a function; the first is what is taken for granted.
-        device: where they run.
-
-    Returns:
-        The name.
+        runs: name -> function; the first is the default.
+        device: device that they run on.
     """
-    first = next(iter(runs))
+    default = next(iter(runs))
     if len(runs) == 1:
-        return first
-    runs[first]()
-    if _seconds(runs[first], device) < SHORT_S:
-        return first
-    runs = {name: run for name, run in runs.items() if name == first or _does_run(run)}
-    best = dict.fromkeys(runs, float("inf"))
-    for turn in range(ROUNDS + 1):
-        for name, run in runs.items():
-            seconds = _seconds(run, device)
-            if turn:  # the first turn warms up
-                best[name] = min(best[name], seconds)
-    quick = min(best, key=lambda name: best[name])
-    return quick if best[quick] * CLEARLY < best[first] else first
+        return default
+    clock = clock_of(device.type)
+    if best_times({default: runs[default]}, rounds=1, clock=clock)[default] < SHORT_STEP_S:
+        return default
+    runs = {name: run for name, run in runs.items() if name == default or _does_run(run)}
+    times = best_times(runs, rounds=TRIAL_ROUNDS, clock=clock)
+    best = min(times, key=lambda name: times[name])
+    return best if times[best] * CLEARLY_FASTER < times[default] else default
 
 
 def _does_run(run: Callable[[], object]) -> bool:
     try:
         run()
-    except (RuntimeError, TuningError):
+    except (RuntimeError, FinetuneError):
         return False
     return True
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    run()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

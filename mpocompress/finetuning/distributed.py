@@ -1,139 +1,108 @@
-"""The processes that train together, one of them being alone as well."""
+"""Distributed training: rank, number of processes and collectives, which do nothing in a single process."""
 
 from __future__ import annotations
 
 import atexit
-import os
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.rank import world_size
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
-    """Which of how many processes this is.
+    """The processes that train together.
 
     Args:
-        rank: its number; the one with 0 measures, writes and speaks.
-        size: how many there are.
+        rank: number of this process; process 0 evaluates, writes files and prints.
+        size: number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that measures, writes and speaks."""
+    def is_rank_zero(self) -> bool:
+        """Whether this is process 0."""
         return self.rank == 0
 
-    def summed(self, values: list[float]) -> list[float]:
-        """Add numbers up over all processes.
-
-        Args:
-            values: the numbers of this process.
-
-        Returns:
-            The sums, the same in every process.
-        """
-        if self.size == 1:
-            return values
-        held = torch.tensor(values, dtype=torch.float64, device=_device())
-        distributed.all_reduce(held)
-        return held.tolist()
-
-    def told(self, value: Any) -> Any:
-        """What the leading process knows.
-
-        Args:
-            value: a plain value; only that of the leading process matters.
-
-        Returns:
-            That value, in every process.
-        """
+    def all_reduce_sum(self, value: float) -> float:
+        """Return the sum of a number over all processes, the same in each."""
         if self.size == 1:
             return value
-        held = [value]
-        distributed.broadcast_object_list(held, src=0, device=_device())
-        return held[0]
+        total = torch.tensor(value, dtype=torch.float64, device=_collective_device())
+        distributed.all_reduce(total)
+        return float(total)
 
-    def shared(self, tensors: list[Tensor]) -> None:
-        """Give tensors the values that they have in the leading process.
+    def broadcast(self, compute: Callable[[], Value]) -> Value:
+        """Return in every process what a function returns in process 0; the others do not call it."""
+        if self.size == 1:
+            return compute()
+        values: list[Any] = [compute() if self.is_rank_zero else None]
+        distributed.broadcast_object_list(values, src=0, device=_collective_device())
+        value: Value = values[0]
+        return value
 
-        Args:
-            tensors: written to.
-        """
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors with their values in process 0."""
         if self.size > 1:
-            for one in tensors:
-                distributed.broadcast(one.detach(), src=0)
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), src=0)
 
-    def wrapped(self, model: nn.Module, *, has_unused: bool) -> nn.Module:
-        """A model whose gradients are the mean over all processes.
+    def wrap(self, model: nn.Module, *, has_unused: bool) -> nn.Module:
+        """Return a model whose gradients are averaged over all processes; the model itself in a single process.
 
         Args:
             model: the model.
-            has_unused: whether some trained parameter takes no part in the output.
-
-        Returns:
-            The model itself where there is one process.
+            has_unused: whether a trained parameter has no effect on the output.
         """
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=has_unused)
 
 
-def leads() -> bool:
-    """Whether this process is the one that writes and speaks, be there a team or not.
+def join_team(device: torch.device) -> Team:
+    """Return the processes that were started together, as by torchrun.
 
-    Example:
-        >>> leads()
-        True
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank() == 0
-    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or int(os.environ.get("RANK", "0")) == 0
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
-
-
-def team(device: torch.device) -> Team:
-    """The processes that were started together, as by torchrun.
-
-    A process group is made where there is none and the environment says that there are several processes. It is ended
-    with the process: a second one would read the addresses of the first from their store, and wait for ever.
+    If the environment announces several processes, a process group is created unless there is one. It lasts until the
+    process ends: a second one would read the addresses of the first from their store, and wait for ever.
 
     Args:
-        device: where the model is.
-
-    Returns:
-        The team.
+        device: device of the model.
 
     Raises:
-        TuningError: the others cannot be reached.
+        FinetuneError: the other processes cannot be reached.
     """
-    if not distributed.is_available() or (
-        not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) < 2
-    ):
+    if not distributed.is_available() or (not distributed.is_initialized() and world_size() < 2):
         return Team()
     if not distributed.is_initialized():
         try:
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            atexit.register(_end)
+            atexit.register(_leave)
         except (ValueError, RuntimeError) as error:
-            raise TuningError(
-                where="processes that train together",
+            raise FinetuneError(
+                where="distributed training",
                 found=str(error).splitlines()[0],
-                why="WORLD_SIZE says that there are several, and they cannot be joined",
+                why="WORLD_SIZE announces several processes, which could not be joined",
                 action="Start them with torchrun, or unset WORLD_SIZE.",
             ) from error
     return Team(rank=distributed.get_rank(), size=distributed.get_world_size())
 
 
-def _end() -> None:
+def _collective_device() -> torch.device:
+    """Return a device that the backend communicates from."""
+    return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+
+
+def _leave() -> None:
     if distributed.is_initialized():
+        gc.collect()  # threads of a group that is still referred to, as by a wrapped model, can crash the exit
         distributed.destroy_process_group()

@@ -8,8 +8,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mpocompress.calibration.options import LossFunction, OutputOptions
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.progress import TuningProgress
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.text import StrPath
 from mpocompress.user.common_options import OverwriteOptions, PickleOptions
 from mpocompress.user.options import Option, check_options, option, option_class, required
@@ -39,7 +39,7 @@ class TrainingOptions(OutputOptions):
         options: the fields.
 
     Raises:
-        TuningError: a value out of range.
+        FinetuneError: a value out of range.
 
     Example:
         >>> TrainingOptions(steps=100).train
@@ -119,7 +119,7 @@ class TrainingOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_options(self, TuningError)
+        check_options(self, FinetuneError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +132,7 @@ class RunOptions(TrainingOptions):
         details="The result is that of a run without a stop. Without it, a stopped run is restarted only with "
         "`overwrite`.",
     )
-    progress: Callable[[TuningProgress], None] | None = option(
+    progress: Callable[[FinetuneProgress], None] | None = option(
         None, flag=None, help="Called with the progress of the run."
     )
 
@@ -146,7 +146,7 @@ class FinetuneModuleOptions(RunOptions):
         options: the fields.
 
     Raises:
-        TuningError: a value out of range.
+        FinetuneError: a value out of range.
     """
 
     teacher: nn.Module | None = option(
@@ -205,7 +205,7 @@ class FinetuneOptions(OverwriteOptions, PickleOptions, RunOptions, DataOptions):
         options: the fields.
 
     Raises:
-        TuningError: a value out of range.
+        FinetuneError: a value out of range.
     """
 
     device: str | torch.device | None = option(

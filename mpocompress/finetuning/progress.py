@@ -8,7 +8,7 @@ from mpocompress.reports.finetuning import Evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuningProgress:
+class FinetuneProgress:
     """How far a run is.
 
     Args:

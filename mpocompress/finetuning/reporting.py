@@ -1,4 +1,4 @@
-"""The figures of a run as its report."""
+"""The report of a run."""
 
 from __future__ import annotations
 
@@ -8,100 +8,74 @@ from torch import nn
 
 from mpocompress._version import __version__
 from mpocompress.checkpoint.torch_dtypes import dtype_of
-from mpocompress.finetuning.data import Feed
-from mpocompress.finetuning.objective import Objective
-from mpocompress.finetuning.precision import Way
-from mpocompress.finetuning.settings import Settings, Trace
-from mpocompress.reports.finetuning import DATA_ENDED, Evaluation, TuningReport
+from mpocompress.finetuning.resume import name_of
+from mpocompress.finetuning.setup import RunSetup
+from mpocompress.finetuning.trainer import RunResult
+from mpocompress.reports.finetuning import DATA_ENDED, TuningReport
 from mpocompress.text import shown
 
 
-def half_notes(parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
-    """What is to be said of weights that are trained in 16 bits.
+def finetuning_report(setup: RunSetup, result: RunResult, *, notes: tuple[str, ...], is_rounded: bool) -> TuningReport:
+    """Return the report of a run.
 
     Args:
-        parameters: what is trained.
-
-    Returns:
-        A sentence, or none.
+        setup: what the run worked with; its model has the best weights.
+        result: the outcome of the run.
+        notes: further notes for the reader.
+        is_rounded: whether the best weights were rounded to the dtypes of a file, so that they are evaluated again.
     """
-    low = sorted({dtype_of(one.dtype).name for one in parameters} & {"float16", "bfloat16"})
-    if not low:
-        return ()
-    return (f"Weights were trained in {' and '.join(low)}, where small steps are lost; float32 is finer.",)
-
-
-def reported(
-    trace: Trace,
-    *,
-    as_stored: Evaluation | None,
-    data: str,
-    teacher: str,
-    objective: Objective,
-    feed: Feed,
-    settings: Settings,
-    way: Way,
-    trained: int,
-    unrelated: float | None,
-    score: str,
-    notes: tuple[str, ...],
-) -> TuningReport:
-    """The figures of a run.
-
-    Args:
-        trace: what it left.
-        as_stored: the best weights, rounded as in a file; None where that changed none.
-        data: name of what was trained on.
-        teacher: name of what was learnt from.
-        objective: what was minimised.
-        feed: what was trained on.
-        settings: how.
-        way: how the models ran.
-        trained: how many parameters were trained.
-        unrelated: distance of the teacher's outputs for different inputs.
-        score: name of the user's measure; empty without one.
-        notes: what else the reader should know.
-
-    Returns:
-        The report.
-    """
-    said = list(notes)
-    if not feed.is_held_out:
-        said.append("There was one batch only, so the loss was measured on what was trained on.")
-    if feed.is_reshuffled:
-        said.append(
-            "Later passes gave other batches than the first, so what is held out may have been trained on as well; "
-            "then its loss is too good. Give batches to measure on, to be sure."
-        )
-    if trace.stopped == DATA_ENDED:
-        said.append("The data could be gone through once only, and ended before the steps did.")
-    if trace.cuts:
-        times = "once" if trace.cuts == 1 else "twice"
-        said.append(f"Nothing got better for a while, {times}: it went back to the best weights, with smaller steps.")
-    measure = objective.measure
+    state, options, measure = result.state, setup.options, setup.objective.measure
+    is_held_out, is_rank_zero = setup.data.is_held_out, setup.team.is_rank_zero
+    score = name_of(options.evaluate)
+    rounded = setup.evaluator.evaluate(state.best_step).evaluation if is_rounded and is_rank_zero else None
     return TuningReport(
         tool_version=__version__,
-        data=data,
-        teacher=teacher,
-        loss=objective.words(),
+        data=setup.settings["data"],
+        teacher=setup.settings["teacher"],
+        loss=str(setup.objective),
         kind=measure.kind if measure is not None else "",
         said=measure.said if measure is not None else "",
-        trained=settings.train,
-        trained_parameters=trained,
-        steps=trace.steps,
-        asked_steps=trace.expected_steps,
-        batches_per_step=settings.batches_per_step,
-        samples=trace.samples,
-        learning_rate=settings.lr,
-        relative_step=trace.relative_step,
-        precision=way.words(),
-        seed=settings.seed,
+        trained=options.train,
+        trained_parameters=sum(parameter.numel() for parameter in setup.parameters.values()),
+        steps=state.step,
+        asked_steps=result.asked_steps,
+        batches_per_step=setup.batches_per_step,
+        samples=state.samples,
+        learning_rate=options.lr,
+        relative_step=state.relative_step if options.lr is None else None,
+        precision=str(setup.dtypes),
+        seed=options.seed,
         measured_on=f"the score of {shown(score)}" if score else "the loss on held-out batches",
-        held_out=sum(one.samples for one in feed.held_out) if feed.is_held_out else 0,
-        best_step=trace.best_step,
-        evaluations=trace.evaluations,
-        as_stored=as_stored,
-        stopped=trace.stopped,
-        unrelated=unrelated,
-        notes=tuple(said),
+        held_out=sum(batch.samples for batch in setup.data.held_out) if is_held_out else 0,
+        best_step=state.best_step,
+        evaluations=state.evaluations,
+        as_stored=rounded,
+        stopped=result.stopped,
+        unrelated=setup.evaluator.unrelated() if is_rank_zero else None,
+        notes=(*notes, *_half_notes(setup.parameters.values()), *_run_notes(setup, result)),
     )
+
+
+def _run_notes(setup: RunSetup, result: RunResult) -> list[str]:
+    notes = []
+    if not setup.data.is_held_out:
+        notes.append("There was only one batch, so the loss was measured on the data that were trained on.")
+    if setup.data.is_reshuffled:
+        notes.append(
+            "Later passes had other batches than the first one, so held-out batches may have been trained on, which "
+            "makes their loss too low. Give held-out batches to be sure."
+        )
+    if result.stopped == DATA_ENDED:
+        notes.append("The data can be passed over only once, and ended before the steps did.")
+    if result.state.cuts:
+        times = "once" if result.state.cuts == 1 else "twice"
+        notes.append(f"The run stalled {times} and returned to the best weights, with a smaller step size.")
+    return notes
+
+
+def _half_notes(parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
+    """Return a note about weights that are trained in 16 bits."""
+    dtypes = sorted({dtype_of(each.dtype).name for each in parameters} & {"float16", "bfloat16"})
+    if not dtypes:
+        return ()
+    return (f"Weights were trained in {' and '.join(dtypes)}, which loses small steps; float32 is more precise.",)

@@ -1,4 +1,4 @@
-"""How long is trained, and with which step size."""
+"""Length of a run, its step sizes, and how often the model is evaluated."""
 
 from __future__ import annotations
 
@@ -7,39 +7,45 @@ from dataclasses import dataclass
 
 DEFAULT_STEPS = 1000
 WARM_UP_SHARE, WARM_UP_STEPS = 0.2, 100
-"""The step size rises over this share of the run, but over no more steps than that."""
+"""The step size rises over this share of the run, but over at most this many steps."""
 STEP_PER_ROOT, OTHER_STEP_PER_ROOT = 0.04, 0.02
-"""The relative step size for a divergence of 1: of classifiers, where that is one nat, and of other models."""
+"""Relative step size for a divergence of 1: for classification, where that is one nat, and for other kinds."""
 STEP_RANGE, USUAL_STEP = (0.0005, 0.03), 0.01
-"""Its bounds, and that where no divergence is known."""
+"""Limits of the relative step size, and its value if no divergence is known."""
 LAST_SHARE = 0.01
-"""What is left of the step size at the end."""
+"""Step size at the end, as a share of the largest one."""
 EVALUATIONS, FEWEST_EVALUATIONS = 20, 5
-"""So often the model is measured in a run; less often where that would take long, but not below the second number."""
+"""Evaluations in a run; fewer if they would take long, but not below the second number."""
 STEPS_PER_HELD_OUT = 4
-"""Measuring one batch takes a third of a step or so: with this many steps for each, a twelfth of the time."""
+"""Smallest number of steps between evaluations for each held-out batch, which takes about a third of a step."""
 PATIENCE = 4
-"""When so many evaluations in a row found nothing better, the run goes back to the best weights and on from there."""
+"""After this many evaluations without improvement, the run returns to the best weights."""
 STEP_CUT = 0.4
-"""What becomes of the step size then."""
+"""Factor on the step size then."""
 MOST_CUTS = 2
-"""After so many cuts the next time ends the run."""
+"""The run ends instead of a further cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Length:
-    """How long is trained.
+    """Length of a run; the limit that is reached first ends it.
 
     Args:
-        steps: at most so many steps; None for no bound.
-        seconds: at most so long; None for no bound.
+        steps: largest number of steps; None without that limit.
+        seconds: largest duration; None without that limit.
     """
 
     steps: int | None
     seconds: float | None
 
+    @classmethod
+    def of(cls, steps: int | None, minutes: float | None) -> Length:
+        """Return the length for the options of a run; 1,000 steps if neither is given."""
+        steps = DEFAULT_STEPS if steps is None and minutes is None else steps
+        return cls(steps=steps, seconds=None if minutes is None else 60.0 * minutes)
+
     def share(self, step: int, elapsed_s: float) -> float:
-        """How much of a run is done, from 0 to 1.
+        """Return how much of the run is done, from 0 to 1.
 
         Args:
             step: steps done.
@@ -50,24 +56,24 @@ class Length:
         return min(1.0, max(parts))
 
     def expected_steps(self, step: int, elapsed_s: float) -> int:
-        """How many steps the run will have, as far as can be told.
+        """Return how many steps the run will probably have.
 
         Args:
-            step: steps done; at least one where there is no bound on them.
+            step: steps done; at least one if there is no limit on them.
             elapsed_s: seconds spent.
         """
         by_time = math.ceil(self.seconds * step / elapsed_s) if self.seconds and elapsed_s > 0 else math.inf
-        found = min(self.steps or math.inf, by_time)
-        return max(step, int(found)) if found < math.inf else max(step, DEFAULT_STEPS)
+        expected = min(self.steps or math.inf, by_time)
+        return max(step, int(expected)) if expected < math.inf else max(step, DEFAULT_STEPS)
 
 
 def step_size_share(share: float, step: int, warm_up: int) -> float:
-    """The step size of a step as a share of the largest one: a straight rise, then a half wave of the cosine.
+    """Return a step size as a share of the largest one: a linear warm-up, times half a cosine wave.
 
     Args:
-        share: how much of the run is done.
+        share: how much of the run is done, from 0 to 1.
         step: steps done.
-        warm_up: steps over which it rises.
+        warm_up: steps of the warm-up.
 
     Source:
         Loshchilov and Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts", arXiv 1608.03983 (cosine).
@@ -81,7 +87,7 @@ def step_size_share(share: float, step: int, warm_up: int) -> float:
 
 
 def warm_up_steps(expected: int) -> int:
-    """Over how many steps the step size rises.
+    """Return the number of steps of the warm-up.
 
     Args:
         expected: steps of the run.
@@ -90,30 +96,29 @@ def warm_up_steps(expected: int) -> int:
 
 
 def steps_between(expected: int, held_out: int) -> int:
-    """How many steps lie between two measurements.
+    """Return the number of steps between two evaluations.
 
     Args:
         expected: steps of the run.
-        held_out: batches that are measured on.
+        held_out: number of held-out batches.
 
     Example:
         >>> steps_between(1000, 4), steps_between(200, 16), steps_between(3, 1)
         (50, 40, 1)
     """
-    wanted = max(expected // EVALUATIONS, STEPS_PER_HELD_OUT * held_out)
-    return max(1, min(wanted, expected // FEWEST_EVALUATIONS))
+    steps = max(expected // EVALUATIONS, STEPS_PER_HELD_OUT * held_out)
+    return max(1, min(steps, expected // FEWEST_EVALUATIONS))
 
 
 def relative_step(divergence: float | None, kind: str = "classification") -> float:
-    """The largest step size of a tensor, as a share of the root mean square of its entries.
+    """Return the largest step size of a tensor, relative to the root mean square of its entries.
 
-    The divergence of a model that is near to another grows with the square of the distance of their weights. So the way
-    to go is in proportion to its root: a good start is moved by small steps, which would not leave it, a bad one by
-    large ones.
+    Near another model, the divergence grows with the square of the distance of the weights. The distance is therefore
+    in proportion to the root of the divergence: small steps for a start that is good already, large ones for a bad one.
 
     Args:
-        divergence: of the outputs from those of the teacher, at the start; None without a teacher.
-        kind: what the models put out, which says what a divergence is.
+        divergence: mean divergence from the teacher at the start; None without a teacher.
+        kind: kind of the outputs.
 
     Example:
         >>> relative_step(0.25), relative_step(1e-6), relative_step(9.0), relative_step(None)
@@ -122,5 +127,5 @@ def relative_step(divergence: float | None, kind: str = "classification") -> flo
     if divergence is None:
         return USUAL_STEP
     least, most = STEP_RANGE
-    each = STEP_PER_ROOT if kind == "classification" else OTHER_STEP_PER_ROOT
-    return min(most, max(least, each * math.sqrt(divergence)))
+    per_root = STEP_PER_ROOT if kind == "classification" else OTHER_STEP_PER_ROOT
+    return min(most, max(least, per_root * math.sqrt(divergence)))

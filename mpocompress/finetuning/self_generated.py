@@ -1,4 +1,4 @@
-"""Texts that a language model writes itself, to be trained on where there are none."""
+"""Training data that a language model generates itself."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.data import Example
-from mpocompress.finetuning.objective import called, compared
-from mpocompress.finetuning.recurrent_state import Carrier
-from mpocompress.user.randomness import Randomness, mixed
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.forward import compared_output, run_model
+from mpocompress.finetuning.recurrent_state import StatefulRNN
+from mpocompress.user.batches import Batch
+from mpocompress.user.randomness import Randomness, Stream, stream_seed
 
 _PROBE_LENGTH = 6
 _CLOSE = 1e-3
-"""Logits that differ by no more than this share of their spread are the same."""
+"""Largest difference of logits that count as equal, relative to their standard deviation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfGenerated:
-    """Texts that the teacher writes, in place of data: it draws every token from its own prediction.
+    """Texts that the teacher generates, in place of data: it draws every token from its own prediction.
 
-    For language models, which are called with token ids of shape (batch, length) and put out logits of shape
-    (batch, length, vocabulary). The first token of every text is drawn from all alike.
+    For language models, which are called with token ids of shape (batch, length) and return logits of shape (batch,
+    length, vocabulary). The first token of every text is drawn from the uniform distribution.
 
     Args:
         batch_size: texts in a batch.
         length: tokens of a text.
-        batches: how many batches are written; they are gone through again and again.
+        batches: number of batches, which are passed over again and again.
 
     Raises:
-        TuningError: a number below 1, or a length below 2.
+        FinetuneError: a number below 1, or a length below 2.
 
     Source:
         Liu et al. 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", arXiv 2305.17888,
-        which takes the likeliest token for the first few; here all are drawn.
+        which takes the most likely token for the first few; here all are drawn.
 
     Example:
         >>> SelfGenerated(length=64).batch_size
@@ -55,81 +55,87 @@ class SelfGenerated:
             ("batches", self.batches, 1),
         ):
             if value < least:
-                raise TuningError(
+                raise FinetuneError(
                     where=f"generated texts, {name}",
                     found=f"got {value}",
-                    why=f"it is at least {least}",
-                    action=f"Give {least} or more.",
+                    why=f"it must be {least} or more",
+                    action="Give such a number.",
                 )
 
+    def __str__(self) -> str:
+        return f"{self.batches} x {self.batch_size} texts of {self.length} tokens that the teacher wrote"
 
-class Generated:
-    """The batches of `SelfGenerated`, written when they are first wanted, and kept.
+
+class GeneratedTexts:
+    """The batches of `SelfGenerated`, generated when first needed, and kept.
 
     Args:
-        teacher: what writes them, in evaluation mode.
-        asked: how many, and how long.
-        seed: what is drawn with.
-        device: where the teacher is.
+        teacher: the model that generates them, in evaluation mode.
+        settings: their number and size.
+        seed: seed of the run.
+        device: device of the teacher.
+
+    Raises:
+        FinetuneError: the outputs of the teacher are no logits for token ids.
     """
 
-    def __init__(self, teacher: nn.Module, asked: SelfGenerated, *, seed: int, device: torch.device) -> None:
-        self._teacher, self._asked, self._seed, self._device = teacher, asked, seed, device
-        self._written: list[Tensor] = []
-        self._vocabulary = self._width()
-        self._can_step = self._steps_alike()
+    def __init__(self, teacher: nn.Module, settings: SelfGenerated, *, seed: int, device: torch.device) -> None:
+        self._teacher, self._settings, self._seed, self._device = teacher, settings, seed, device
+        self._generated: list[Tensor] = []
+        self._vocabulary = self._vocabulary_size()
+        self._is_stepwise = self._can_step()
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The batches, in the same order each time."""
-        for number in range(self._asked.batches):
-            if number == len(self._written):
-                self._written.append(self._write(number))
-            yield self._written[number]
+        """Yield the batches, in the same order each time."""
+        for number in range(self._settings.batches):
+            if number == len(self._generated):
+                self._generated.append(self._generate(number))
+            yield self._generated[number]
 
-    def _width(self) -> int:
-        start = torch.zeros((self._asked.batch_size, 2), dtype=torch.int64, device=self._device)
-        logits = self._logits(start)
-        if logits.dim() != 3 or logits.shape[:2] != start.shape or logits.shape[2] < 2:
-            raise TuningError(
+    def _vocabulary_size(self) -> int:
+        tokens = torch.zeros((self._settings.batch_size, 2), dtype=torch.int64, device=self._device)
+        logits = self._logits(tokens)
+        if logits.dim() != 3 or logits.shape[:2] != tokens.shape or logits.shape[2] < 2:
+            raise FinetuneError(
                 where=type(self._teacher).__name__,
-                found=f"outputs of shape {tuple(logits.shape)} for token ids of shape {tuple(start.shape)}",
-                why="a model that writes texts puts out a score for every token of its vocabulary at every place",
+                found=f"outputs of shape {tuple(logits.shape)} for token ids of shape {tuple(tokens.shape)}",
+                why="a model that generates texts returns a logit for every token of its vocabulary at every position",
                 action="Give data to train on.",
             )
         return int(logits.shape[2])
 
-    def _steps_alike(self) -> bool:
-        """Whether the teacher, called with one token after the other, remembers those before in recurrent layers."""
+    def _can_step(self) -> bool:
+        """Return whether the teacher can be called with one token at a time, its past in the recurrent states."""
         generator = torch.Generator().manual_seed(self._seed % 2**32)
-        shape = (self._asked.batch_size, _PROBE_LENGTH)
+        shape = (self._settings.batch_size, _PROBE_LENGTH)
         tokens = torch.randint(self._vocabulary, shape, generator=generator).to(self._device)
         whole = self._logits(tokens)
         try:
-            carrier = Carrier(self._teacher)
-        except TuningError:
+            hooks = StatefulRNN(self._teacher)
+        except FinetuneError:
             return False
         try:
-            steps = torch.cat([self._logits(one) for one in torch.split(tokens, 1, dim=1)], dim=1)
+            steps = torch.cat([self._logits(token) for token in torch.split(tokens, 1, dim=1)], dim=1)
         finally:
-            carrier.remove()
+            hooks.remove()
         return bool((steps - whole).abs().max() <= _CLOSE * (whole.std() + 1e-12))
 
-    def _write(self, number: int) -> Tensor:
-        """One batch of token ids."""
-        asked = self._asked
-        generator = torch.Generator().manual_seed(mixed(self._seed, 4, number))
-        tokens = torch.randint(self._vocabulary, (asked.batch_size, 1), generator=generator)
-        carrier = Carrier(self._teacher) if self._can_step else None
+    def _generate(self, number: int) -> Tensor:
+        """Return one batch of token ids."""
+        settings = self._settings
+        generator = torch.Generator().manual_seed(stream_seed(self._seed, Stream.GENERATION, number))
+        tokens = torch.randint(self._vocabulary, (settings.batch_size, 1), generator=generator)
+        hooks = StatefulRNN(self._teacher) if self._is_stepwise else None
         try:
-            while tokens.shape[1] < asked.length:
-                read = tokens[:, -1:] if carrier is not None else tokens
-                chances = self._logits(read.to(self._device))[:, -1].float().softmax(dim=-1).cpu()
-                tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], dim=1)
+            while tokens.shape[1] < settings.length:
+                inputs = tokens[:, -1:] if hooks is not None else tokens
+                probabilities = self._logits(inputs.to(self._device))[:, -1].float().softmax(dim=-1).cpu()
+                tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
         finally:
-            if carrier is not None:
-                carrier.remove()
+            if hooks is not None:
+                hooks.remove()
         return tokens
 
     def _logits(self, tokens: Tensor) -> Tensor:
         with torch.no_grad(), Randomness(self._seed).drawing():
-            return compared(called(self._teacher, Example(inputs=tokens)))
+            return compared_output(run_model(self._teacher, Batch(inputs=tokens)))

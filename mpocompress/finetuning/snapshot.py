@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from mpocompress._version import __version__
 from mpocompress.checkpoint.writing.atomic import replacing
-from mpocompress.errors import CheckpointError, FormatError, TuningError
+from mpocompress.errors import CheckpointError, FinetuneError, FormatError
 from mpocompress.finetuning.data import Position
-from mpocompress.reports.documents import build, fields_of, read_document, typed
+from mpocompress.finetuning.precision import MatmulDtypes
+from mpocompress.finetuning.run_state import RunState
+from mpocompress.reports.documents import build, read_document, typed
 from mpocompress.reports.finetuning import Evaluation
 from mpocompress.text import listed, shown
 
@@ -28,34 +30,20 @@ _DAMAGED = "The file is damaged or was edited: start again, without resuming."
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Snapshot:
-    """A run after one of its steps.
+    """A run between two steps.
 
     Args:
-        settings: what the run was asked for; another run cannot go on from it.
-        way: whether the model and the teacher multiply in bfloat16.
-        step: steps done.
-        samples: samples trained on.
-        elapsed_s: seconds spent.
-        expected_steps: how many steps the run was taken to have.
-        position: in the data.
-        evaluations: so far.
-        losses: sum of the training losses since the last evaluation, and their number.
-        cuts: how often the step size was cut, and the evaluation after which it was last.
-        moved: numbers of the parameters that were moved so far, which the optimizer knows.
-        is_reshuffled: whether the data came in another order in a later pass.
-        tensors: `model.`, `best.` and `optimizer.` and so on, name -> values.
+        settings: settings of the run, which a resumed run must share.
+        dtypes: dtypes of the matrix products.
+        state: the state, apart from tensors.
+        moved: numbers of the parameters that were changed so far; only these have a state of the optimizer.
+        is_reshuffled: whether a later pass over the data had other batches at the places of the held-out ones.
+        tensors: name -> values; the names start with `model.`, `best.`, `optimizer.` or `state.`.
     """
 
     settings: Mapping[str, str]
-    way: tuple[str, ...]
-    step: int
-    samples: int
-    elapsed_s: float
-    expected_steps: int
-    position: Position
-    evaluations: tuple[Evaluation, ...]
-    losses: tuple[float, ...]
-    cuts: tuple[int, ...]
+    dtypes: MatmulDtypes
+    state: RunState
     moved: tuple[int, ...]
     is_reshuffled: bool = False
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -86,8 +74,11 @@ def write_snapshot(snapshot: Snapshot, path: str | PathLike[str]) -> None:
         "format": FORMAT,
         "version": VERSION,
         "tool_version": __version__,
-        **{name: one for name, one in fields_of(snapshot).items() if name != "tensors"},
         "settings": dict(snapshot.settings),
+        "dtypes": asdict(snapshot.dtypes),
+        "state": asdict(snapshot.state),
+        "moved": snapshot.moved,
+        "is_reshuffled": snapshot.is_reshuffled,
     }
     tensors = {
         name: one.detach().cpu().clone(memory_format=torch.contiguous_format) for name, one in snapshot.tensors.items()
@@ -109,7 +100,7 @@ def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Sna
     Raises:
         CheckpointError: the file cannot be read.
         FormatError: it holds no run, or a damaged one.
-        TuningError: a run of other settings.
+        FinetuneError: a run of other settings.
     """
     source = Path(path)
     try:
@@ -140,7 +131,7 @@ def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Sna
     others = [name for name in {**settings, **found.settings} if settings.get(name) != found.settings.get(name)]
     if others:
         first = others[0]
-        raise TuningError(
+        raise FinetuneError(
             where=source.name,
             found=f"a run with another {listed(others, 5)} ({first}: {shown(found.settings.get(first, 'none'))} there, "
             f"{shown(settings.get(first, 'none'))} now)",
@@ -151,25 +142,21 @@ def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Sna
 
 
 def _snapshot(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
+    state = document["state"]
     found = Snapshot(
         settings=typed(document["settings"], "Mapping[str, str]", "settings"),
-        way=typed(document["way"], "tuple[str, ...]", "way"),
-        step=typed(document["step"], "int", "step"),
-        samples=typed(document["samples"], "int", "samples"),
-        elapsed_s=typed(document["elapsed_s"], "float", "elapsed_s"),
-        expected_steps=typed(document["expected_steps"], "int", "expected_steps"),
-        position=build(Position, document["position"]),
-        evaluations=tuple(build(Evaluation, one) for one in document["evaluations"]),
-        losses=typed(document["losses"], "tuple[float, ...]", "losses"),
-        cuts=typed(document["cuts"], "tuple[int, ...]", "cuts"),
+        dtypes=build(MatmulDtypes, document["dtypes"]),
+        state=build(
+            RunState,
+            state,
+            position=build(Position, state["position"]),
+            evaluations=tuple(build(Evaluation, one) for one in state["evaluations"]),
+        ),
         moved=typed(document["moved"], "tuple[int, ...]", "moved"),
         is_reshuffled=typed(document["is_reshuffled"], "bool", "is_reshuffled"),
         tensors=tensors,
     )
-    counts = (found.step, found.samples, found.position.number, found.position.taken, *found.cuts)
-    sizes = (len(found.losses), len(found.cuts), len(found.way))
-    if min(counts) < 0 or not found.evaluations or sizes != (2, 2, 2) or found.cuts[1] >= len(found.evaluations):
-        raise ValueError("counts")
+    found.state.check()
     others = [one for name, one in tensors.items() if not name.startswith(("model.", "best."))]
     if not all(map(_is_finite, others)):
         raise ValueError("values that are NaN or Inf")

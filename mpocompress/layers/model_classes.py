@@ -13,10 +13,8 @@ from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import class_kind, full_name
 from mpocompress.text import listed, shown
 from mpocompress.user.code import model_builder
-from mpocompress.user.model import UserModel, _ran
-from mpocompress.user.name_alignment import aligned
-
-_MOST_SHOWN = 3
+from mpocompress.user.model import UserModel, import_note
+from mpocompress.user.name_alignment import align_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,18 +50,18 @@ def match_classes(model: UserModel, shapes: Mapping[str, tuple[int, ...]]) -> Ma
     shown_model = shown(model) if isinstance(model, str) else "the given model"
     notes: list[str] = []
     if isinstance(model, str):
-        notes.append(_ran(model))
+        notes.append(import_note(model))
         model = model_builder(model)()
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
         classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(model)}
-        matches = aligned(weights, own, lambda name, other: shapes[name] == own[other])
+        matches = align_names(weights, own, lambda name, other: shapes[name] == own[other])
         matched = {_module(name): classes.get(_module(other), "") for name, other in matches.items()}
         names: Collection[str] = own
     else:
         classes = {path: kind if isinstance(kind, str) else full_name(kind) for path, kind in model.items()}
-        matches = aligned([_module(name) for name in weights], classes, lambda name, other: True)
+        matches = align_names([_module(name) for name in weights], classes, lambda name, other: True)
         matched = {name: classes[other] for name, other in matches.items()}
         names = classes
     if not matches:
@@ -103,4 +101,4 @@ def _module(name: str) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    return listed(names, _MOST_SHOWN) or "nothing"
+    return listed(names) or "nothing"

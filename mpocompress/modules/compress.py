@@ -30,7 +30,7 @@ from mpocompress.nn import MPOWeight
 from mpocompress.nn.execution import checked
 from mpocompress.reports.compression import Report
 from mpocompress.text import shown
-from mpocompress.user.name_alignment import unwrapped
+from mpocompress.user.name_alignment import strip_wrappers
 from mpocompress.user.options import with_keywords
 
 
@@ -99,7 +99,7 @@ def _change(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Give biases their new values."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            value = values.get(unwrapped(name))
+            value = values.get(strip_wrappers(name))
             if value is not None:
                 parameter.copy_(value)
 
@@ -117,7 +117,7 @@ def _check_uncompressed(model: nn.Module) -> None:
 
 def _check_layers(checkpoint: Checkpoint, selection: Selection, model: nn.Module) -> None:
     """Refuse, before the work, layers that could not be replaced after it."""
-    slots = {unwrapped(name): slot for name, slot in slots_of(model).items()}
+    slots = {strip_wrappers(name): slot for name, slot in slots_of(model).items()}
     for layer in find_layers(checkpoint, selection).layers:
         for matrix in (matrix for form in layer.forms for matrix in form):
             slot = slots.get(matrix.members[0].name)
@@ -136,7 +136,7 @@ def _check_layers(checkpoint: Checkpoint, selection: Selection, model: nn.Module
 def _placed(slots: Mapping[str, Slot], report: Report) -> tuple[Placed, ...]:
     """The weights that are replaced, under all their names."""
     homes = {member: (matrix, n) for matrix in report.compressed for n, member in enumerate(matrix.members)}
-    named = {unwrapped(name): slot for name, slot in slots.items()}
+    named = {strip_wrappers(name): slot for name, slot in slots.items()}
     unknown = next((name for name in homes if name not in named), None)
     if unknown is not None:
         raise _unknown(unknown)

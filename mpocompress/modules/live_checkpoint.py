@@ -10,7 +10,7 @@ from mpocompress.checkpoint.in_memory import open_state
 from mpocompress.errors import ModelError
 from mpocompress.layers.model_classes import class_name
 from mpocompress.text import shown
-from mpocompress.user.name_alignment import unwrapped
+from mpocompress.user.name_alignment import strip_wrappers
 
 
 def live_checkpoint(model: nn.Module) -> Checkpoint:
@@ -30,7 +30,7 @@ def live_checkpoint(model: nn.Module) -> Checkpoint:
         >>> live_checkpoint(nn.LSTM(4, 8)).classes
         {'': 'torch.nn.modules.rnn.LSTM'}
     """
-    state = {unwrapped(name): value for name, value in model.state_dict().items()}
+    state = {strip_wrappers(name): value for name, value in model.state_dict().items()}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     lazy = next((name for name, tensor in tensors.items() if is_lazy(tensor)), None)
     if lazy is not None:
@@ -44,6 +44,6 @@ def live_checkpoint(model: nn.Module) -> Checkpoint:
     return open_state(
         tensors,
         name=type(model).__name__,
-        classes={unwrapped(path): class_name(module) for path, module in paths},
+        classes={strip_wrappers(path): class_name(module) for path, module in paths},
         entries={name: value for name, value in state.items() if name not in tensors},
     )

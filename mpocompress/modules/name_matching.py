@@ -14,7 +14,7 @@ from mpocompress.layers.kinds import full_name, short_class
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
 from mpocompress.reports.compression import MatrixReport, Report
 from mpocompress.text import listed, shown
-from mpocompress.user.name_alignment import common_prefixes, renamed, under_prefixes
+from mpocompress.user.name_alignment import common_prefixes, map_names, rename
 
 EXTRA_STATE = "_extra_state"
 """What torch files the extra state of a module under."""
@@ -171,10 +171,10 @@ def place(
             why=f"none of them is in the model, which has {listed(slots, _MOST_SHOWN) or 'none'}",
             action="Give a model of the kind that was compressed.",
         )
-    found = under_prefixes(held, slots, prefixes)
+    found = map_names(held, slots, prefixes)
     homeless = next((name for name, one in held.items() if one.matrix is not None and name not in found), None)
     if homeless is not None:
-        raise _homeless(homeless, renamed(homeless, prefixes), model)
+        raise _homeless(homeless, rename(homeless, prefixes), model)
     members = _members(held, found, slots)
     for one in members:
         check(one)

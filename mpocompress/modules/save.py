@@ -21,7 +21,7 @@ from mpocompress.modules.saved_report import Found, renewed_report
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.compression import FLOAT_DTYPES, Report
 from mpocompress.text import listed, shown
-from mpocompress.user.name_alignment import unwrapped
+from mpocompress.user.name_alignment import strip_wrappers
 
 _MOST_SHOWN = 5
 
@@ -105,7 +105,7 @@ def _found_in(model: nn.Module) -> tuple[Found, ...]:
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, MPOWeight):
             weights[id(module)] = module
-            paths.setdefault(id(module), []).append(unwrapped(path))
+            paths.setdefault(id(module), []).append(strip_wrappers(path))
     if not weights or isinstance(model, MPOWeight):
         raise ModelError(
             where=type(model).__name__,

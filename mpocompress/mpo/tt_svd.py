@@ -12,8 +12,9 @@ from tensorly.tenalg import svd_interface
 from torch import Tensor
 
 from mpocompress.errors import DecompositionError, SitesError
-from mpocompress.mpo.contraction import has_row_blocks, row_blocks, to_dtype, to_site_tensor
+from mpocompress.mpo.contraction import has_row_blocks, row_blocks, to_site_tensor
 from mpocompress.mpo.lanczos import LARGE_ENTRIES
+from mpocompress.mpo.memory import to_dtype
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import rounded
 from mpocompress.mpo.sites import Sites

@@ -1,4 +1,4 @@
-"""Memory that a run writes to, kept from call to call, for one thread at a time."""
+"""Buffers that are reused from call to call, by one thread at a time."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Rooms(Generic[T]):
-    """Rooms that are free, and how another one is made when none is.
-
-    Several threads may take one at once: each gets its own.
+class BufferPool(Generic[T]):
+    """Free buffers, and a function that makes another if none is free; several threads may use the pool at once.
 
     Args:
-        make: makes a room.
+        make: makes a buffer.
 
     Example:
-        >>> rooms = Rooms(list)
-        >>> room = rooms.take()
-        >>> rooms.give(room)
-        >>> rooms.take() is room
+        >>> pool = BufferPool(list)
+        >>> buffer = pool.take()
+        >>> pool.give_back(buffer)
+        >>> pool.take() is buffer
         True
     """
 
@@ -29,16 +27,16 @@ class Rooms(Generic[T]):
         self._free: list[T] = []
 
     def take(self) -> T:
-        """A room that nobody else has until it is given back."""
+        """Return a buffer that no other caller has until it is given back."""
         try:
-            return self._free.pop()  # not asked beforehand: another thread may be faster
+            return self._free.pop()  # without asking first: another thread may take the last one in between
         except IndexError:
             return self._make()
 
-    def give(self, room: T) -> None:
-        """Give a room back.
+    def give_back(self, buffer: T) -> None:
+        """Add a buffer to the free ones.
 
         Args:
-            room: as `take` gave it.
+            buffer: result of `take`.
         """
-        self._free.append(room)
+        self._free.append(buffer)

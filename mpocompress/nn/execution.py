@@ -1,51 +1,55 @@
-"""How a layer runs: factorised, materialised, or whichever of them is faster here, found once and remembered.
+"""Choice of how a layer runs: from the cores, from the materialised weight, or by whichever is faster (`auto`).
 
-A layer names its candidates with what a model of the cost says of each. Those that the model leaves no chance are out;
-if several are left they are run, on the input at hand, and the fastest is kept for all layers of the same shape. Where
-results must not depend on a measurement, `MPOCOMPRESS_EXECUTION=modelled` has the model decide alone.
+A cost model estimates the seconds of every candidate. Candidates estimated to be over four times slower than the best
+are discarded. The others are measured on the input at hand, and the fastest is remembered for all layers of the same
+shape. With `MPOCOMPRESS_EXECUTION=modelled` the cost model decides alone, and results do not depend on a measurement.
+
+The measured choices are module state, guarded by a lock.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from torch import nn
 
 from mpocompress.errors import ExecutionError
+from mpocompress.nn.timing import best_times, clock_of
+
+Name = TypeVar("Name", bound=str)
 
 Execution = Literal["auto", "factorised", "materialised"]
-"""How a layer is asked to run."""
+"""Execution mode of a layer."""
 
 VARIABLE = "MPOCOMPRESS_EXECUTION"
 MODELLED = "modelled"
 HOPELESS = 4.0
-"""A candidate that the model takes for this many times slower than another is not measured."""
+"""A candidate estimated to be this many times slower than the best is not measured."""
 SHORT_S = 1e-3
-"""One that takes no longer than this is measured all the same: calls, which the model knows least of, decide there."""
+"""A candidate estimated to take at most this long is measured anyway: call overhead matters there, and the estimate of
+it is the least precise."""
 CLEARLY = 1.08
-"""A factorised way has to be faster than a materialised one by this factor to be taken."""
+"""A factorised candidate has to be faster than a materialised one by this factor."""
 ROUNDS = 3
 LEAST_S = 0.003
-"""Every candidate is run for at least this long in a round, so that short ones are told apart."""
+"""Every candidate runs for at least this long in a round, so that short ones can be compared."""
 
-_measured: dict[Hashable, str] = {}
+_measured: dict[Hashable, Any] = {}
 _lock = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A way to run a layer.
+    """One way to run a layer.
 
     Args:
         mode: `factorised` or `materialised`.
-        modelled_s: seconds that the model of the cost gives it.
-        run: runs it on the input at hand; None where it cannot be measured.
+        modelled_s: seconds estimated by the cost model.
+        run: runs the layer on the input at hand; None if that must not be measured.
     """
 
     mode: str
@@ -54,145 +58,86 @@ class Candidate:
 
 
 def checked(execution: str, where: str = "execution") -> Execution:
-    """An execution that was asked for, refused if it is none.
+    """Return an execution mode, or raise an error if it is unknown.
 
     Args:
-        execution: what was asked for.
-        where: where, for the message.
-
-    Returns:
-        The same.
+        execution: the requested mode.
+        where: source of the mode, for the error.
 
     Raises:
-        ExecutionError: it is neither `auto` nor `factorised` nor `materialised`.
+        ExecutionError: it is not `auto`, `factorised` or `materialised`.
     """
     if execution not in get_args(Execution):
         raise ExecutionError(
             where=where,
             found=f"got {execution!r}",
-            why="a layer runs factorised, materialised, or whichever is faster (auto)",
+            why="unknown execution mode",
             action=f"Give one of: {', '.join(get_args(Execution))}.",
         )
-    found: Execution = execution  # type: ignore[assignment]
-    return found
+    mode: Execution = execution  # type: ignore[assignment]
+    return mode
 
 
 def in_force(execution: Execution) -> str:
-    """How a layer runs, the environment considered.
+    """Return the execution mode in use: the one of the environment variable if it is set.
 
     Args:
-        execution: what the layer is asked for.
+        execution: the mode of the layer.
 
     Returns:
         `auto`, `factorised`, `materialised` or `modelled`.
 
     Raises:
-        ExecutionError: the environment variable says something else.
+        ExecutionError: the environment variable has another value.
     """
-    said = os.environ.get(VARIABLE, "")
-    return execution if not said else said if said == MODELLED else checked(said, where=VARIABLE)
+    variable = os.environ.get(VARIABLE, "")
+    return execution if not variable else variable if variable == MODELLED else checked(variable, where=VARIABLE)
 
 
-def choose(candidates: Mapping[str, Candidate], execution: str, key: Hashable) -> str:
-    """The candidate to run.
+def choose(candidates: Mapping[Name, Candidate], execution: str, key: Hashable) -> Name:
+    """Return the name of the candidate to run.
 
     Args:
-        candidates: by name.
-        execution: as `in_force` gives it.
-        key: what the choice depends on: kind of layer, shape, sizes of the input, dtype, device, threads.
-
-    Returns:
-        The name of one.
+        candidates: name -> candidate.
+        execution: result of `in_force`.
+        key: everything that the measured times depend on: kind of layer, shape, sizes of the input, dtype, device.
     """
     allowed = {
-        name: one for name, one in candidates.items() if execution in ("auto", MODELLED) or one.mode == execution
+        name: candidate
+        for name, candidate in candidates.items()
+        if execution in ("auto", MODELLED) or candidate.mode == execution
     }
-    best = min(one.modelled_s for one in allowed.values())
-    able = {name: one for name, one in allowed.items() if one.modelled_s <= max(HOPELESS * best, SHORT_S)}
-    if len(able) == 1 or execution == MODELLED or any(one.run is None for one in able.values()):
-        return min(able, key=lambda name: able[name].modelled_s)
+    best_s = min(candidate.modelled_s for candidate in allowed.values())
+    close = {
+        name: candidate
+        for name, candidate in allowed.items()
+        if candidate.modelled_s <= max(HOPELESS * best_s, SHORT_S)
+    }
+    if len(close) == 1 or execution == MODELLED or any(candidate.run is None for candidate in close.values()):
+        return min(close, key=lambda name: close[name].modelled_s)
     with _lock:
-        full = (key, tuple(able), torch.get_num_threads())
-        if full not in _measured:
-            _measured[full] = _fastest(able)
-        return _measured[full]
+        full_key = (key, tuple(close), torch.get_num_threads())
+        if full_key not in _measured:
+            _measured[full_key] = _fastest(close)
+        fastest: Name = _measured[full_key]
+        return fastest
 
 
 def forget_measurements() -> None:
-    """Forget which way was faster, so that it is measured again."""
+    """Discard all measured choices, so that they are measured again."""
     with _lock:
         _measured.clear()
 
 
-def set_execution(model: nn.Module, execution: Execution) -> None:
-    """Have all MPO layers of a model run in one way.
-
-    Args:
-        model: a module with MPO layers in it, or one.
-        execution: `auto`, `factorised` or `materialised`.
-
-    Raises:
-        ExecutionError: it is none of them, or the model has no MPO layers; nothing has changed then.
-
-    Example:
-        >>> from mpocompress import MPO
-        >>> from mpocompress.nn import MPOLinear, MPOWeight
-        >>> weight = MPOWeight(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)]))
-        >>> model = nn.Sequential(MPOLinear(weight))
-        >>> set_execution(model, "materialised")
-        >>> model[0].execution
-        'materialised'
-    """
-    checked(execution)
-    layers = [layer for layer in model.modules() if isinstance(layer, ExecutionChoice)]
-    if not layers:
-        raise ExecutionError(
-            where=type(model).__name__,
-            found="no MPO layer in it",
-            why="only those are run in one way or another",
-            action="Load a compressed file into the model first.",
-        )
-    for layer in layers:
-        layer.execution = execution
-
-
-class ExecutionChoice:
-    """What all layers share that can be run in several ways."""
-
-    execution: Execution
-
-
 def bucket(number: int) -> int:
-    """The next power of two: sizes of inputs between two of them share a choice."""
+    """Return the next power of two: input sizes with the same one share a choice."""
     return 1 << max(number - 1, 0).bit_length()
 
 
-def _fastest(candidates: Mapping[str, Candidate]) -> str:
-    """The candidate with the shortest run, all of them taking turns."""
-    best = dict.fromkeys(candidates, float("inf"))
-    for turn in range(ROUNDS + 1):
-        for name, one in candidates.items():
-            spent, runs = 0.0, 0
-            while runs == 0 or (turn > 0 and spent < LEAST_S):
-                seconds = _seconds(one)
-                spent, runs = spent + seconds, runs + 1
-                if turn > 0:  # the first turn warms up
-                    best[name] = min(best[name], seconds)
-    # Between ways that take nearly as long, one that runs as dense does cannot be the wrong one.
-    times = {name: best[name] * (CLEARLY if one.mode == "factorised" else 1.0) for name, one in candidates.items()}
-    return min(times, key=lambda name: times[name])
-
-
-def _seconds(candidate: Candidate) -> float:
-    if candidate.run is None:
-        raise RuntimeError("a candidate that cannot be run was measured")
-    _synchronize()
-    start = time.perf_counter()
-    candidate.run()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _fastest(candidates: Mapping[Name, Candidate]) -> Name:
+    """Measure the candidates in turns, and return the name of the fastest."""
+    runs = {name: candidate.run for name, candidate in candidates.items() if candidate.run is not None}
+    clock = clock_of("cuda" if torch.cuda.is_available() else "cpu")
+    times = best_times(runs, rounds=ROUNDS, least_s=LEAST_S, clock=clock)
+    # If times are nearly equal, the mode that runs as a dense layer does cannot be a wrong choice.
+    return min(times, key=lambda name: times[name] * (CLEARLY if candidates[name].mode == "factorised" else 1.0))

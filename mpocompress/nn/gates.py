@@ -1,9 +1,9 @@
-"""The arithmetic of an LSTM's gates, in place, a step at a time: a dozen calls, so that what a call costs decides.
+"""Gate arithmetic of an LSTM, in place and one step at a time: about a dozen calls, whose overhead dominates.
 
-The hyperbolic tangent of torch takes six times as long as its sigmoid, and a call of torch on a few hundred numbers
-twice as long as one of numpy. So small states are advanced by numpy, where sigmoid(x) is (tanh(x / 2) + 1) / 2, and
-large ones by torch, where tanh(x) is 2 sigmoid(2 x) - 1. Either wants some gates scaled beforehand; a product whose
-operands can be scaled spares that call.
+torch's hyperbolic tangent takes six times as long as its sigmoid, and a call of torch on a few hundred numbers takes
+twice as long as one of numpy. Therefore numpy updates small states, with sigmoid(x) = (tanh(x / 2) + 1) / 2, and torch
+large ones, with tanh(x) = 2 sigmoid(2 x) - 1. Both need some pre-activations scaled first; if the operands of the
+product are scaled instead, that call is saved.
 """
 
 from __future__ import annotations
@@ -16,35 +16,29 @@ import torch
 from torch import Tensor
 
 NUMPY_ENTRIES = 4096
-"""Cell states of up to this many numbers are advanced by numpy."""
+"""Largest cell state that numpy updates, in entries."""
 
 Native = Any
-"""A tensor, or the numpy array that shares its memory, whichever the gates are computed with."""
-Advance = Callable[[Native, Native, Native], None]
-"""Takes the cell state before a step, and where the one after it and the output go."""
+"""A tensor, or the numpy array that shares its memory, whichever the gate arithmetic uses."""
+GateUpdate = Callable[[Native, Native, Native], None]
+"""Takes the cell state before a step, and writes to the cell state after it and to the output."""
 
 
 def uses_numpy(cell: Tensor) -> bool:
-    """Whether numpy advances a cell state: on the CPU, and small.
+    """Return whether numpy updates a cell state: on the CPU, and small.
 
     Args:
         cell: the state, shape (batch, hidden).
-
-    Returns:
-        Whether it does.
     """
     return cell.device.type == "cpu" and cell.numel() <= NUMPY_ENTRIES
 
 
-def natively(tensor: Tensor, *, numpy: bool) -> Native:
-    """A tensor as the gates are computed with it, sharing memory.
+def as_native(tensor: Tensor, *, numpy: bool) -> Native:
+    """Return a tensor that requires no gradient as the gate arithmetic uses it, sharing memory.
 
     Args:
-        tensor: one that needs no gradient.
-        numpy: as `uses_numpy` says.
-
-    Returns:
-        Itself, or an array.
+        tensor: the tensor.
+        numpy: result of `uses_numpy`.
     """
     return tensor.numpy() if numpy else tensor
 
@@ -52,13 +46,13 @@ def natively(tensor: Tensor, *, numpy: bool) -> Native:
 def gate_scale(
     cell: Tensor,  # shape: (batch, hidden)
 ) -> Tensor:  # shape: (4 * hidden,)
-    """What the rows of a weight are multiplied with, so that its gates need no scaling any more.
+    """Return the factors for the rows of a weight after which its pre-activations need no more scaling.
 
     Args:
-        cell: the state that will be advanced.
+        cell: a cell state of the size that will be updated.
 
     Returns:
-        A number for every row: input, forget, cell and output gate.
+        A factor for every row: input, forget, cell and output gate.
     """
     others, new = (0.5, 1.0) if uses_numpy(cell) else (1.0, 2.0)
     hidden = cell.shape[-1]
@@ -67,39 +61,36 @@ def gate_scale(
     return scale
 
 
-def places(outputs: Tensor, *, numpy: bool) -> Sequence[Native]:
-    """Every step's place in the outputs.
+def step_outputs(outputs: Tensor, *, numpy: bool) -> Sequence[Native]:
+    """Return a view of the outputs of every step.
 
     Args:
-        outputs: where the outputs go, shape (time, batch, hidden).
-        numpy: as `uses_numpy` says.
-
-    Returns:
-        One for every step.
+        outputs: shape (time, batch, hidden).
+        numpy: result of `uses_numpy`.
     """
     return list(outputs.numpy()) if numpy else outputs.unbind(0)
 
 
-def advancing(
+def gate_update(
     gates: Tensor,  # shape: (batch, 4 * hidden)
     *,
     scaled: bool,
     numpy: bool,
-) -> Advance:
-    """What makes a new cell state and a new output from pre-activations.
+) -> GateUpdate:
+    """Make the function that computes a new cell state and output from the pre-activations.
 
     Args:
-        gates: where the pre-activations are before every step, in the order of torch; overwritten by each.
-        scaled: whether the pre-activations have been multiplied with `gate_scale`.
-        numpy: as `uses_numpy` says.
+        gates: holds the pre-activations before every step, in torch's order; every step overwrites them.
+        scaled: whether the pre-activations are multiplied by `gate_scale` already.
+        numpy: result of `uses_numpy`.
 
     Returns:
-        The step; the cell state after it may go where the one before it was.
+        The function; it may write the new cell state over the old one.
     """
-    return _with_numpy(gates.numpy(), scaled) if numpy else _with_torch(gates, scaled)
+    return _numpy_update(gates.numpy(), scaled) if numpy else _torch_update(gates, scaled)
 
 
-def _with_numpy(gates: np.ndarray[Any, Any], scaled: bool) -> Advance:
+def _numpy_update(gates: np.ndarray[Any, Any], scaled: bool) -> GateUpdate:
     hidden = gates.shape[1] // 4
     into, forget, new, out = (gates[:, gate * hidden : (gate + 1) * hidden] for gate in range(4))
     half, shift = np.full_like(gates, 0.5), np.full_like(gates, 0.5)
@@ -107,7 +98,7 @@ def _with_numpy(gates: np.ndarray[Any, Any], scaled: bool) -> Advance:
     spare = np.empty_like(new)
     add, multiply, tanh = np.add, np.multiply, np.tanh
 
-    def advance(before: Native, after: Native, place: Native) -> None:
+    def update(before: Native, after: Native, output: Native) -> None:
         if not scaled:
             multiply(gates, half, gates)
         tanh(gates, gates)
@@ -117,18 +108,18 @@ def _with_numpy(gates: np.ndarray[Any, Any], scaled: bool) -> Advance:
         multiply(into, new, spare)
         add(after, spare, after)
         tanh(after, spare)
-        multiply(out, spare, place)
+        multiply(out, spare, output)
 
-    return advance
+    return update
 
 
-def _with_torch(gates: Tensor, scaled: bool) -> Advance:
+def _torch_update(gates: Tensor, scaled: bool) -> GateUpdate:
     into, forget, new, out = gates.chunk(4, dim=1)
     spare = torch.empty_like(new, memory_format=torch.contiguous_format)
     minus, twice = torch.full_like(spare, -1.0), torch.full_like(spare, 2.0)
     add, addcmul, multiply = torch.add, torch.addcmul, torch.mul
 
-    def advance(before: Native, after: Native, place: Native) -> None:
+    def update(before: Native, after: Native, output: Native) -> None:
         if not scaled:
             new.add_(new)
         gates.sigmoid_()
@@ -138,6 +129,6 @@ def _with_torch(gates: Tensor, scaled: bool) -> Advance:
         add(after, after, out=spare)
         spare.sigmoid_()
         addcmul(minus, spare, twice, out=spare)
-        multiply(out, spare, out=place)
+        multiply(out, spare, out=output)
 
-    return advance
+    return update

@@ -3,46 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from mpocompress.errors import ModelError
-from mpocompress.nn.autograd_state import is_recorded, needs_gradients
-from mpocompress.nn.cache import Preparing
+from mpocompress.mpo.tracing import is_recorded
+from mpocompress.nn.call_checks import needs_gradients
 from mpocompress.nn.cost import TRAINED_PRODUCTS, product_seconds
-from mpocompress.nn.execution import MODELLED, Candidate, Execution, ExecutionChoice, bucket, checked, choose, in_force
+from mpocompress.nn.execution import MODELLED, Candidate, Execution, bucket, checked, choose, in_force
+from mpocompress.nn.layer import MPOLayer
 from mpocompress.nn.operands import Product
 from mpocompress.nn.weight import MPOWeight
 
-Run = Callable[[Tensor], Tensor]
+LinearFunction = Callable[[Tensor], Tensor]
+Variant = Literal["factorised", "materialised"]
 
-FACTORISED, MATERIALISED = "factorised", "materialised"
 CHUNK_ENTRIES = 2**18
-"""Between the two products there are about this many numbers at a time, so that they stay in a cache."""
+"""Intermediate entries between the two products at a time, so that they stay in a cache."""
 SMALLEST_CHUNK = 4
-"""Fewer rows of a batch than these are not worth a product of their own."""
+"""Fewest rows of a batch for which a separate product is worthwhile."""
 REORDERING_S = 1e-5
-"""What moving the middle of the two products takes beside them."""
+"""Seconds of reordering between the two products."""
 TRACED_ROWS = 256
-"""A layer that is exported or compiled is taken to run on this many rows: how many come later is not known."""
+"""Assumed number of rows of a layer that is exported or compiled, because the actual number is not known."""
 
 
-class MPOLinear(Preparing, ExecutionChoice):
-    """A Linear layer with cores in the place of its weight; it answers every call that `torch.nn.Linear` answers.
+class MPOLinear(MPOLayer):
+    """A Linear layer whose weight is stored as cores; it accepts the arguments of `torch.nn.Linear`.
 
     Args:
-        weight: the weight; one that is `transposed` stands for that of a Conv1D.
+        weight: the weight; a `transposed` one is that of a Conv1D.
         bias: shape (out_features,), or None.
-        execution: `factorised` runs with the cores, `materialised` multiplies them out once and runs as a dense layer,
-            `auto` takes what is faster here.
+        execution: `factorised` runs from the cores, `materialised` contracts them once and runs as a dense layer,
+            `auto` runs the faster of both.
 
     Raises:
         ModelError: a bias of another size.
-        ExecutionError: an execution that there is not.
+        ExecutionError: unknown execution mode.
 
     Example:
         >>> import mpocompress
@@ -61,25 +63,25 @@ class MPOLinear(Preparing, ExecutionChoice):
                 where="bias of a Linear layer",
                 found=f"shape {tuple(bias.shape)}",
                 why=f"the weight has {self.out_features} outputs",
-                action="Give one number for every output.",
+                action="Give one entry for every output.",
             )
         self.execution = checked(execution)
         self.weight = weight
         candidates = self._candidates(TRACED_ROWS, trained=False)
-        self._traced_way = min(candidates, key=lambda way: candidates[way].modelled_s)
+        self._traced_variant = min(candidates, key=lambda name: candidates[name].modelled_s)
         self.register_parameter("bias", bias if bias is None or isinstance(bias, nn.Parameter) else nn.Parameter(bias))
 
     @staticmethod
     def replacing(layer: nn.Module, weight: MPOWeight, *, execution: Execution = "auto") -> MPOLinear:
-        """Make the layer that takes the place of a dense one.
+        """Make an MPO layer from a dense one.
 
         Args:
             layer: a Linear or Conv1D layer; it is not changed. Its bias is shared.
-            weight: its weight.
+            weight: the weight.
             execution: as for the class.
 
         Returns:
-            The new layer, in training mode if the other is.
+            The new layer, in training mode if `layer` is.
 
         Raises:
             ModelError: a weight or a bias of another size.
@@ -89,7 +91,7 @@ class MPOLinear(Preparing, ExecutionChoice):
             raise ModelError(
                 where=type(layer).__name__,
                 found=f"a weight of shape {tuple(weight.shape)}",
-                why=f"it takes the place of one of shape {tuple(replaced.shape)}",
+                why=f"it replaces one of shape {tuple(replaced.shape)}",
                 action="Give the weight of this layer.",
             )
         new = MPOLinear(weight, getattr(layer, "bias", None), execution=execution)
@@ -103,78 +105,75 @@ class MPOLinear(Preparing, ExecutionChoice):
         """Multiply with the weight and add the bias.
 
         Args:
-            input: any number of dimensions, one at least.
-
-        Returns:
-            A new tensor.
+            input: at least one dimension.
 
         Raises:
-            RuntimeError: another number of features, in torch's own words.
+            RuntimeError: another number of features; torch's own message.
         """
         if is_recorded():
-            way = self._traced_way if in_force(self.execution) in ("auto", MODELLED) else in_force(self.execution)
-            return self._recorded(input, way)
-        # A small layer takes two microseconds: nothing more than this is looked at when it has run before.
-        store = self.__dict__["_store"]
-        if not torch.is_grad_enabled() and store is not None and store.is_current():
-            ready: Run | None = store.made.get(input.numel())
-            if ready is not None:
-                return ready(input)
+            execution = in_force(self.execution)
+            return self._recorded(input, self._traced_variant if execution in ("auto", MODELLED) else execution)
+        # A small layer takes two microseconds: an input size that has run before needs no other checks.
+        cache = self.__dict__["_cache"]
+        if not torch.is_grad_enabled() and cache is not None and cache.is_current():
+            cached: LinearFunction | None = cache.values.get(input.numel())
+            if cached is not None:
+                return cached(input)
         if needs_gradients(self, input):
             candidates = self._candidates(input.shape[:-1].numel(), trained=True)
             return self._recorded(input, choose(candidates, in_force(self.execution), "recorded"))
-        store = self._current()
-        with torch.autocast(input.device.type, enabled=False):  # what is made here outlives it
-            run = store.made[input.numel()] = self._ready(input.to(self._dtype), store.made)
-        return run(input)
+        cache = self._current_cache()
+        with torch.autocast(input.device.type, enabled=False):  # cached values are used outside of autocast too
+            function = cache.values[input.numel()] = self._function_for(input.to(self._dtype), cache.values)
+        return function(input)
 
     def extra_repr(self) -> str:
-        """Sizes as torch shows them, and how it runs; sites and bonds stand with the weight."""
+        """Return sizes as torch does, and the execution mode; sites and bonds are shown with the weight."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"execution={self.execution}"
         )
 
-    def _recorded(self, x: Tensor, way: str) -> Tensor:
-        """Run differentiably, in plain calls of torch."""
-        if way == MATERIALISED:
+    def _recorded(self, x: Tensor, variant: str) -> Tensor:
+        """Run in plain calls of torch; differentiable."""
+        if variant == "materialised":
             return F.linear(x, self.weight.to_matrix(), self.bias)
-        return self.weight.multiplied(x, self.bias)
+        return self.weight.linear(x, self.bias)
 
-    def _ready(self, x: Tensor, made: dict[Hashable, Any]) -> Run:
-        """What runs inputs of this size without gradients."""
+    def _function_for(self, x: Tensor, cache: dict[Hashable, Any]) -> LinearFunction:
+        """Return the function that runs inputs of this size without gradients."""
         rows = x.shape[:-1].numel()
-        makers = {FACTORISED: self._factorised, MATERIALISED: self._materialised}
-        runs: dict[str, Run] = {}
+        makers = {"factorised": self._factorised, "materialised": self._materialised}
+        functions: dict[Variant, LinearFunction] = {}
 
-        def run(name: str) -> Tensor:
-            if name not in runs:
-                runs[name] = makers[name](made, rows)
-            return runs[name](x)
+        def run(name: Variant) -> Tensor:
+            if name not in functions:
+                functions[name] = makers[name](cache)
+            return functions[name](x)
 
         candidates = {
-            name: Candidate(mode=one.mode, modelled_s=one.modelled_s, run=partial(run, name))
-            for name, one in self._candidates(rows, trained=False).items()
+            name: replace(candidate, run=partial(run, name))
+            for name, candidate in self._candidates(rows, trained=False).items()
         }
-        kept = set(made)
+        before = set(cache)
         key = ("linear", bucket(rows), self.weight.sites, self.weight.bonds, x.dtype, x.device.type)
-        name = choose(candidates, in_force(self.execution), key)
-        for other in {FACTORISED, MATERIALISED} - kept - {name}:
-            made.pop(other, None)  # made to be measured only
-        return runs.get(name) or makers[name](made, rows)
+        chosen = choose(candidates, in_force(self.execution), key)
+        for other in makers.keys() - before - {chosen}:
+            cache.pop(other, None)  # made only to be measured
+        return functions.get(chosen) or makers[chosen](cache)
 
-    def _materialised(self, made: dict[Hashable, Any], rows: int) -> Run:
-        """A dense layer."""
-        if MATERIALISED not in made:
-            made[MATERIALISED] = self.weight.to_matrix()
-        weight, bias, linear = made[MATERIALISED], self.bias, F.linear
+    def _materialised(self, cache: dict[Hashable, Any]) -> LinearFunction:
+        """Make the function of a dense layer."""
+        if "materialised" not in cache:
+            cache["materialised"] = self.weight.to_matrix()
+        weight, bias, linear = cache["materialised"], self.bias, F.linear
         return lambda x: linear(x, weight, bias)
 
-    def _factorised(self, made: dict[Hashable, Any], rows: int) -> Run:
-        """Two products, and between them no more numbers than stay in a cache."""
-        if FACTORISED not in made:
-            made[FACTORISED] = self.weight.product(self.weight.dtype)
-        product: Product = made[FACTORISED]
+    def _factorised(self, cache: dict[Hashable, Any]) -> LinearFunction:
+        """Make the function of two products, on chunks of rows whose intermediate result stays in a cache."""
+        if "factorised" not in cache:
+            cache["factorised"] = self.weight.product(self.weight.dtype)
+        product: Product = cache["factorised"]
         layout, (first, second) = self.weight.layout, product.operands
         bias, columns, outputs = self.bias, self.in_features, self.out_features
         if layout.is_low_rank:
@@ -184,7 +183,7 @@ class MPOLinear(Preparing, ExecutionChoice):
 
         def run(x: Tensor) -> Tensor:
             if not x.dim() or x.shape[-1] != columns:
-                return F.linear(x, first.new_empty(outputs, columns))  # which says what is wrong
+                return F.linear(x, first.new_empty(outputs, columns))  # raises torch's error
             flat = x.reshape(-1, columns)
             y = product(flat[:chunk])
             if len(flat) > chunk:
@@ -198,16 +197,17 @@ class MPOLinear(Preparing, ExecutionChoice):
 
         return run
 
-    def _candidates(self, rows: int, *, trained: bool) -> dict[str, Candidate]:
+    def _candidates(self, rows: int, *, trained: bool) -> dict[Variant, Candidate]:
         layout = self.weight.layout
         dense, itemsize = self.in_features * self.out_features, self.weight.dtype.itemsize
-        cores = product_seconds(rows, layout.multiplications, layout.operand_entries, itemsize)
-        cores += 0.0 if layout.is_low_rank else REORDERING_S
-        whole = product_seconds(rows, dense, dense, itemsize)
-        if trained:  # multiplied out at every call
-            whole = TRAINED_PRODUCTS * (whole + product_seconds(layout.bond, dense, dense, itemsize))
-            cores = TRAINED_PRODUCTS * cores
+        factorised_s = product_seconds(rows, layout.multiplications, layout.operand_entries, itemsize)
+        factorised_s += 0.0 if layout.is_low_rank else REORDERING_S
+        materialised_s = product_seconds(rows, dense, dense, itemsize)
+        if trained:  # the cores are contracted at every call
+            contraction_s = product_seconds(layout.bond, dense, dense, itemsize)
+            materialised_s = TRAINED_PRODUCTS * (materialised_s + contraction_s)
+            factorised_s = TRAINED_PRODUCTS * factorised_s
         return {
-            FACTORISED: Candidate(mode=FACTORISED, modelled_s=cores),
-            MATERIALISED: Candidate(mode=MATERIALISED, modelled_s=whole),
+            "factorised": Candidate(mode="factorised", modelled_s=factorised_s),
+            "materialised": Candidate(mode="materialised", modelled_s=materialised_s),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,39 +10,40 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from mpocompress.nn.autograd_state import check_dtypes, is_recorded, needs_gradients
-from mpocompress.nn.cache import Preparing
-from mpocompress.nn.direction import DirectionWeights, Weight, kept_of, weights_of
-from mpocompress.nn.execution import Execution, ExecutionChoice, checked, in_force
-from mpocompress.nn.level import FUSED, LevelRun
+from mpocompress.mpo.tracing import is_recorded
+from mpocompress.nn.call_checks import check_dtypes, needs_gradients
+from mpocompress.nn.direction import DirectionWeights, LayerWeight, replace_weights, weights_of
+from mpocompress.nn.execution import Execution, checked, in_force
+from mpocompress.nn.layer import MPOLayer
+from mpocompress.nn.level import LevelRun, Variant
 from mpocompress.nn.packed import Rows, State
-from mpocompress.nn.replay import FusedAgain, StepAgain, sizes_of
+from mpocompress.nn.replay import FusedReplay, StepReplay, replay_key
 from mpocompress.nn.weight import MPOWeight
 
 States = tuple[Tensor, Tensor]
+"""Outputs and cell states of all levels and directions, each of shape (levels * directions, batch, size)."""
 Output = tuple[Tensor | PackedSequence, States]
-Run = Callable[["MPOLSTM", Tensor | PackedSequence, States | None], Output]
 
 
-class MPOLSTM(Preparing, ExecutionChoice):
-    """An LSTM with cores in the place of weights; it answers every call that `torch.nn.LSTM` answers.
+class MPOLSTM(MPOLayer):
+    """An LSTM whose weights are stored as cores; it accepts the arguments of `torch.nn.LSTM`.
 
     Args:
         input_size: features of an input.
         hidden_size: size of the cell state.
-        num_layers: how many levels are stacked.
-        weights: name -> weight or bias, under the names of `torch.nn.LSTM`; `weight_joint_l0` in the place of
-            `weight_ih_l0` and `weight_hh_l0` for a joint matrix. At least one weight is stored as cores.
-        batch_first: whether inputs and outputs are (batch, time, features).
+        num_layers: number of stacked levels.
+        weights: name -> weight or bias, with the names of `torch.nn.LSTM`; `weight_joint_l0` is the joint matrix that
+            replaces `weight_ih_l0` and `weight_hh_l0`. At least one weight is stored as cores.
+        batch_first: whether inputs and outputs have shape (batch, time, features).
         dropout: probability of dropout between the levels, in training.
         bidirectional: whether every level has a second direction.
-        proj_size: size of the outputs where they are projected, or 0.
-        execution: `factorised` runs with the cores, `materialised` multiplies them out once and runs as torch does,
-            `auto` takes what is faster here.
+        proj_size: size of the projected outputs, or 0 without a projection.
+        execution: `factorised` runs from the cores, `materialised` contracts them once and runs as torch does, `auto`
+            runs the faster of both.
 
     Raises:
-        ModelError: a weight is missing, there twice, or of another shape.
-        ExecutionError: an execution that there is not.
+        ModelError: a weight is missing, given twice, or of another shape.
+        ExecutionError: unknown execution mode.
 
     Source:
         Gao, Sun, Gao, Li, Lu 2020, "Compressing LSTM Networks by Matrix Product Operators", arXiv 2012.11943.
@@ -63,7 +64,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        weights: Mapping[str, Weight],
+        weights: Mapping[str, LayerWeight],
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
@@ -77,19 +78,19 @@ class MPOLSTM(Preparing, ExecutionChoice):
         for name, weight in weights.items():
             setattr(self, name, weight if isinstance(weight, MPOWeight | nn.Parameter) else nn.Parameter(weight))
         self.bias = "bias_ih_l0" in weights
-        self._levels()  # what does not fit is refused here
+        self._levels()  # raises an error if weights do not match
 
     @staticmethod
     def replacing(layer: nn.LSTM, weights: Mapping[str, MPOWeight], *, execution: Execution = "auto") -> MPOLSTM:
-        """Make the LSTM that takes the place of a dense one.
+        """Make an MPO LSTM from a dense one.
 
         Args:
-            layer: the dense one; it is not changed. What stays dense is shared with it.
-            weights: name -> weight, as for the class.
+            layer: the dense LSTM; it is not changed. Weights that stay dense are shared with it.
+            weights: name -> MPO weight, as for the class.
             execution: as for the class.
 
         Returns:
-            The new layer, in training mode if the other is.
+            The new layer, in training mode if `layer` is.
 
         Raises:
             ModelError: a weight of a name or shape that the layer does not have.
@@ -98,7 +99,7 @@ class MPOLSTM(Preparing, ExecutionChoice):
             layer.input_size,
             layer.hidden_size,
             layer.num_layers,
-            weights=kept_of(layer, weights),
+            weights=replace_weights(layer, weights),
             batch_first=layer.batch_first,
             dropout=layer.dropout,
             bidirectional=layer.bidirectional,
@@ -116,38 +117,38 @@ class MPOLSTM(Preparing, ExecutionChoice):
         """Run over sequences.
 
         Args:
-            input: shape (time, batch, input_size); (batch, time, input_size) with `batch_first`; (time, input_size) of
-                one sequence; or packed sequences.
+            input: shape (time, batch, input_size); (batch, time, input_size) with `batch_first`; (time, input_size) for
+                a single sequence; or packed sequences.
             hx: outputs and cell states before the first step, shapes (levels * directions, batch, size), without the
-                batch for one sequence; by default zeros.
+                batch for a single sequence; by default zeros.
 
         Returns:
-            The outputs, laid out as the input, and (h, c) after the last step, as `torch.nn.LSTM` gives them.
+            The outputs, laid out as the input, and (h, c) after the last step, as for `torch.nn.LSTM`.
 
         Raises:
-            RuntimeError: an input or a state of the wrong shape, in torch's own words.
+            RuntimeError: an input or a state of the wrong shape; torch's own message.
             ValueError: an input of the wrong number of dimensions or dtype.
         """
         # The flag, because torch 2.10 compiles `is_exporting()` to True.
         if torch.compiler.is_dynamo_compiling() and not torch.compiler._is_exporting_flag:
-            disable: Any = torch.compiler.disable  # compiled, every step would be written out
-            outside: Run = disable(MPOLSTM._run)
-            return outside(self, input, hx)
-        # A step, or a small layer, takes some tens of microseconds: nothing more is looked at when it has run before.
-        store = self.__dict__["_store"]
-        if store is not None and not torch.is_grad_enabled() and isinstance(input, Tensor):
-            again = store.made.get(sizes_of(input.shape, input.dtype, hx))
-            usable = again is not None and not is_recorded() and store.is_current()
-            if usable and not torch.is_autocast_enabled(input.device.type):
-                result: Output = again(input, hx)
+            disable: Any = torch.compiler.disable  # a compiled loop over steps would be unrolled
+            output: Output = disable(MPOLSTM._run)(self, input, hx)
+            return output
+        # A step, or a small layer, takes some tens of microseconds: a replay needs no other checks.
+        cache = self.__dict__["_cache"]
+        if cache is not None and not torch.is_grad_enabled() and isinstance(input, Tensor):
+            replay = cache.values.get(replay_key(input.shape, input.dtype, hx))
+            is_usable = replay is not None and not is_recorded() and cache.is_current()
+            if is_usable and not torch.is_autocast_enabled(input.device.type):
+                result: Output = replay(input, hx)
                 return result
         return self._run(input, hx)
 
     def flatten_parameters(self) -> None:
-        """Do nothing: there is no dense weight to lay out anew. Code written for `torch.nn.LSTM` calls it."""
+        """Do nothing. Code written for `torch.nn.LSTM` calls this to compact dense weights."""
 
     def extra_repr(self) -> str:
-        """Sizes and options as torch shows them, and how it runs; sites and bonds stand with the weights."""
+        """Return sizes and options as torch does, and the execution mode; the weights show sites and bonds."""
         parts = [str(self.input_size), str(self.hidden_size)]
         parts += [f"proj_size={self.proj_size}"] if self.proj_size else []
         parts += [f"num_layers={self.num_layers}"] if self.num_layers != 1 else []
@@ -157,18 +158,18 @@ class MPOLSTM(Preparing, ExecutionChoice):
         parts += [f"bidirectional={self.bidirectional}"] if self.bidirectional else []
         return ", ".join([*parts, f"execution={self.execution}"])
 
-    def _run(self, given: Tensor | PackedSequence, hx: States | None) -> Output:
-        packed, x = (given, given.data) if isinstance(given, PackedSequence) else (None, given)
-        if not self._fits(x, hx, packed):
-            self._refuse(x, hx, packed)
-        alone = packed is None and x.dim() == 2
-        if alone:
+    def _run(self, input: Tensor | PackedSequence, hx: States | None) -> Output:  # noqa: A002
+        packed, x = (input, input.data) if isinstance(input, PackedSequence) else (None, input)
+        if not self._is_valid(x, hx, packed):
+            self._raise_error(x, hx, packed)
+        is_single = packed is None and x.dim() == 2
+        if is_single:
             x, hx = x.unsqueeze(1), None if hx is None else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         elif self.batch_first and packed is None:
             x = x.transpose(0, 1)
         if packed is None:
             y, (h, c) = self._in_precision(x, hx, Rows(steps=len(x), batch=x.shape[1]))
-            if alone:
+            if is_single:
                 return y.squeeze(1), (h.squeeze(1), c.squeeze(1))
             return (y.transpose(0, 1) if self.batch_first else y), (h, c)
         rows = Rows(steps=len(packed.batch_sizes), batch=int(packed.batch_sizes[0]), sizes=packed.batch_sizes)
@@ -177,9 +178,9 @@ class MPOLSTM(Preparing, ExecutionChoice):
         return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, order), _ordered(states, order)
 
     def _in_precision(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
-        """Run in the dtype that autocast asks for, if it does."""
+        """Run in the dtype of autocast, if it is enabled."""
         device = x.device.type
-        if not torch.is_autocast_enabled(device) or self._dtype == torch.float64:  # which autocast leaves alone
+        if not torch.is_autocast_enabled(device) or self._dtype == torch.float64:  # autocast does not convert it
             return self._through_levels(x, hx, rows)
         dtype = torch.get_autocast_dtype(device)
         hx = None if hx is None else (hx[0].to(dtype), hx[1].to(dtype))
@@ -188,49 +189,49 @@ class MPOLSTM(Preparing, ExecutionChoice):
 
     def _through_levels(self, x: Tensor, hx: States | None, rows: Rows) -> tuple[Tensor, States]:
         levels = self._levels()
-        every = len(levels[0])
+        directions = len(levels[0])
         if hx is None:
             h = x.new_zeros(rows.batch, self.proj_size or self.hidden_size)
             c = x.new_zeros(rows.batch, self.hidden_size) if self.proj_size else h
-            before: list[State] = [(h, c)] * (len(levels) * every)
+            before: list[State] = [(h, c)] * (len(levels) * directions)
         else:
             before = list(zip(hx[0].unbind(0), hx[1].unbind(0), strict=True))
         recorded = is_recorded() or needs_gradients(self, x, *(hx or ()))
-        store = None if recorded else self._current()
+        cache = None if recorded else self._current_cache()
         execution = in_force(self.execution)
         after: list[State] = []
-        runs: list[tuple[LevelRun, str]] = []
+        runs: list[tuple[LevelRun, Variant]] = []
         y = x
-        for place, directions in enumerate(levels):
+        for place, weights in enumerate(levels):
             if place and self.dropout and self.training:
                 y = F.dropout(y, self.dropout)
             level = LevelRun(
-                directions=directions,
+                directions=weights,
                 x=y,
-                states=before[place * every : (place + 1) * every],
+                states=before[place * directions : (place + 1) * directions],
                 rows=rows,
                 training=self.training,
-                made=None if store is None else store.made.setdefault(place, {}),
+                cache=None if cache is None else cache.values.setdefault(place, {}),
             )
-            runs.append((level, level.way(execution)))
-            y, done = level.run(runs[-1][1])
-            after += done
-        if store is not None and rows.sizes is None and x.dtype == self._dtype and not (self.dropout and self.training):
-            again = self._again(runs, given=hx is not None)
+            runs.append((level, level.variant(execution)))
+            y, last = level.run(runs[-1][1])
+            after += last
+        if cache is not None and rows.sizes is None and x.dtype == self._dtype and not (self.dropout and self.training):
+            replay = self._replay(runs, has_states=hx is not None)
             steps, batch, features = x.shape
             shape = (batch, steps, features) if self.batch_first else (steps, batch, features)
-            if again is not None:
-                store.made[sizes_of(shape, x.dtype, hx)] = again
+            if replay is not None:
+                cache.values[replay_key(shape, x.dtype, hx)] = replay
         return y, (torch.stack([h for h, _ in after]), torch.stack([c for _, c in after]))
 
-    def _again(self, runs: Sequence[tuple[LevelRun, str]], *, given: bool) -> StepAgain | FusedAgain | None:
-        """What does the same for inputs of the same sizes, with less around it; None where there is no such thing."""
-        steps = [level.single_steps(way) for level, way in runs]
-        if all(steps) and given:
-            return StepAgain(steps, batch_first=self.batch_first)
-        if not all(way == FUSED for _, way in runs):
+    def _replay(self, runs: Sequence[tuple[LevelRun, Variant]], *, has_states: bool) -> StepReplay | FusedReplay | None:
+        """Make the replay of a run for inputs of the same sizes; None if it cannot be replayed."""
+        steps = [level.single_steps(variant) for level, variant in runs]
+        if all(steps) and has_states:
+            return StepReplay(steps, batch_first=self.batch_first)
+        if not all(variant == "fused" for _, variant in runs):
             return None
-        return FusedAgain(
+        return FusedReplay(
             [dense for level, _ in runs for dense in level.dense_weights()],
             has_biases=self.bias,
             levels=len(runs),
@@ -240,28 +241,28 @@ class MPOLSTM(Preparing, ExecutionChoice):
         )
 
     def _levels(self) -> list[tuple[DirectionWeights, ...]]:
-        """The weights of every level, forward and backward."""
+        """Return the weights of every level, forward and backward."""
         return self._by_parts(self._find_levels)
 
     def _find_levels(self) -> list[tuple[DirectionWeights, ...]]:
         tensors = {**self._parameters, **self._modules}
-        outputs, sides = self.proj_size or self.hidden_size, ("", "_reverse") if self.bidirectional else ("",)
+        outputs, suffixes = self.proj_size or self.hidden_size, ("", "_reverse") if self.bidirectional else ("",)
         return [
             tuple(
                 weights_of(
                     tensors,
-                    f"_l{level}{side}",
-                    input_size=outputs * len(sides) if level else self.input_size,
+                    f"_l{level}{suffix}",
+                    input_size=outputs * len(suffixes) if level else self.input_size,
                     hidden_size=self.hidden_size,
                     output_size=outputs,
                 )
-                for side in sides
+                for suffix in suffixes
             )
             for level in range(self.num_layers)
         ]
 
-    def _fits(self, x: Tensor, hx: States | None, packed: PackedSequence | None) -> bool:
-        """Whether an input and states are what they should be."""
+    def _is_valid(self, x: Tensor, hx: States | None, packed: PackedSequence | None) -> bool:
+        """Return whether shapes and dtypes of an input and of states are valid."""
         dims = x.dim()
         if dims not in ((2, 3) if packed is None else (2,)) or x.shape[-1] != self.input_size or not x.shape[0]:
             return False
@@ -281,8 +282,8 @@ class MPOLSTM(Preparing, ExecutionChoice):
             for state, size in zip(hx, sizes, strict=True)
         )
 
-    def _refuse(self, x: Tensor, hx: States | None, packed: PackedSequence | None) -> None:
-        """Have torch's own LSTM say what is wrong, without running it; it may find nothing."""
+    def _raise_error(self, x: Tensor, hx: States | None, packed: PackedSequence | None) -> None:
+        """Raise the error of torch's own LSTM without running it; torch may accept the arguments."""
         twin = nn.LSTM(
             self.input_size,
             self.hidden_size,
@@ -294,14 +295,12 @@ class MPOLSTM(Preparing, ExecutionChoice):
             device="meta",
             dtype=self._dtype,
         )
-        given = x.to("meta")
+        meta = x.to("meta")
         states = None if hx is None else (hx[0].to("meta"), hx[1].to("meta"))
-        twin(
-            given if packed is None else packed._replace(data=given, sorted_indices=None, unsorted_indices=None), states
-        )
+        twin(meta if packed is None else packed._replace(data=meta, sorted_indices=None, unsorted_indices=None), states)
         check_dtypes((x, *(hx or ())), self._dtype)
 
 
 def _ordered(states: States | None, order: Tensor | None) -> Any:
-    """States with their rows in another order."""
+    """Return states with their rows in another order."""
     return states if states is None or order is None else tuple(state.index_select(1, order) for state in states)

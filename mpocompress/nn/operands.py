@@ -1,4 +1,4 @@
-"""A matrix as what a batch is multiplied with: itself, or the cores of an MPO merged into two operands."""
+"""Operands of the product of a batch with a matrix: the matrix, or the cores of an MPO merged into two operands."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mpocompress.mpo.sites import Sites
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How two operands are laid over the rows and columns of a matrix; whole numbers only.
+class OperandLayout:
+    """How two operands cover the rows and columns of a matrix.
 
-    The column index counts `(col_1, col_2)`, the first digit slowest; the row index `(row_2, row_1)` where it is
-    anti-aligned, `(row_1, row_2)` where it is not.
+    The column index has the digits `(col_1, col_2)`, the first one slowest; the row index has `(row_2, row_1)` if it is
+    anti-aligned, and `(row_1, row_2)` otherwise.
 
     Args:
         rows: (row_1, row_2): row dims of the first and of the second group of sites.
-        cols: (col_1, col_2): the same for columns.
-        bond: the bond between the groups.
-        anti_aligned: the order of the row index.
-        before: columns of zeros that stand before those of an input.
-        behind: the same, behind them.
+        cols: (col_1, col_2): column dims of the same groups.
+        bond: bond between the groups.
+        anti_aligned: order of the row index.
+        before: columns of zeros to insert before those of an input.
+        behind: columns of zeros to append.
 
     Example:
-        >>> Layout(rows=(64, 64), cols=(32, 32), bond=16).multiplications
+        >>> OperandLayout(rows=(64, 64), cols=(32, 32), bond=16).multiplications
         3145728
     """
 
@@ -51,23 +51,23 @@ class Layout:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether the two products follow on each other without a change of order between them."""
+        """Whether the second product takes the result of the first as it is, without reordering."""
         return self.rows[1] == 1 and self.cols[0] == 1
 
     @property
     def in_order(self) -> bool:
-        """Whether the rows of the second product are those of the matrix."""
+        """Whether the second product gives the rows in the order of the matrix."""
         return self.anti_aligned or 1 in self.rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Product:
-    """What a batch of row vectors is multiplied with to give `x @ W.T`.
+    """The operands that a batch of row vectors is multiplied with to give `x @ W.T`.
 
     Args:
-        operands: the transposed matrix, of shape (columns, rows); or the operands of a layout, of shapes
-            (col_2, row_2 * bond) and (col_1 * bond, row_1).
-        layout: None for a matrix.
+        operands: the transposed matrix, of shape (columns, rows); or two operands, of shapes (col_2, row_2 * bond) and
+            (col_1 * bond, row_1).
+        layout: of two operands; None for a matrix.
 
     Example:
         >>> weight = torch.randn(6, 4)
@@ -76,7 +76,7 @@ class Product:
     """
 
     operands: tuple[Tensor, ...]
-    layout: Layout | None = None
+    layout: OperandLayout | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -84,127 +84,104 @@ class Product:
         return self.operands
 
     @property
-    def middle_entries(self) -> int:
-        """Numbers between the two products, for one row of a batch."""
+    def intermediate_entries(self) -> int:
+        """Entries between the two products, for one row of a batch."""
         return 0 if self.layout is None else self.layout.cols[0] * self.layout.rows[1] * self.layout.bond
 
     @property
     def entries(self) -> int:
-        """Entries that are read for a product."""
+        """Entries of all operands."""
         return sum(operand.numel() for operand in self.operands)
 
     def __call__(
         self,
         x: Tensor,  # shape: (batch, columns)
     ) -> Tensor:  # shape: (batch, rows)
-        """Multiply, differentiably.
-
-        Args:
-            x: the batch, in the dtype of the operands.
-
-        Returns:
-            A new tensor.
-        """
+        """Multiply a batch, in the dtype of the operands; differentiable."""
         if self.layout is None:
             return x @ self.operands[0]
-        return finished(middle(x, self.operands[0], self.layout) @ self.operands[1], self.layout)
+        return to_row_order(first_product(x, self.operands[0], self.layout) @ self.operands[1], self.layout)
 
     def scaled(
         self,
         scale: Tensor,  # shape: (rows,)
     ) -> Product | None:
-        """The same with every row of the matrix multiplied by a number.
-
-        Args:
-            scale: the numbers.
-
-        Returns:
-            The product; None where the operands cannot hold them.
-        """
+        """Return the product with every row of the matrix scaled; None if the operands cannot represent it."""
         if self.layout is not None and self.layout.rows[1] != 1:
             return None
         return Product(operands=(*self.operands[:-1], self.operands[-1] * scale), layout=self.layout)
 
 
-def middle(
+def first_product(
     x: Tensor,  # shape: (batch, columns)
     first: Tensor,  # shape: (col_2, row_2 * bond)
-    layout: Layout,
+    layout: OperandLayout,
 ) -> Tensor:  # shape: (batch * row_2, col_1 * bond)
-    """The first product, put into the order of the second.
-
-    Args:
-        x: the batch.
-        first: the first operand.
-        layout: its layout.
-
-    Returns:
-        A tensor, differentiable.
-    """
-    return forth(padded(x, layout).reshape(-1, layout.cols[1]) @ first, layout)
+    """Multiply a batch with the first operand, and reorder the result for the second; differentiable."""
+    return to_second(padded(x, layout).reshape(-1, layout.cols[1]) @ first, layout)
 
 
 def padded(
     x: Tensor,  # shape: (batch, columns)
-    layout: Layout,
+    layout: OperandLayout,
 ) -> Tensor:  # shape: (batch, col_1 * col_2)
-    """A batch with the columns of zeros that a layout has before and behind it; itself where there are none."""
+    """Add the columns of zeros of a layout to a batch; return the batch itself if there are none."""
     if not (layout.before or layout.behind):
         return x
     return torch.nn.functional.pad(x, (layout.before, layout.behind))
 
 
-def forth(
+def to_second(
     inner: Tensor,  # shape: (batch * col_1, row_2 * bond)
-    layout: Layout,
+    layout: OperandLayout,
 ) -> Tensor:  # shape: (batch * row_2, col_1 * bond)
-    """From the order in which the first product comes out to that in which the second goes in."""
+    """Reorder the result of the first product for the second one."""
     (col, row), bond = (layout.cols[0], layout.rows[1]), layout.bond
     if col == 1 or row == 1:
         return inner.reshape(-1, col * bond)
     return inner.reshape(-1, col, row, bond).transpose(1, 2).reshape(-1, col * bond)
 
 
-def back(
+def to_first(
     inner: Tensor,  # shape: (batch * row_2, col_1 * bond)
-    layout: Layout,
+    layout: OperandLayout,
 ) -> Tensor:  # shape: (batch * col_1, row_2 * bond)
-    """The reverse of `forth`."""
+    """Invert `to_second`."""
     (col, row), bond = (layout.cols[0], layout.rows[1]), layout.bond
     if col == 1 or row == 1:
         return inner.reshape(-1, row * bond)
     return inner.reshape(-1, row, col, bond).transpose(1, 2).reshape(-1, row * bond)
 
 
-def finished(
+def to_row_order(
     outer: Tensor,  # shape: (batch * row_2, row_1)
-    layout: Layout,
+    layout: OperandLayout,
 ) -> Tensor:  # shape: (batch, rows)
-    """The second product in the order of the rows."""
+    """Reorder the result of the second product to the rows of the matrix."""
     if layout.in_order:
         return outer.reshape(-1, math.prod(layout.rows))
     return outer.reshape(-1, layout.rows[1], layout.rows[0]).transpose(1, 2).reshape(-1, math.prod(layout.rows))
 
 
-def unfinished(
+def from_row_order(
     outer: Tensor,  # shape: (batch, rows)
-    layout: Layout,
+    layout: OperandLayout,
 ) -> Tensor:  # shape: (batch * row_2, row_1)
-    """The reverse of `finished`."""
+    """Invert `to_row_order`."""
     if layout.in_order:
         return outer.reshape(-1, layout.rows[0])
     return outer.reshape(-1, layout.rows[0], layout.rows[1]).transpose(1, 2).reshape(-1, layout.rows[0])
 
 
-def layout_of(sites: Sites, bonds: tuple[int, ...]) -> tuple[Layout, int]:
-    """The cheapest way to merge the cores of an MPO into two operands.
+def layout_of(sites: Sites, bonds: tuple[int, ...]) -> tuple[OperandLayout, int]:
+    """Find the cut at which merging the cores of an MPO into two operands needs the fewest multiplications.
 
     Args:
-        sites: its site dims.
-        bonds: its bonds.
+        sites: the site dims.
+        bonds: the bonds.
 
     Returns:
-        The layout, and how many sites the first operand has.
+        The layout, and the number of sites of the first operand.
 
     Example:
         >>> layout, cut = layout_of(Sites(row_dims=(8, 1, 1), col_dims=(1, 2, 4), anti_aligned=True), (2, 4))
@@ -212,7 +189,7 @@ def layout_of(sites: Sites, bonds: tuple[int, ...]) -> tuple[Layout, int]:
         ((8, 1), (1, 8), 2, 1)
     """
     layouts = [
-        Layout(
+        OperandLayout(
             rows=(math.prod(sites.row_dims[:cut]), math.prod(sites.row_dims[cut:])),
             cols=(math.prod(sites.col_dims[:cut]), math.prod(sites.col_dims[cut:])),
             bond=bond,
@@ -226,18 +203,15 @@ def layout_of(sites: Sites, bonds: tuple[int, ...]) -> tuple[Layout, int]:
 
 def as_product(
     cores: Sequence[Tensor],  # each of shape: (left_bond, row, col, right_bond)
-    layout: Layout,
+    layout: OperandLayout,
     cut: int,
 ) -> Product:
-    """The two operands of an MPO, differentiable.
+    """Merge the cores of an MPO into two operands; differentiable.
 
     Args:
-        cores: its cores.
-        layout: as `layout_of` gives it.
-        cut: the same.
-
-    Returns:
-        The product.
+        cores: the cores.
+        layout: result of `layout_of`.
+        cut: number of sites of the first operand; result of `layout_of`.
 
     Example:
         >>> sites = Sites(row_dims=(3, 2), col_dims=(2, 3), anti_aligned=True)
@@ -253,7 +227,7 @@ def as_product(
 
 
 def _merged(cores: Sequence[Tensor], anti_aligned: bool) -> Tensor:
-    """Neighbouring cores as one, its row and column digits in the order of the matrix."""
+    """Merge adjacent cores, with row and column digits in the order of the matrix."""
     merged = cores[0]
     for core in cores[1:]:
         left, row, col, _ = merged.shape
@@ -265,14 +239,14 @@ def _merged(cores: Sequence[Tensor], anti_aligned: bool) -> Tensor:
 
 
 def split_columns(product: Product, columns: int) -> tuple[Product, Product]:
-    """A product over columns side by side, as the sum of one over the first of them and one over the others.
+    """Split a product into one over the first columns and one over the others; their sum is the product.
 
     Args:
         product: the product of a joint matrix, such as [W_ih W_hh].
-        columns: how many columns the first has.
+        columns: number of columns of the first part.
 
     Returns:
-        The two products. They share an operand where they can.
+        The two products; they share an operand if possible.
 
     Example:
         >>> joint = Product(operands=(torch.randn(5, 3),))
@@ -282,37 +256,34 @@ def split_columns(product: Product, columns: int) -> tuple[Product, Product]:
     if product.layout is None:
         whole = product.operands[0]
         return Product(operands=(whole[:columns],)), Product(operands=(whole[columns:],))
-    (of_first, of_others), (first, second) = split_layout(product.layout, columns), product.operands
+    (left, right), (first, second) = split_layout(product.layout, columns), product.operands
     if product.layout.cols[0] == 1:
         return (
-            Product(operands=(first[:columns], second), layout=of_first),
-            Product(operands=(first[columns:], second), layout=of_others),
+            Product(operands=(first[:columns], second), layout=left),
+            Product(operands=(first[columns:], second), layout=right),
         )
-    ends, begins = of_first.cols[0] * of_first.bond, len(second) - of_others.cols[0] * of_others.bond
+    end, start = left.cols[0] * left.bond, len(second) - right.cols[0] * right.bond
     return (
-        Product(operands=(first, second[:ends]), layout=of_first),
-        Product(operands=(first, second[begins:]), layout=of_others),
+        Product(operands=(first, second[:end]), layout=left),
+        Product(operands=(first, second[start:]), layout=right),
     )
 
 
-def split_layout(layout: Layout, columns: int) -> tuple[Layout, Layout]:
-    """The layouts of `split_columns`.
+def split_layout(layout: OperandLayout, columns: int) -> tuple[OperandLayout, OperandLayout]:
+    """Return the layouts of the two products of `split_columns`.
 
     Args:
-        layout: of the whole.
-        columns: how many columns the first has.
-
-    Returns:
-        The two layouts.
+        layout: layout of the joint matrix.
+        columns: number of columns of the first part.
 
     Example:
-        >>> [part.cols for part in split_layout(Layout(rows=(4, 2), cols=(3, 4), bond=2), 6)]
+        >>> [part.cols for part in split_layout(OperandLayout(rows=(4, 2), cols=(3, 4), bond=2), 6)]
         [(2, 4), (2, 4)]
     """
     outer, inner = layout.cols
     if outer == 1:
         return _with_cols(layout, 1, columns), _with_cols(layout, 1, inner - columns)
-    # Whole blocks of `inner` columns go to either side; one that has columns of both goes to both, with zeros.
+    # Every part gets whole blocks of `inner` columns; a block with columns of both goes to both, padded with zeros.
     whole, rest = divmod(columns, inner)
     return (
         _with_cols(layout, whole + (rest > 0), inner, behind=-columns % inner),
@@ -320,8 +291,8 @@ def split_layout(layout: Layout, columns: int) -> tuple[Layout, Layout]:
     )
 
 
-def _with_cols(layout: Layout, outer: int, inner: int, *, before: int = 0, behind: int = 0) -> Layout:
-    return Layout(
+def _with_cols(layout: OperandLayout, outer: int, inner: int, *, before: int = 0, behind: int = 0) -> OperandLayout:
+    return OperandLayout(
         rows=layout.rows,
         cols=(outer, inner),
         bond=layout.bond,

@@ -1,4 +1,4 @@
-"""How the rows of a sequence belong to steps, and a run over sequences of different lengths."""
+"""Rows of a batch of sequences by step, and runs over packed sequences of different lengths."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 State = tuple[Tensor, Tensor]
 """Outputs and cell state between two steps, each of shape (batch, size)."""
 RunEven = Callable[[Tensor, State], tuple[Tensor, State]]
-"""Runs over inputs of shape (time, batch, features) from a state: gives the outputs and the last state."""
+"""Runs over inputs of shape (time, batch, features) from a state; returns the outputs and the last state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """How the rows of a sequence belong to steps.
+    """The rows of a batch of sequences, by step.
 
     Args:
-        steps: how many steps there are.
-        batch: rows of the first step; none has more.
-        sizes: rows of every step, falling, of packed sequences; None where all steps have as many.
+        steps: number of steps.
+        batch: rows of the first step; no step has more.
+        sizes: rows of every step of packed sequences, not increasing; None if all steps have `batch` rows.
     """
 
     steps: int
@@ -29,7 +29,7 @@ class Rows:
     sizes: Tensor | None = None
 
     def stretches(self) -> list[tuple[int, int]]:
-        """(steps, rows) of all stretches of steps with as many rows.
+        """Return (steps, rows) of all stretches of steps with the same number of rows.
 
         Example:
             >>> Rows(steps=4, batch=3, sizes=torch.tensor([3, 3, 2, 1])).stretches()
@@ -49,14 +49,14 @@ def run_over(
     *,
     reverse: bool,
 ) -> tuple[Tensor, State]:
-    """Run over all steps; a sequence takes part in its own only.
+    """Run over all steps; every sequence takes part in its own steps only.
 
     Args:
         x: the inputs.
-        state: before the first step.
-        rows: how they belong to steps.
-        run_even: runs over steps with as many rows.
-        reverse: whether the last input comes first.
+        state: the state before the first step.
+        rows: the rows of `x` by step.
+        run_even: runs over steps with the same number of rows.
+        reverse: whether to start with the last input.
 
     Returns:
         The outputs, laid out as `x`, and the state after the last step of every sequence.
@@ -70,24 +70,24 @@ def run_over(
 
 
 def _forward(pieces: list[Tensor], state: State, run_even: RunEven) -> tuple[Tensor, State]:
-    """Fewer and fewer sequences go on; the others are over."""
-    outputs, over = [], []
+    """Run from the first step; sequences end one after another."""
+    outputs, ended = [], []
     for piece in pieces:
         (h, c), count = state, piece.shape[1]
-        over.append((h[count:], c[count:]))
+        ended.append((h[count:], c[count:]))
         y, state = run_even(piece, (h[:count], c[:count]))
         outputs.append(y.flatten(0, 1))
-    last = [state, *reversed(over)]
+    last = [state, *reversed(ended)]
     return torch.cat(outputs), (torch.cat([h for h, _ in last]), torch.cat([c for _, c in last]))
 
 
 def _backward(pieces: list[Tensor], initial: State, run_even: RunEven) -> tuple[Tensor, State]:
-    """The longest sequences begin; the others join them at their own last step."""
+    """Run from the last step of the longest sequences; the others start at their own last step."""
     outputs = []
     h, c = initial[0][:0], initial[1][:0]
     for piece in reversed(pieces):
-        begun, count = len(h), piece.shape[1]
-        state = torch.cat([h, initial[0][begun:count]]), torch.cat([c, initial[1][begun:count]])
+        started, count = len(h), piece.shape[1]
+        state = torch.cat([h, initial[0][started:count]]), torch.cat([c, initial[1][started:count]])
         y, (h, c) = run_even(piece, state)
         outputs.append(y.flatten(0, 1))
     return torch.cat(outputs[::-1]), (h, c)

@@ -1,4 +1,4 @@
-"""What an LSTM did with an input of the same sizes before, to be done again with nothing looked up or checked."""
+"""Replay of a run of an LSTM for an input of the same sizes, without checks or look-ups."""
 
 from __future__ import annotations
 
@@ -7,40 +7,37 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from mpocompress.nn.packed import State
 from mpocompress.nn.single_step import DenseStep, SingleStep
 
-States = tuple[Tensor, Tensor]
-Result = tuple[Tensor, States]
+Result = tuple[Tensor, State]
 
 
-def sizes_of(shape: Sequence[int], dtype: torch.dtype, hx: States | None) -> Hashable:
-    """What a run is found by.
+def replay_key(shape: Sequence[int], dtype: torch.dtype, hx: State | None) -> Hashable:
+    """Return the key of a replay: the sizes and dtypes of a call.
 
     Args:
-        shape: of the input as it was given.
-        dtype: of the input.
-        hx: the states that were given.
-
-    Returns:
-        A key.
+        shape: shape of the input as it was given.
+        dtype: dtype of the input.
+        hx: the given states.
     """
     states = None if hx is None else (hx[0].shape, hx[1].shape, hx[0].dtype, hx[1].dtype)
-    return ("again", tuple(shape), dtype, states)
+    return ("replay", tuple(shape), dtype, states)
 
 
-class StepAgain:
+class StepReplay:
     """One step through all levels.
 
     Args:
         levels: the steps of every level, one for each direction.
-        batch_first: whether the input is (batch, 1, features).
+        batch_first: whether the input has shape (batch, 1, features).
     """
 
     def __init__(self, levels: Sequence[Sequence[SingleStep | DenseStep]], *, batch_first: bool) -> None:
         self._levels = levels
         self._time = 1 if batch_first else 0
 
-    def __call__(self, x: Tensor, hx: States) -> Result:
+    def __call__(self, x: Tensor, hx: State) -> Result:
         """Run the step."""
         x, (h, c) = x.squeeze(self._time), hx
         hs: list[Tensor] = []
@@ -56,16 +53,16 @@ class StepAgain:
         return x.unsqueeze(self._time), (torch.stack(hs), cells)
 
 
-class FusedAgain:
-    """All levels by the kernel of torch, in one call.
+class FusedReplay:
+    """All levels in one call of torch's kernel.
 
     Args:
-        dense: the multiplied-out weights of every direction, as `torch.lstm` wants them.
+        dense: the materialised weights of every direction, in the order of `torch.lstm`.
         has_biases: whether there are biases among them.
-        levels: how many levels there are.
+        levels: number of levels.
         directions: one or two.
-        batch_first: whether the input is (batch, time, features).
-        sizes: of the outputs of one direction, and of the cell state.
+        batch_first: whether the input has shape (batch, time, features).
+        sizes: size of the outputs of one direction, and of the cell state.
     """
 
     def __init__(
@@ -78,11 +75,11 @@ class FusedAgain:
         batch_first: bool,
         sizes: tuple[int, int],
     ) -> None:
-        flat = [tensor for one in dense for tensor in one]
-        self._arguments = (flat, has_biases, levels, 0.0, False, directions == 2, batch_first)
+        weights = [tensor for direction in dense for tensor in direction]
+        self._arguments = (weights, has_biases, levels, 0.0, False, directions == 2, batch_first)
         self._states, self._sizes, self._batch = levels * directions, sizes, 0 if batch_first else 1
 
-    def __call__(self, x: Tensor, hx: States | None) -> Result:
+    def __call__(self, x: Tensor, hx: State | None) -> Result:
         """Run over the sequences."""
         if hx is None:
             outputs, hidden = self._sizes

@@ -1,4 +1,9 @@
-"""The cores of one matrix as parameters of a module, under the names that the file gives them."""
+"""The cores of a matrix as parameters of a module, which acts as the dense weight wherever a tensor is needed.
+
+`torch.nn.utils.parametrize` would compute `layer.weight` from parameters too, but it stores them under
+`parametrizations.weight.original0`, ... and changes the class of the layer. Here the state dict has the names of a
+compressed file, `weight.core.0`, `weight.core.1`, ..., so that it can be loaded from the file and saved to it.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +17,24 @@ from mpocompress.errors import SitesError
 from mpocompress.mpo.contraction import to_matrix
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.sites import Sites
-from mpocompress.nn.autograd_state import is_recorded
-from mpocompress.nn.cache import Placed
-from mpocompress.nn.operands import Layout, Product, as_product, layout_of
+from mpocompress.mpo.tracing import is_recorded
+from mpocompress.nn.cache import TrackedParameters
+from mpocompress.nn.operands import OperandLayout, Product, as_product, layout_of
+from mpocompress.user.pytree import map_leaves
 
 ALIGNMENT_BYTES = 64
 
 
 class MPOWeight(nn.Module):
-    """A weight stored as cores, in the place of the parameter that it was.
+    """A weight stored as cores, which replaces a parameter of a layer.
 
-    Its parameters are named `core.0`, `core.1`, ... as in a compressed file. Where a tensor is wanted, as in
-    `torch.nn.functional.linear(x, weight)` or `2 * weight.T` in somebody's own layer, it stands for its dense matrix.
-    So `weight.half()` is a tensor too, and does not convert the cores; `half()` of a module around it does.
+    Its parameters are named `core.0`, `core.1`, ..., as in a compressed file. If a tensor is needed, as in
+    `torch.nn.functional.linear(x, weight)` or `2 * weight.T` in a user's layer, it acts as its dense matrix. Therefore
+    `weight.half()` returns a tensor and does not convert the cores; `half()` of a module that contains it does.
 
     Args:
-        mpo: the decomposition; its cores become parameters, sharing memory.
-        transposed: whether the parameter it replaces holds (inputs, outputs), as that of a Conv1D does.
+        mpo: the decomposition; its cores become parameters that share memory with it.
+        transposed: whether the replaced parameter has shape (inputs, outputs), as that of a Conv1D does.
         requires_grad: whether the cores are trained.
 
     Example:
@@ -48,13 +54,13 @@ class MPOWeight(nn.Module):
             raise SitesError(
                 where="MPO weight",
                 found=f"cores of {', '.join(sorted({str(core.dtype) for core in mpo.cores}))}",
-                why="parameters are floating point numbers",
+                why="parameters need a floating-point dtype",
                 action="Convert the cores.",
             )
         self.sites = mpo.sites
-        self._laid = (mpo.bonds, *layout_of(mpo.sites, mpo.bonds))
+        self._layout_for = (mpo.bonds, *layout_of(mpo.sites, mpo.bonds))
         self.transposed = transposed
-        self.core = Placed(
+        self.core = TrackedParameters(
             nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
         )
 
@@ -65,27 +71,27 @@ class MPOWeight(nn.Module):
 
     @property
     def bonds(self) -> tuple[int, ...]:
-        """The bond of every cut between two sites."""
+        """The bonds between neighbouring sites."""
         return tuple(core.shape[-1] for core in self.cores[:-1])
 
     @property
-    def layout(self) -> Layout:
-        """How the cores are merged into two operands."""
+    def layout(self) -> OperandLayout:
+        """The layout of the two operands into which the cores are merged."""
         return self._layout()[0]
 
-    def _layout(self) -> tuple[Layout, int]:
-        """The layout, and how many sites the first operand has; found anew where the bonds have changed."""
-        bonds, layout, cut = self._laid
+    def _layout(self) -> tuple[OperandLayout, int]:
+        """Return the layout and the number of sites of the first operand, for the current bonds."""
+        bonds, layout, cut = self._layout_for
         return (layout, cut) if bonds == self.bonds else layout_of(self.sites, self.bonds)
 
     @property
     def parameter_count(self) -> int:
-        """Number of entries of all cores."""
+        """Entries of all cores."""
         return sum(core.numel() for core in self.cores)
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the parameter it replaces."""
+        """Shape of the replaced parameter."""
         rows, cols = self.sites.shape
         return torch.Size((cols, rows) if self.transposed else (rows, cols))
 
@@ -96,74 +102,71 @@ class MPOWeight(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the cores are."""
+        """Device of the cores."""
         return self.cores[0].device
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a core is trained."""
+        """Whether any core is trained."""
         return any(core.requires_grad for core in self.cores)
 
     def mpo(self) -> MPO:
-        """The decomposition as a value, sharing the cores."""
+        """Return the decomposition; it shares the cores."""
         return MPO(cores=self.cores, sites=self.sites)
 
     def to_matrix(self) -> Tensor:
-        """The dense matrix, outputs first: a new tensor of shape (rows, columns), differentiable."""
+        """Return the dense matrix, of shape (outputs, inputs): a new tensor, differentiable."""
         matrix = to_matrix(self.cores, self.sites)
         if not is_recorded() and not matrix.requires_grad and matrix.data_ptr() % ALIGNMENT_BYTES:
-            return matrix.clone()  # products take up to half as long again from memory that is not aligned
+            return matrix.clone()  # products with memory that is not aligned take up to half as long again
         return matrix
 
     def product(self, dtype: torch.dtype) -> Product:
-        """The operands that a batch is multiplied with, differentiable.
+        """Return the operands in a dtype; differentiable.
 
         Args:
-            dtype: their dtype.
-
-        Returns:
-            The product.
+            dtype: dtype of the operands.
         """
-        recorded = torch.is_grad_enabled()  # otherwise a view would keep hold of a parameter
-        cores = [(core if recorded else core.detach()).to(dtype) for core in self.cores]
+        # Without gradients, a view would keep a reference to a parameter.
+        cores = [(core if torch.is_grad_enabled() else core.detach()).to(dtype) for core in self.cores]
         return as_product(cores, *self._layout())
 
-    def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """A batch multiplied with the matrix, by its cores, differentiably.
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply a batch by the matrix, from the cores; differentiable.
 
         Args:
-            x: shape (..., columns).
-            bias: shape (rows,), or None.
+            x: shape (..., inputs).
+            bias: shape (outputs,), or None.
 
         Returns:
-            Shape (..., rows).
+            Shape (..., outputs).
 
         Raises:
-            RuntimeError: another number of columns, in torch's own words.
+            RuntimeError: another number of inputs; torch's own message.
         """
         rows, cols = self.sites.shape
         if not x.dim() or x.shape[-1] != cols:
-            return torch.nn.functional.linear(x, self.to_matrix(), bias)  # which says what is wrong
+            return torch.nn.functional.linear(x, self.to_matrix(), bias)  # raises torch's error
         y = self.product(self.dtype)(x.reshape(-1, cols)).reshape(*x.shape[:-1], rows)
-        return y if bias is None else y + bias.to(y.dtype)  # autocast may have narrowed the product
+        return y if bias is None else y + bias.to(y.dtype)  # autocast may have given the product another dtype
 
     def dense(self) -> Tensor:
-        """The dense weight as the parameter it replaces held it: a new tensor of shape `shape`, differentiable."""
+        """Return the dense weight in the shape of the replaced parameter: a new tensor, differentiable."""
         matrix = self.to_matrix()
         return matrix.T if self.transposed else matrix
 
     def forward(self) -> Tensor:
-        """The dense weight, see `dense`."""
+        """Return the dense weight; see `dense`."""
         return self.dense()
 
     def __repr__(self) -> str:
-        """Sites and bonds, on one line."""
+        """Show sites and bonds on one line."""
         rows, cols = tuple(self.sites.row_dims), tuple(self.sites.col_dims)
-        more = ", transposed=True" if self.transposed else ""
-        return f"MPOWeight(sites={rows}x{cols}, bonds={self.bonds}{more})"
+        transposed = ", transposed=True" if self.transposed else ""
+        return f"MPOWeight(sites={rows}x{cols}, bonds={self.bonds}{transposed})"
 
     def __getattr__(self, name: str) -> Any:
-        """What a module has; otherwise what the dense weight has."""
+        """Return an attribute of the module, or else of the dense weight."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -179,28 +182,22 @@ class MPOWeight(nn.Module):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Stand for the dense weight in a function of torch; in `linear`, multiply with the cores."""
+        """Call a function of torch with the dense weight; in `linear`, multiply from the cores."""
         if func is torch.nn.functional.linear:
             bound = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs or {})
             x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
             if isinstance(weight, MPOWeight) and not weight.transposed and not isinstance(x, MPOWeight):
-                return weight.multiplied(x, _dense(bias))
+                return weight.linear(x, _dense(bias))
         return func(*_dense(args), **_dense(kwargs or {}))
 
 
 def _dense(value: Any) -> Any:
-    """A nest of arguments with every MPO weight replaced by its dense weight."""
-    if isinstance(value, MPOWeight):
-        return value.dense()
-    if isinstance(value, tuple | list):
-        return type(value)(*map(_dense, value)) if hasattr(value, "_fields") else type(value)(map(_dense, value))
-    if isinstance(value, Mapping):
-        return {key: _dense(one) for key, one in value.items()}
-    return value
+    """Replace every MPO weight in a tree of arguments by its dense weight."""
+    return map_leaves(lambda leaf: leaf.dense() if isinstance(leaf, MPOWeight) else leaf, value)
 
 
-def _of_tensors(name: str) -> Callable[..., Any]:
-    """A method that the dense weight answers."""
+def _tensor_method(name: str) -> Callable[..., Any]:
+    """Make a method that calls that of the dense weight."""
 
     def method(self: MPOWeight, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.dense(), name)(*_dense(args), **_dense(kwargs))
@@ -213,6 +210,6 @@ _CONVERSIONS = ("to", "type", "float", "double", "half", "bfloat16", "cpu", "cud
 for _name in (
     *(f"__{side}{name}__" for name in _OPERATORS for side in ("", "r")),
     *("__neg__", "__getitem__"),
-    *_CONVERSIONS,  # of a module, they would convert the cores in the middle of somebody's forward
+    *_CONVERSIONS,  # those of a module would convert the cores during a forward pass
 ):
-    setattr(MPOWeight, _name, _of_tensors(_name))
+    setattr(MPOWeight, _name, _tensor_method(_name))

@@ -1,4 +1,4 @@
-"""The user's own code, named `file.py:name` or `package.module:name`: imported and run only when asked for."""
+"""Import and run the user's code, named as `file.py:name` or `package.module:name`."""
 
 from __future__ import annotations
 
@@ -18,102 +18,106 @@ from typing import Any
 import torch
 from torch import nn
 
-from mpocompress.errors import CalibrationError, InputsError, ModelError, MPOCompressError, TuningError
+from mpocompress.errors import CalibrationError, FinetuneError, InputsError, ModelError, MPOCompressError
 from mpocompress.text import listed, shown
 from mpocompress.user.randomness import Randomness
 
-_NOT_THEIRS = (f"{Path(__file__).parents[1]}{os.sep}", "importlib", "<string>", str(Path(torch.__file__).parent))
-_MOST_SHOWN = 3
+_LIBRARY_PATHS = (f"{Path(__file__).parents[1]}{os.sep}", "importlib", "<string>", str(Path(torch.__file__).parent))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Role:
-    """What a piece of the user's code is for, in the words of its errors.
+    """The purpose of a piece of user code, as text for its errors.
 
     Args:
-        error: what is raised.
-        named: how it is named.
-        missing: why it cannot go on without it.
-        failed: why it cannot go on when it raises.
-        action: what to do then.
+        error: class of the errors.
+        named: what the name refers to.
+        missing: why the name is needed.
+        failed: what failed if the code raises an error.
+        alternative: what to name instead.
     """
 
     error: type[MPOCompressError]
     named: str
     missing: str
     failed: str
-    action: str
+    alternative: str
+
+    @property
+    def action(self) -> str:
+        """What to do if the code fails."""
+        return f"Fix the error above, or name {self.alternative}."
 
 
 _MODEL = _Role(
     error=ModelError,
-    named="a model is named by where it is and what it is called there",
-    missing="there is nothing to build the model with",
-    failed="the model could not be made",
-    action="Mend that, or name a function that takes no arguments.",
+    named="a model, its class or a function",
+    missing="a model is needed",
+    failed="the model could not be built",
+    alternative="a function without arguments",
 )
 _INPUTS = _Role(
     error=InputsError,
-    named="what makes the inputs is named by where it is and what it is called there",
-    missing="there is nothing to make the inputs with",
+    named="a function",
+    missing="a function that makes the inputs is needed",
     failed="the inputs could not be made",
-    action="Mend that, or name a function that takes a batch size and a length.",
+    alternative="a function of a batch size and a length",
 )
 _BATCHES = _Role(
     error=CalibrationError,
-    named="calibration batches are named by where they are and what they are called there",
-    missing="there is nothing to calibrate with",
+    named="an iterable of batches, or of a function that returns one",
+    missing="calibration batches are needed",
     failed="the batches could not be made",
-    action="Mend that, or name an iterable of what the model is called with, or a function that gives one.",
+    alternative="an iterable of model inputs, or a function that returns one",
 )
 _DATA = _Role(
-    error=TuningError,
-    named="training data are named by where they are and what they are called there",
-    missing="there is nothing to train on",
+    error=FinetuneError,
+    named="an iterable of batches, or of a function that returns one",
+    missing="training data are needed",
     failed="the batches could not be made",
-    action="Mend that, or name a function that gives an iterable of inputs, or of pairs of inputs and a target.",
+    alternative="a function that returns an iterable of model inputs, or of pairs of inputs and a target",
 )
 _SCORE = _Role(
-    error=TuningError,
-    named="a score is named by where it is and what it is called there",
-    missing="there is nothing to judge the model with",
+    error=FinetuneError,
+    named="a function",
+    missing="a function that evaluates the model is needed",
     failed="the score could not be computed",
-    action="Mend that, or name a function that takes the model and returns a number, larger being better.",
+    alternative="a function of the model that returns a number, higher being better",
 )
 _LOSS = _Role(
     error=CalibrationError,
-    named="a loss is named by where it is and what it is called there",
-    missing="there is nothing to compute the loss with",
+    named="a function",
+    missing="a loss function is needed",
     failed="the loss could not be computed",
-    action="Mend that, or name a function of the model's output and a target.",
+    alternative="a function of the model's output and a target",
 )
 
 
 def model_builder(spec: str) -> Callable[[], nn.Module]:
-    """Import what makes a model, to be called as often as one is wanted.
+    """Import the user's model and return a function that builds a new one at every call.
 
     Args:
-        spec: `file.py:name` or `package.module:name` of a model, its class or a function.
+        spec: `file.py:name` or `package.module:name` of a model, its class or a function without arguments.
 
     Returns:
-        A function that gives a new model at every call, with the same random numbers at each.
+        The function; every call draws the same random numbers.
 
     Raises:
-        ModelError: it cannot be imported. The function raises it where the model cannot be made, or is no model.
+        ModelError: it cannot be imported. The function raises it if the model cannot be built, or is not a model.
     """
-    thing = _named(spec, _MODEL, "a model, its class or a function")
+    named = _import_name(spec, _MODEL)
 
     def build() -> nn.Module:
-        if isinstance(thing, nn.Module):
-            return copy.deepcopy(thing)
-        with _quietly():
-            model = _run(spec, thing, _MODEL) if callable(thing) else thing
+        if isinstance(named, nn.Module):
+            return copy.deepcopy(named)
+        with _isolated():
+            model = _run(spec, named, _MODEL) if callable(named) else named
         if not isinstance(model, nn.Module):
             raise ModelError(
                 where=shown(spec),
                 found=f"a {type(model).__name__}",
-                why="a model is a torch.nn.Module, or what gives one when it is called without arguments",
-                action="Write a function that returns the model, and name that.",
+                why="a model is a torch.nn.Module, or a class or function without arguments that builds one",
+                action="Write a function that returns the model, and name that function.",
             )
         return model
 
@@ -121,184 +125,174 @@ def model_builder(spec: str) -> Callable[[], nn.Module]:
 
 
 def inputs_function(spec: str) -> Callable[[int, int], object]:
-    """Import the function that makes inputs for a model.
+    """Import the user's function that makes inputs for a model.
 
     Args:
         spec: `file.py:name` or `package.module:name` of a function of a batch size and a length.
 
     Returns:
-        The function.
+        The function; it raises InputsError for any error of the user's code.
 
     Raises:
-        InputsError: it cannot be imported, or is no function. The function raises it for whatever the user's raises.
+        InputsError: it cannot be imported, or is not a function.
     """
-    thing = _named(spec, _INPUTS, "a function")
-    if not callable(thing):
+    named = _import_name(spec, _INPUTS)
+    if not callable(named):
         raise InputsError(
             where=shown(spec),
-            found=f"a {type(thing).__name__}",
+            found=f"a {type(named).__name__}",
             why="inputs of several sizes are needed",
-            action="Name a function that takes a batch size and a length.",
+            action=f"Name {_INPUTS.alternative}.",
         )
 
     def make(batch: int, length: int) -> object:
-        with _quietly():
-            return _run(spec, lambda: thing(batch, length), _INPUTS)
+        with _isolated():
+            return _run(spec, lambda: named(batch, length), _INPUTS)
 
     return make
 
 
-def batches_from(spec: str) -> Iterable[object]:
-    """Import the user's batches.
+def calibration_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
+    """Import the user's calibration batches; as `data_passes`, but with CalibrationError.
 
     Args:
-        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that gives one.
-
-    Returns:
-        The batches; iterating raises CalibrationError for whatever the user's code raises.
-
-    Raises:
-        CalibrationError: they cannot be imported or made, or cannot be iterated.
+        spec: `file.py:name` or `package.module:name` of an iterable, or of a function that returns one.
     """
-    return _passes(spec, _BATCHES)(None)
+    return _passes(spec, _BATCHES)
 
 
 def data_passes(spec: str) -> Callable[[int | None], Iterator[object]]:
-    """Import the user's training data, to be gone through as often as is wanted.
+    """Import the user's training data.
 
     Args:
-        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that gives one.
+        spec: `file.py:name` or `package.module:name` of an iterable, or of a function without arguments that returns
+            one.
 
     Returns:
-        A function of a seed that goes through the data anew, from what it draws on; a function of the user's is called
-        again for it. Iterating raises TuningError for whatever the user's code raises.
+        A function of a seed that starts a new pass over the data, which draws random numbers from that seed; a function
+        of the user is called again for every pass. Iterating raises FinetuneError for any error of the user's code.
 
     Raises:
-        TuningError: they cannot be imported; the function raises it where they cannot be made or iterated.
+        FinetuneError: they cannot be imported. The function raises it if they cannot be made, or are not iterable.
     """
     return _passes(spec, _DATA)
 
 
 def loss_function(spec: str, error: type[MPOCompressError] = CalibrationError) -> Callable[..., Any]:
-    """Import a loss function.
+    """Import the user's loss function.
 
     Args:
         spec: `file.py:name` or `package.module:name` of a function of the model's output and a target.
-        error: what is raised.
-
-    Returns:
-        The function.
+        error: class of the error to raise.
 
     Raises:
-        MPOCompressError: of that kind; it cannot be imported, or is no function.
+        MPOCompressError: of that class; the function cannot be imported, or is not a function.
     """
     role = replace(_LOSS, error=error)
-    thing = _named(spec, role, "a function")
-    if not callable(thing):
-        raise error(where=shown(spec), found=f"a {type(thing).__name__}", why="a loss is computed", action=role.action)
-    return thing
+    named = _import_name(spec, role)
+    if not callable(named):
+        raise error(where=shown(spec), found=f"a {type(named).__name__}", why=role.missing, action=role.action)
+    return named
 
 
 def score_function(spec: str) -> Callable[[nn.Module], object]:
-    """Import a function that judges a model.
+    """Import the user's function that evaluates a model.
 
     Args:
         spec: `file.py:name` or `package.module:name` of a function of the model that returns a number.
 
     Returns:
-        The function; it raises TuningError for whatever the user's raises.
+        The function; it raises FinetuneError for any error of the user's code.
 
     Raises:
-        TuningError: it cannot be imported, or is no function.
+        FinetuneError: it cannot be imported, or is not a function.
     """
-    thing = _named(spec, _SCORE, "a function")
-    if not callable(thing):
-        raise TuningError(
-            where=shown(spec), found=f"a {type(thing).__name__}", why=_SCORE.missing, action=_SCORE.action
+    named = _import_name(spec, _SCORE)
+    if not callable(named):
+        raise FinetuneError(
+            where=shown(spec), found=f"a {type(named).__name__}", why=_SCORE.missing, action=_SCORE.action
         )
 
     def score(model: nn.Module) -> object:
-        with _quietly():
-            return _run(spec, lambda: thing(model), _SCORE)
+        with _isolated():
+            return _run(spec, lambda: named(model), _SCORE)
 
     return score
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the type and text of an error of the user's code, after the file and line that raised it.
+
+    Args:
+        error: the error, as caught.
+    """
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    users = (frame for frame in frames if not any(part in frame.filename for part in _LIBRARY_PATHS))
+    line = next((f"{Path(frame.filename).name}, line {frame.lineno}: " for frame in users), "")
+    return shown(f"{line}{type(error).__name__}: {error}")
+
+
 def _passes(spec: str, role: _Role) -> Callable[[int | None], Iterator[object]]:
-    thing = _named(spec, role, "an iterable of batches, or of a function that gives one")
+    named = _import_name(spec, role)
 
     def one_pass(seed: int | None) -> Iterator[object]:
-        draws = Randomness(seed)
-        with _quietly(draws):
-            is_function = callable(thing) and not isinstance(thing, Iterable)
-            found = _run(spec, thing, role) if callable(thing) and is_function else thing
-        if isinstance(found, torch.Tensor | Mapping) or not isinstance(found, Iterable):
+        randomness = Randomness(seed)
+        is_function = callable(named) and not isinstance(named, Iterable)
+        with _isolated(randomness):
+            batches = _run(spec, named, role) if callable(named) and is_function else named
+        if isinstance(batches, torch.Tensor | Mapping) or not isinstance(batches, Iterable):
             raise role.error(
                 where=shown(spec),
-                found=f"a {type(found).__name__}",
-                why="batches are taken from it one after another",
+                found=f"a {type(batches).__name__}",
+                why="an iterable of batches is needed",
                 action=role.action,
             )
-        return _iterated(spec, found, role, draws)
+        return _iterate(spec, batches, role, randomness)
 
     return one_pass
 
 
-def _iterated(spec: str, batches: Iterable[object], role: _Role, draws: Randomness) -> Iterator[object]:
-    with _quietly(draws):
+def _iterate(spec: str, batches: Iterable[object], role: _Role, randomness: Randomness) -> Iterator[object]:
+    with _isolated(randomness):
         iterator = _run(spec, lambda: iter(batches), role)
     end = object()
     while True:
-        with _quietly(draws):
+        with _isolated(randomness):
             batch = _run(spec, lambda: next(iterator, end), role)  # type: ignore[call-overload]
         if batch is end:
             return
         yield batch
 
 
-def told_with_its_line(error: BaseException) -> str:
-    """What an error in the user's code says, behind the file and line where it was raised.
-
-    Args:
-        error: the error, as caught.
-
-    Returns:
-        Text for one line of a message.
-    """
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    theirs = (one for one in frames if not any(part in one.filename for part in _NOT_THEIRS))
-    line = next((f"{Path(one.filename).name}, line {one.lineno}: " for one in theirs), "")
-    return shown(f"{line}{type(error).__name__}: {error}")
-
-
-def _named(spec: str, role: _Role, wanted: str) -> object:
-    """Import the file or module and take the name from it."""
+def _import_name(spec: str, role: _Role) -> object:
+    """Import the file or module of a spec, and return the object that it names."""
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name:
         raise role.error(
             where=shown(spec),
             found="no name after a colon" if not colon or place else "no file or module before the colon",
-            why=role.named,
-            action=f"Write file.py:name or package.module:name; the name is that of {wanted}.",
+            why=role.missing,
+            action=f"Write file.py:name or package.module:name, with the name of {role.named}.",
         )
-    with _quietly():
-        found = _run(spec, lambda: _imported(place), role)
-    if not hasattr(found, name):
+    with _isolated():
+        module = _run(spec, lambda: _import_module(place), role)
+    if not hasattr(module, name):
+        names = [public for public in vars(module) if not public.startswith("_")]
         raise role.error(
             where=shown(spec),
             found=f"no {name!r} in {place}",
             why=role.missing,
-            action=f"It has {_some([one for one in vars(found) if not one.startswith('_')])}.",
+            action=f"Use one of its names: {listed(names)}." if names else "It has no public names: check the file.",
         )
-    return getattr(found, name)
+    return getattr(module, name)
 
 
-def _imported(place: str) -> ModuleType:
+def _import_module(place: str) -> ModuleType:
     if not place.endswith(".py"):
         with _first_on_path(Path.cwd()):
             return importlib.import_module(place)
     path = Path(place).resolve()
-    name = f"mpocompress_user_{path.stem}"  # its own would hide a library of that name
+    name = f"mpocompress_user_{path.stem}"  # its own name could hide a library
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no file {place}")
@@ -315,29 +309,24 @@ def _first_on_path(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the user's code may have taken it out
+        with contextlib.suppress(ValueError):  # the user's code may have removed it
             sys.path.remove(str(folder))
 
 
 @contextlib.contextmanager
-def _quietly(draws: Randomness | None = None) -> Iterator[None]:
-    """Run code whose prints go to stderr, and whose random numbers change no others.
+def _isolated(randomness: Randomness | None = None) -> Iterator[None]:
+    """Run user code with stdout sent to stderr and with random numbers of its own.
 
-    They are the same every time, or go on where those before ended if that is given.
+    The random numbers continue `randomness` if it is given; otherwise they start at the current global state, which
+    does not change.
     """
-    with (draws or Randomness()).drawing(), contextlib.redirect_stdout(sys.stderr):
+    with (randomness or Randomness()).drawing(), contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 def _run(spec: str, call: Callable[[], object], role: _Role) -> object:
-    """Call what the user wrote; whatever it raises is told with its line."""
+    """Call user code; report an exception with the line that raised it."""
     try:
         return call()
     except (Exception, SystemExit) as error:
-        raise role.error(
-            where=shown(spec), found=told_with_its_line(error), why=role.failed, action=role.action
-        ) from error
-
-
-def _some(names: list[str]) -> str:
-    return listed(names, _MOST_SHOWN) or "nothing"
+        raise role.error(where=shown(spec), found=describe_error(error), why=role.failed, action=role.action) from error

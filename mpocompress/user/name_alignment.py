@@ -1,4 +1,4 @@
-"""Names of a checkpoint laid over those of a model, whatever prefixes either has."""
+"""Match the names of a checkpoint to the names of a model when one side has a common prefix."""
 
 from __future__ import annotations
 
@@ -6,114 +6,116 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_DEEPEST_PREFIX = 4
+_MAX_PREFIX_PARTS = 4
 
 Fits = Callable[[str, str], bool]
+"""Whether the tensor of a checkpoint name can be that of a model name."""
 
 
-def aligned(names: Collection[str], others: Collection[str], fits: Fits) -> dict[str, str]:
-    """Names of a checkpoint to those of a model that fit, under the one prefix, on either side, that most share.
+def align_names(names: Collection[str], model_names: Collection[str], fits: Fits) -> dict[str, str]:
+    """Map the names of a checkpoint to those of a model that fit, under the most common prefix.
 
     Args:
         names: names of a checkpoint.
-        others: names of a model.
-        fits: whether what goes by the one name can be what goes by the other.
+        model_names: names of a model.
+        fits: whether a name of the checkpoint and one of the model can be the same tensor.
 
     Returns:
-        Name -> other name. Where several prefixes do, the shortest; the names as they are before any.
+        Checkpoint name -> model name. Of equally common prefixes the shortest is used, and none if possible.
 
     Example:
-        >>> aligned(["module.fc.weight", "module.step"], ["fc.weight"], lambda name, other: True)
+        >>> align_names(["module.fc.weight", "module.step"], ["fc.weight"], lambda name, model_name: True)
         {'module.fc.weight': 'fc.weight'}
     """
-    found = under_prefixes(names, others, common_prefixes(names, others, fits))
-    return {name: other for name, other in found.items() if fits(name, other)}
+    pairs = map_names(names, model_names, common_prefixes(names, model_names, fits))
+    return {name: model_name for name, model_name in pairs.items() if fits(name, model_name)}
 
 
-def common_prefixes(names: Collection[str], others: Collection[str], fits: Fits) -> tuple[str, str] | None:
-    """What is to be taken off the names of a checkpoint, or put before them, to get those of a model.
+def common_prefixes(names: Collection[str], model_names: Collection[str], fits: Fits) -> tuple[str, str] | None:
+    """Find the prefix of the checkpoint's names that the model's names lack, or the reverse.
 
     Args:
         names: names of a checkpoint.
-        others: names of a model.
-        fits: whether what goes by the one name can be what goes by the other.
+        model_names: names of a model.
+        fits: whether a name of the checkpoint and one of the model can be the same tensor.
 
     Returns:
-        The prefix of the names and that of the others, one of them empty; None where nothing fits.
+        The prefix in the checkpoint and the prefix in the model, at least one of them empty; None if no names fit.
 
     Example:
-        >>> common_prefixes(["fc.weight"], ["net.fc.weight"], lambda name, other: True)
+        >>> common_prefixes(["fc.weight"], ["net.fc.weight"], lambda name, model_name: True)
         ('', 'net.')
     """
-    plain = {unwrapped(other): other for other in others}
-    whole = {unwrapped(name): name for name in names}
+    in_model = {strip_wrappers(name): name for name in model_names}
+    in_file = {strip_wrappers(name): name for name in names}
     votes: Counter[tuple[str, str]] = Counter()
-    for name in whole:
-        votes.update((head, "") for head, tail in _tails(name) if tail in plain and fits(whole[name], plain[tail]))
-    for other in plain:
-        votes.update(("", head) for head, tail in _tails(other) if tail in whole and fits(whole[tail], plain[other]))
+    for name in in_file:
+        votes.update(
+            (head, "") for head, tail in _tails(name) if tail in in_model and fits(in_file[name], in_model[tail])
+        )
+    for name in in_model:
+        votes.update(
+            ("", head) for head, tail in _tails(name) if tail in in_file and fits(in_file[tail], in_model[name])
+        )
     return max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]))) if votes else None
 
 
-def under_prefixes(names: Collection[str], others: Collection[str], prefixes: tuple[str, str] | None) -> dict[str, str]:
-    """Names of a checkpoint to those of a model, fitting or not.
+def map_names(names: Collection[str], model_names: Collection[str], prefixes: tuple[str, str] | None) -> dict[str, str]:
+    """Map the names of a checkpoint to those of a model, whether their tensors fit or not.
 
     Args:
         names: names of a checkpoint.
-        others: names of a model.
-        prefixes: as `common_prefixes` gives them.
+        model_names: names of a model.
+        prefixes: result of `common_prefixes`.
 
     Returns:
-        Name -> other name.
+        Checkpoint name -> model name.
 
     Example:
-        >>> under_prefixes(["fc.weight", "step"], ["net.fc.weight"], ("", "net."))
+        >>> map_names(["fc.weight", "step"], ["net.fc.weight"], ("", "net."))
         {'fc.weight': 'net.fc.weight'}
     """
     if prefixes is None:
         return {}
-    plain = {unwrapped(other): other for other in others}
-    pairs = ((name, plain.get(renamed(name, prefixes) or "")) for name in names)
-    return {name: other for name, other in pairs if other is not None}
+    in_model = {strip_wrappers(name): name for name in model_names}
+    pairs = ((name, in_model.get(rename(name, prefixes) or "")) for name in names)
+    return {name: model_name for name, model_name in pairs if model_name is not None}
 
 
-def renamed(name: str, prefixes: tuple[str, str]) -> str | None:
-    """One name of a checkpoint as a model would have it.
+def rename(name: str, prefixes: tuple[str, str]) -> str | None:
+    """Return the name that a model has for a name of a checkpoint.
 
     Args:
-        name: the name.
-        prefixes: as `common_prefixes` gives them.
+        name: name in the checkpoint.
+        prefixes: result of `common_prefixes`.
 
     Returns:
-        The name; None where it lacks the prefix.
+        The name in the model; None if the prefix is missing.
 
     Example:
-        >>> renamed("module.fc._orig_mod.bias", ("module.", "")), renamed("step", ("module.", ""))
+        >>> rename("module.fc._orig_mod.bias", ("module.", "")), rename("step", ("module.", ""))
         ('fc.bias', None)
     """
-    ours, theirs = prefixes
-    bare = unwrapped(name)
-    return theirs + bare.removeprefix(ours) if bare.startswith(ours) else None
+    file_prefix, model_prefix = prefixes
+    bare = strip_wrappers(name)
+    return model_prefix + bare.removeprefix(file_prefix) if bare.startswith(file_prefix) else None
 
 
-def unwrapped(name: str) -> str:
-    """A name without what torch.compile and FSDP put into it.
+def strip_wrappers(name: str) -> str:
+    """Return the name of a module or tensor without the parts that torch.compile and FSDP insert.
 
     Args:
-        name: the name of a module or tensor.
-
-    Returns:
-        The name.
+        name: name of a module or tensor.
 
     Example:
-        >>> unwrapped("_orig_mod.fc.weight")
+        >>> strip_wrappers("_orig_mod.fc.weight")
         'fc.weight'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _tails(name: str) -> Iterator[tuple[str, str]]:
-    """A name parted after none, one, two, ... of its words."""
+    """Split a name after 0, 1, 2, ... of its parts."""
     parts = name.split(".")
-    for count in range(min(len(parts), _DEEPEST_PREFIX + 1)):
+    for count in range(min(len(parts), _MAX_PREFIX_PARTS + 1)):
         yield "".join(f"{part}." for part in parts[:count]), ".".join(parts[count:])

@@ -1,34 +1,51 @@
-"""Random numbers of one's own: code that draws from the global generators repeats itself, and disturbs no other."""
+"""Reproducible random numbers for code that draws from the global generators, without changing them for other code."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum, unique
 from typing import Any
 
 import numpy as np
 import torch
 
 LARGEST_SEED = 2**32 - 1
-"""What numpy takes."""
+"""The largest seed that numpy accepts."""
+
+
+@unique
+class Stream(IntEnum):
+    """Independent streams of random numbers that a run derives from its seed, one for each purpose."""
+
+    DATA = 0
+    """The user's data in one pass, by the number of the pass."""
+    TRAINING = 1
+    """The model in a training step, by the step and the part of the batch."""
+    EVALUATION = 2
+    """Models on held-out batches."""
+    SCORE = 3
+    """The user's score."""
+    GENERATION = 4
+    """Batches that the teacher generates, by the number of the pass."""
 
 
 class Randomness:
-    """The state of the global generators of torch, numpy and Python, apart from the one that all other code sees.
+    """A state of the global generators of torch, numpy and Python, kept apart from the state that other code sees.
 
     Args:
-        seed: where it begins; None for where the global generators are now.
+        seed: initial seed; None for the current state of the global generators.
 
     Example:
-        >>> one, other = Randomness(3), Randomness(3)
-        >>> with one.drawing():
-        ...     first = float(torch.rand(()))
-        >>> with one.drawing():
-        ...     second = float(torch.rand(()))
-        >>> with other.drawing():
-        ...     again = float(torch.rand(())), float(torch.rand(()))
-        >>> again == (first, second), first == second
+        >>> first, second = Randomness(3), Randomness(3)
+        >>> with first.drawing():
+        ...     a = float(torch.rand(()))
+        >>> with first.drawing():
+        ...     b = float(torch.rand(()))
+        >>> with second.drawing():
+        ...     both = float(torch.rand(())), float(torch.rand(()))
+        >>> both == (a, b), a == b
         (True, False)
     """
 
@@ -38,7 +55,7 @@ class Randomness:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Let what runs in the block draw from here; afterwards the global generators are as they were."""
+        """Draw from this state in the block, and restore the global generators after it."""
         before = _state()
         if self._state is not None:
             _restore(self._state)
@@ -51,30 +68,32 @@ class Randomness:
             _restore(before)
 
 
-def mixed(*numbers: int) -> int:
-    """One seed from several numbers, different for each of their combinations as far as 32 bits go.
+def stream_seed(seed: int, stream: Stream, *numbers: int) -> int:
+    """Derive the seed of a stream, distinct for every combination of arguments as far as 32 bits allow.
 
     Args:
-        numbers: integers, not negative.
+        seed: seed of the run, not negative.
+        stream: the purpose of the random numbers.
+        numbers: position in the stream, such as a step; not negative.
 
     Returns:
         The seed.
 
     Example:
-        >>> mixed(0, 1) == mixed(1, 0)
+        >>> stream_seed(0, Stream.TRAINING, 2) == stream_seed(0, Stream.DATA, 2)
         False
     """
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    return int(np.random.SeedSequence((seed, int(stream), *numbers)).generate_state(1)[0])
 
 
 def _begin(seed: int) -> None:
-    """Seed what is there; `torch.manual_seed` would note it for devices that begin later too, which takes longer."""
+    """Seed the generators in use; `torch.manual_seed` also registers devices not yet initialised, which is slower."""
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global one is what the user's code draws from
+    np.random.seed(seed)  # noqa: NPY002 - the user's code draws from the global generator
     random.seed(seed)
 
 
@@ -84,9 +103,9 @@ def _state() -> tuple[Any, ...]:
 
 
 def _restore(state: tuple[Any, ...]) -> None:
-    cpu, cuda, numpys, pythons = state
+    cpu, cuda, numpy_state, python_state = state
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda)
-    np.random.set_state(numpys)  # noqa: NPY002
-    random.setstate(pythons)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    random.setstate(python_state)

@@ -35,7 +35,7 @@ from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelEr
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE
 from mpocompress.reports.benchmark import Case, Timed
-from mpocompress.user.batches import fed
+from mpocompress.user.batches import call_model
 from tests.inspecting import report_in
 
 FASHION = Path(__file__).resolve().parents[2] / "examples" / "fashion" / "fashion.pt"
@@ -506,9 +506,9 @@ def test_what_inputs_may_be() -> None:
     model = nn.Bilinear(2, 2, 1)
     one = torch.ones(1, 2)
     for made in ((one, one), {"input1": one, "input2": one}):
-        assert fed(model, made).shape == (1, 1)  # type: ignore[attr-defined]
-    moved = checked_inputs(given_inputs(lambda *_: {"a": [one, (one,)], "b": 3}), 1, 1, "cpu")
-    assert moved["b"] == 3  # type: ignore[index]
+        assert call_model(model, made).shape == (1, 1)  # type: ignore[attr-defined]
+    to_device = checked_inputs(given_inputs(lambda *_: {"a": [one, (one,)], "b": 3}), 1, 1, "cpu")
+    assert to_device["b"] == 3  # type: ignore[index]
 
 
 def raising(batch: int, length: int) -> object:
@@ -525,13 +525,13 @@ def raising(batch: int, length: int) -> object:
             "Bag: the model itself, a Bag, is its first layer that has weights; inputs",
         ),
         (lambda: guessed_inputs(nn.ReLU()), "the model itself, a ReLU"),
-        (lambda: given_inputs("net.py"), "net.py: no name after a colon; what makes the inputs is named by"),
+        (lambda: given_inputs("net.py"), "net.py: no name after a colon; a function that makes the inputs is needed"),
         (lambda: given_inputs("none.py:a"), "FileNotFoundError: no file none.py; the inputs could not be made"),
         (
             lambda: given_inputs("math:pi"),
-            "math:pi: a float; inputs of several sizes are needed. Name a function",
+            "math:pi: a float; inputs of several sizes are needed. Name a function of a batch size and a length",
         ),
-        (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; there is nothing to make the inputs with"),
+        (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; a function that makes the inputs is needed"),
         (lambda: given_inputs("math:gcd").make(1, "a"), "TypeError: 'str' object"),  # type: ignore[arg-type]
         (
             lambda: checked_inputs(given_inputs(max), 1, 2, "cpu"),
@@ -555,9 +555,9 @@ def test_a_model_that_is_none_is_refused(small: Path) -> None:
 
 
 def test_the_device_of_a_card_has_its_own_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders, "_device", lambda module: "cuda")
+    monkeypatch.setattr(contenders, "device_of", lambda module: torch.device("cuda"))
     names = [one.name for one in dense_contenders(nn.Linear(2, 2), lambda one: None)]
     assert names == ["dense, cuDNN", "dense, native"]
-    monkeypatch.setattr(contenders, "_device", lambda module: "cpu")
+    monkeypatch.setattr(contenders, "device_of", lambda module: torch.device("cpu"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert [one.name for one in dense_contenders(nn.Linear(2, 2), lambda one: None)] == ["dense, native"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.batches import gathered
+from mpocompress.calibration.batches import read_batches
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.reader import open_checkpoint
@@ -65,9 +65,9 @@ def rig_of(
     folder: Path, model: nn.Module, batches: Iterable[object] | None = None, *, targets: bool = False, **options: Any
 ) -> Rig:
     """A rig of a model with its own weights."""
-    made = gathered(inputs() if batches is None else batches, has_targets=targets)
+    calibration = read_batches(inputs() if batches is None else batches, has_targets=targets)
     with opened(folder, model) as checkpoint:
-        return Rig(model, checkpoint, made, **options)
+        return Rig(model, checkpoint, calibration, **options)
 
 
 def values(model: nn.Module) -> Sequence[Tensor]:

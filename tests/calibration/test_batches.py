@@ -1,12 +1,12 @@
-"""Batches: how many are taken, which are held out, and what is said of those that are none."""
+"""Calibration batches: how many are taken, which are held out, and which are refused."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.calibration.batches import gathered
+from mpocompress.calibration.batches import read_batches, sample_total
 from mpocompress.errors import CalibrationError
-from mpocompress.user.batches import fed, moved, sample_count
-from mpocompress.user.code import batches_from, data_passes
+from mpocompress.user.code import calibration_passes, data_passes
 
 
 def rows(count: int, size: int = 2) -> list[Tensor]:
@@ -35,87 +34,76 @@ def rows(count: int, size: int = 2) -> list[Tensor]:
     ],
 )
 def test_every_fourth_batch_is_held_out(count: int, learning: list[int], held_out: list[int]) -> None:
-    found = gathered(rows(count))
+    batches = read_batches(rows(count))
 
-    for batches, wanted in ((found.learning, learning), (found.held_out, held_out)):
-        assert [int(one[0, 0]) for one in batches] == wanted  # type: ignore[index]
-    assert found.is_held_out == (count > 1)
-    assert found.count(found.learning) == 2 * len(learning)
-
-
-def test_one_object_many_times_is_many_batches() -> None:
-    found = gathered([torch.zeros(2, 3)] * 8)
-
-    assert (len(found.learning), len(found.held_out)) == (6, 2)
-    assert found.is_held_out
+    for part, expected in ((batches.learning, learning), (batches.held_out, held_out)):
+        assert [int(batch.inputs[0, 0]) for batch in part] == expected  # type: ignore[index]
+    assert batches.is_held_out == (count > 1)
+    assert sample_total(batches.learning) == 2 * len(learning)
+    assert batches.held_out_samples == (2 * len(held_out) if count > 1 else 0)
 
 
-@pytest.mark.parametrize(("samples", "batches"), [(None, 256), (1, 1), (2, 1), (3, 2), (20, 10)])
-def test_no_more_than_wanted_are_taken_of_what_never_ends(samples: int | None, batches: int) -> None:
+def test_the_same_object_several_times_is_several_batches() -> None:
+    batches = read_batches([torch.zeros(2, 3)] * 8)
+
+    assert (len(batches.learning), len(batches.held_out)) == (6, 2)
+    assert batches.is_held_out
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(None, 256), (1, 1), (2, 1), (3, 2), (20, 10)])
+def test_no_more_batches_are_taken_than_needed(samples: int | None, expected: int) -> None:
     taken = 0
 
-    def endless() -> Any:
+    def endless() -> Iterator[Tensor]:
         nonlocal taken
         for _ in itertools.count():
             taken += 1
             yield torch.zeros(2, 3)
 
-    gathered(endless(), samples=samples)
-    assert taken == batches
+    read_batches(endless(), samples=samples)
+    assert taken == expected
 
 
-def test_batches_of_every_form_are_taken_and_counted() -> None:
+def test_batches_of_every_form_are_accepted_and_counted() -> None:
     packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2), torch.ones(1, 2)])
     forms = [torch.zeros(4, 3), (torch.zeros(5, 3), None), {"ids": torch.zeros(6, 3)}, packed, (packed, 1), {"a": 1}]
-    found = gathered(forms)
+    batches = read_batches(forms)
 
-    assert [sample_count(one) for one in forms] == [4, 5, 6, 3, 3, 1]
-    assert found.count(found.learning) + found.count(found.held_out) == 22
-    assert sample_count(torch.tensor(1.0)) == 1
+    assert sample_total(batches.learning) + sample_total(batches.held_out) == 22
 
 
-def test_pairs_are_parted_into_inputs_and_targets() -> None:
+def test_pairs_are_split_into_inputs_and_targets() -> None:
     pairs = [[torch.zeros(2, 3), torch.ones(2)], (torch.zeros(4, 3), "any")]
-    found = gathered(pairs, has_targets=True)
+    batches = read_batches(pairs, has_targets=True)
 
-    assert [type(one) for one in (*found.learning, *found.held_out)] == [tuple, tuple]
-    assert found.count((*found.learning, *found.held_out)) == 6
-    assert found.inputs(found.learning[0]) is pairs[0][0]
-    whole = (torch.zeros(2, 3), None)
-    assert gathered([whole]).inputs(whole) is whole
-
-
-TAKEN_FROM = "several batches are taken from it, one after another"
-CALLED_WITH = "a model is called with a tensor, a tuple of arguments, or a dict of named ones"
-PAIR = "with a loss, a batch is a pair: what the model is called with, and a target"
+    assert [batch.inputs for batch in (*batches.learning, *batches.held_out)] == [pairs[0][0], pairs[1][0]]
+    assert [batch.target for batch in (*batches.learning, *batches.held_out)] == [pairs[0][1], "any"]
+    arguments = (torch.zeros(2, 3), None)
+    assert read_batches([arguments]).learning[0].inputs is arguments, "without a loss, two are two arguments"
 
 
 @pytest.mark.parametrize(
-    ("batches", "targets", "found", "why"),
+    ("batches", "has_targets", "found"),
     [
-        (torch.zeros(3, 2), False, "a Tensor", TAKEN_FROM),
-        ({"ids": torch.zeros(3, 2)}, False, "a dict", TAKEN_FROM),
-        (3, False, "a int", TAKEN_FROM),
-        ([[torch.zeros(3, 2)]], False, "a list", CALLED_WITH),
-        ([None], False, "a NoneType", CALLED_WITH),
-        ([torch.zeros(2, 2)], True, "a Tensor", PAIR),
-        ([(torch.zeros(2, 2),)], True, "a tuple", PAIR),
-        ([([1], 2)], True, "a list", CALLED_WITH),
-        ([], False, "none", "there is nothing to run the model on"),
+        (torch.zeros(3, 2), False, "a Tensor; an iterable of batches is needed"),
+        (rows, False, "a function; an iterable of batches is needed"),
+        ([[torch.zeros(3, 2)]], False, "a list; a model is called with"),
+        ([torch.zeros(2, 2)], True, "a Tensor; with a loss, every batch is a pair"),
+        ([], False, "no batch; there is nothing to run the model on"),
     ],
 )
-def test_what_is_no_batch_is_refused(batches: Any, targets: bool, found: str, why: str) -> None:
+def test_other_batches_are_refused(batches: Any, has_targets: bool, found: str) -> None:
     with pytest.raises(
         CalibrationError,
-        match=f"calibration batches: {found}; {why}. Give an iterable of what the model is called with: tensors, "
-        "tuples of arguments, or dicts of named ones.",
+        match=rf"calibration batches: {found}.*\. Give an iterable of inputs of the model: tensors, tuples of "
+        r"arguments, or mappings of named arguments\. If batches are inputs with labels, give the inputs alone",
     ):
-        gathered(batches, has_targets=targets)
+        read_batches(batches, has_targets=has_targets)
 
 
-def test_at_least_one_sample_is_wanted() -> None:
-    with pytest.raises(CalibrationError, match=r"samples: got 0; at least one is needed\. Give 1 or more\."):
-        gathered(rows(1), samples=0)
+def test_at_least_one_sample_is_needed() -> None:
+    with pytest.raises(CalibrationError, match=r"samples: got 0; at least one sample is needed\. Give 1 or more\."):
+        read_batches(rows(1), samples=0)
 
 
 USER = """
@@ -153,33 +141,35 @@ def user_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["several", "made", "given"])
-def test_batches_are_taken_from_a_file(user_file: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_are_read_from_a_file(user_file: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     state = torch.get_rng_state()
-    first, second = (gathered(f"{user_file}:{name}") for _ in range(2))
+    first, second = (read_batches(f"{user_file}:{name}") for _ in range(2))
 
-    assert [len(one) for one in (first.learning, first.held_out)] == [4, 1]
-    assert first.learning[1].equal(second.learning[1])  # type: ignore[attr-defined]
+    assert [len(part) for part in (first.learning, first.held_out)] == [4, 1]
+    assert torch.equal(first.learning[1].inputs, second.learning[1].inputs)  # type: ignore[arg-type]
     assert torch.get_rng_state().equal(state)
     assert capsys.readouterr().out == ""
 
 
-def test_random_batches_from_a_file_differ_and_are_the_same_again(user_file: Path) -> None:
-    """A generator goes on drawing from where it was at the batch before, whatever is drawn in between."""
+def test_random_batches_from_a_file_differ_and_repeat(user_file: Path) -> None:
+    """A generator continues from its own random state, whatever else is drawn between its batches."""
 
     def state() -> tuple[list[int], list[int], object]:
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index] # noqa: NPY002
 
+    def drawn(batches: Any) -> list[list[float]]:
+        return [batch[0].tolist() for batch in batches]
+
     before = state()
-    batches: Iterable[Any] = batches_from(f"{user_file}:drawn")
-    found = [one[0].tolist() for one in batches]
+    unseeded = drawn(calibration_passes(f"{user_file}:drawn")(None))
     assert state() == before
-    seeded = data_passes(f"{user_file}:drawn")
-    one, again, other = ([batch[0].tolist() for batch in cast(Any, seeded(seed))] for seed in (3, 3, 4))
+    passes = data_passes(f"{user_file}:drawn")
+    first, again, other = (drawn(passes(seed)) for seed in (3, 3, 4))
 
     for column in range(3):
-        assert len({row[column] for row in found}) == 5
-        assert len({row[column] for row in (*one, *other)}) == 10
-    assert one == again
+        assert len({row[column] for row in unseeded}) == 5
+        assert len({row[column] for row in (*first, *other)}) == 10
+    assert first == again
     assert state() == before
 
 
@@ -187,40 +177,17 @@ def test_random_batches_from_a_file_differ_and_are_the_same_again(user_file: Pat
     ("name", "message"),
     [
         ("broken", r"mine\.py:broken: mine\.py, line 13: ValueError: no more data; the batches could not be made"),
-        ("number", r"mine\.py:number: a int; batches are taken from it one after another"),
-        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; there is nothing to calibrate with\. It has torch"),
-        ("", r"no name after a colon; calibration batches are named by where they are"),
+        ("number", r"mine\.py:number: a int; an iterable of batches is needed"),
+        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; calibration batches are needed\. Use one of"),
+        ("", r"no name after a colon; calibration batches are needed"),
     ],
 )
-def test_what_the_users_code_does_wrong_is_told(user_file: Path, name: str, message: str) -> None:
+def test_errors_of_the_users_code_are_reported(user_file: Path, name: str, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
-        gathered(f"{user_file}:{name}")
+        read_batches(f"{user_file}:{name}")
 
 
 def test_random_batches_of_a_generator_differ() -> None:
-    """A generator goes on drawing; every batch is drawn anew."""
-    found = gathered(torch.rand(2, 3) for _ in range(3))
+    batches = read_batches(torch.rand(2, 3) for _ in range(3))
 
-    assert not found.held_out[0].equal(found.held_out[1])  # type: ignore[attr-defined]
-
-
-def test_a_model_is_called_with_copies() -> None:
-    packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-    nest = {"a": torch.zeros(2), "b": [torch.zeros(2), (packed, None, "text")]}
-    found = moved(nest, "cpu")
-    found["a"].add_(1)
-    found["b"][1][0].data.add_(1)
-
-    assert nest["a"].sum() == 0  # type: ignore[attr-defined]
-    assert packed.data.max() == 1
-    assert found["b"][1][1:] == (None, "text")
-
-
-def test_a_model_is_called_with_what_was_made_for_it() -> None:
-    packed = pack_sequence([torch.ones(3, 2)])
-    said = lambda *args, **named: (args, named)  # noqa: E731
-
-    assert fed(said, 1) == ((1,), {})  # type: ignore[arg-type]
-    assert fed(said, (1, 2)) == ((1, 2), {})  # type: ignore[arg-type]
-    assert fed(said, {"a": 1}) == ((), {"a": 1})  # type: ignore[arg-type]
-    assert fed(said, packed) == ((packed,), {})  # type: ignore[arg-type]
+    assert not torch.equal(batches.held_out[0].inputs, batches.held_out[1].inputs)  # type: ignore[arg-type]

@@ -1,19 +1,17 @@
-"""Outputs: which kind they are, how far two are apart, and what gradients are taken of."""
+"""Divergence: the kind of outputs, the divergence of two outputs, and the projections that gradients are taken of."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.calibration.divergence import Measure, measure_for, primary
+from mpocompress.calibration import divergence
+from mpocompress.calibration.divergence import DivergenceTotals, Measure, measure_for, unrelated_divergence
 from mpocompress.errors import CalibrationError
 from mpocompress.reports.calibration import OutputKind
 from tests.draw import random_matrix
@@ -28,7 +26,7 @@ def numbers(rows: int, cols: int, seed: int = 0) -> Tensor:
 
 MASKED = numbers(8, 5).masked_fill(torch.arange(5) > 2, -math.inf)
 
-TOLD: dict[str, tuple[Tensor, str, str, bool, str]] = {
+INFERRED: dict[str, tuple[Tensor, str, str, bool, str]] = {
     "logits": (numbers(8, 5), "logits", "classification", False, "it calls its outputs logits"),
     "scores": (10 * numbers(8, 5), "", "classification", False, "its outputs look like the scores of a classifier"),
     "log": (numbers(8, 5).log_softmax(1), "", "classification", False, "its outputs are log-probabilities"),
@@ -44,113 +42,173 @@ TOLD: dict[str, tuple[Tensor, str, str, bool, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_kinds_are_told_from_outputs(name: str) -> None:
-    outputs, named, kind, probabilities, said = TOLD[name]
+@pytest.mark.parametrize("name", INFERRED)
+def test_kinds_are_inferred_from_outputs(name: str) -> None:
+    outputs, named, kind, probabilities, said = INFERRED[name]
     for shaped in (outputs, outputs.reshape(2, 4, -1)):
-        found = measure_for([shaped], named=named)
-        assert (found.kind, found.probabilities) == (kind, probabilities)
-        assert said in found.said
+        measure = measure_for([shaped], named=named)
+        assert (measure.kind, measure.probabilities) == (kind, probabilities)
+        assert said in measure.said
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_that_is_given_is_taken(kind: OutputKind) -> None:
-    found = measure_for([numbers(8, 5).softmax(1)], named="logits", kind=kind)
+def test_a_given_kind_is_used(kind: OutputKind) -> None:
+    measure = measure_for([numbers(8, 5).softmax(1)], named="logits", kind=kind)
+    names = {
+        "classification": "KL divergence, nats",
+        "embedding": "1 - cosine",
+        "regression": "relative squared error",
+    }
 
-    assert (found.kind, found.said) == (kind, "as asked")
-    assert found.probabilities == (kind == "classification")
-    assert (
-        found.words
-        == {
-            "classification": "KL divergence, nats",
-            "embedding": "1 - cosine",
-            "regression": "relative squared error",
-        }[kind]
-    )
+    assert (measure.kind, measure.said) == (kind, "as asked")
+    assert measure.probabilities == (kind == "classification")
+    assert measure.words == names[kind]
 
 
-def test_a_classifier_has_more_than_one_answer() -> None:
+def test_a_classifier_has_more_than_one_class() -> None:
     with pytest.raises(
         CalibrationError,
-        match="kind of output: classification of outputs of one number; the probability of a single answer is always "
-        r"1\. Give regression, or none\.",
+        match="kind of output: classification of outputs with one entry; the probability of a single class is always "
+        r"1\. Give regression, or leave the kind out\.",
     ):
         measure_for([numbers(8, 1)], named="", kind="classification")
 
 
 @given(st.sampled_from(KINDS), st.integers(1, 6), st.integers(2, 5), st.integers(0, 50))
-def test_an_output_is_no_way_from_itself(kind: OutputKind, rows: int, cols: int, seed: int) -> None:
+def test_the_divergence_of_an_output_from_itself_is_0(kind: OutputKind, rows: int, cols: int, seed: int) -> None:
     output = numbers(rows, cols, seed)
     for measure in (Measure(kind=kind), Measure(kind=kind, probabilities=kind == "classification")):
-        one = output.softmax(1) if measure.probabilities else output
-        apart, divisor = measure.divergences(one, one)
-        other, _ = measure.divergences(one, one.roll(1, 1))
-        assert apart.abs().max() == 0.0
-        assert divisor > 0.0
-        assert (other >= 0.0).all()
+        reference = output.softmax(1) if measure.probabilities else output
+        assert measure.divergences(reference, reference).abs().max() == 0.0
+        assert measure.totals(reference, reference).divisor > 0.0
+        assert (measure.divergences(reference, reference.roll(1, 1)) >= 0.0).all()
 
 
 @given(st.integers(1, 6), st.integers(2, 5), st.integers(0, 50))
 def test_the_divergence_of_a_classifier_is_that_of_torch(rows: int, cols: int, seed: int) -> None:
     one, other = numbers(rows, cols, seed), numbers(rows, cols, seed + 1)
-    wanted = nn.functional.kl_div(other.log_softmax(1), one.log_softmax(1), reduction="none", log_target=True).sum(1)
+    expected = nn.functional.kl_div(other.log_softmax(1), one.log_softmax(1), reduction="none", log_target=True).sum(1)
+    logits, probabilities = Measure(kind="classification"), Measure(kind="classification", probabilities=True)
 
-    found, divisor = Measure(kind="classification").divergences(one, other)
-    torch.testing.assert_close(found, wanted, rtol=ROUNDING, atol=1e-12)
-    assert divisor == rows
-    found, _ = Measure(kind="classification", probabilities=True).divergences(one.softmax(1), other.softmax(1))
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
-    shifted, _ = Measure(kind="classification").divergences(one + 7.0, other - 3.0)
-    torch.testing.assert_close(shifted, wanted, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(logits.divergences(one, other), expected, rtol=ROUNDING, atol=1e-12)
+    assert logits.totals(one, other).mean == pytest.approx(float(expected.mean()))
+    torch.testing.assert_close(
+        probabilities.divergences(one.softmax(1), other.softmax(1)), expected, rtol=1e-6, atol=1e-9
+    )
+    torch.testing.assert_close(logits.divergences(one + 7.0, other - 3.0), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_answers_that_are_ruled_out_cost_nothing() -> None:
-    """Of a probability of 0 the term is 0, not NaN."""
+def test_classes_of_probability_0_cost_nothing() -> None:
+    """Their term is 0, not NaN."""
     measure = Measure(kind="classification")
     other = numbers(8, 5, 1).masked_fill(torch.arange(5) > 2, -math.inf)
-    found, _ = measure.divergences(MASKED, other)
-    wanted, _ = measure.divergences(MASKED[:, :3], other[:, :3])
 
-    torch.testing.assert_close(found, wanted)
-    assert measure.divergences(MASKED, MASKED)[0].max() == 0.0
-    assert measure.divergences(numbers(8, 5), MASKED)[0].isinf().all()
-    assert measure.divergences(MASKED * math.nan, MASKED)[0].isnan().all()
-    assert measure.divergences(MASKED, MASKED * math.nan)[0].isnan().all()
+    torch.testing.assert_close(measure.divergences(MASKED, other), measure.divergences(MASKED[:, :3], other[:, :3]))
+    assert measure.divergences(MASKED, MASKED).max() == 0.0
+    assert measure.divergences(numbers(8, 5), MASKED).isinf().all()
+    assert measure.divergences(MASKED * math.nan, MASKED).isnan().all()
+    assert measure.divergences(MASKED, MASKED * math.nan).isnan().all()
 
 
 @given(st.integers(1, 6), st.integers(2, 5), st.integers(0, 50))
 def test_the_divergence_of_an_embedding_is_the_cosine(rows: int, cols: int, seed: int) -> None:
     one, other = numbers(rows, cols, seed), numbers(rows, cols, seed + 1)
-    found, divisor = Measure(kind="embedding").divergences(one, 3 * other)
+    expected = 1 - nn.functional.cosine_similarity(one, other)
 
-    torch.testing.assert_close(found, 1 - nn.functional.cosine_similarity(one, other), rtol=1e-6, atol=1e-9)
-    assert divisor == rows
+    torch.testing.assert_close(Measure(kind="embedding").divergences(one, 3 * other), expected, rtol=1e-6, atol=1e-9)
+    assert Measure(kind="embedding").totals(one, other).mean == pytest.approx(float(expected.mean()), rel=1e-6)
 
 
-def test_an_embedding_of_zeros_is_no_way_from_itself() -> None:
+def test_the_divergence_of_embeddings_of_zeros_is_0() -> None:
     zeros = torch.zeros(2, 3)
 
-    assert Measure(kind="embedding").divergences(zeros, zeros)[0].tolist() == [0.0, 0.0]
-    assert Measure(kind="embedding").divergences(zeros, torch.eye(3)[:2])[0].tolist() == [0.5, 0.5]
+    assert Measure(kind="embedding").divergences(zeros, zeros).tolist() == [0.0, 0.0]
+    assert Measure(kind="embedding").divergences(zeros, torch.eye(3)[:2]).tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_divergence_of_values_is_relative(dtype: torch.dtype) -> None:
-    one, other = (
-        torch.tensor([[1.0, 2.0], [2.0, 0.0]], dtype=dtype),
-        torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=dtype),
-    )
-    found, divisor = Measure(kind="regression").divergences(one, other)
+    one = torch.tensor([[1.0, 2.0], [2.0, 0.0]], dtype=dtype)
+    other = torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=dtype)
+    measure = Measure(kind="regression")
 
-    assert (found.tolist(), divisor) == ([1.0, 4.0], 9.0)
-    assert Measure(kind="regression").divergences(one * 0, other)[1] == 1.0
+    assert measure.divergences(one, other).tolist() == [1.0, 4.0]
+    assert measure.totals(one, other).mean == 5.0 / 9.0
+    assert measure.totals(one * 0, other).divisor == 1.0
 
 
-def test_agreement_is_row_by_row() -> None:
+def test_totals_of_several_outputs_are_those_of_all_rows_together() -> None:
+    one, other = numbers(9, 5, 1), numbers(9, 5, 2)
+    for kind in KINDS:
+        measure = Measure(kind=kind)
+        parts = measure.totals(one[:2], other[:2]) + measure.totals(one[2:], other[2:])
+        whole = measure.totals(one, other)
+
+        assert parts.rows == whole.rows == 9
+        assert parts.mean == pytest.approx(whole.mean)
+        assert parts.agreed == whole.agreed
+    assert (DivergenceTotals().mean, DivergenceTotals().agreement) == (0.0, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_outputs_are_compared_in_parts(kind: OutputKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = numbers(9, 5, 1).reshape(3, 3, 5), numbers(9, 5, 2).reshape(3, 3, 5)
+    measure = Measure(kind=kind)
+    whole, rows = measure.totals(one, other), measure.divergences(one, other)
+    for entries in (1, 12, 44):
+        monkeypatch.setattr(divergence, "CHUNK_ENTRIES", entries)
+        assert torch.equal(measure.divergences(one, other), rows)
+        assert measure.totals(one, other).mean == pytest.approx(whole.mean, rel=1e-12)
+
+
+def test_agreement_is_the_fraction_of_rows_with_the_same_largest_entry() -> None:
     one = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]])
+    other = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]])
+    measure = Measure(kind="classification")
 
-    assert Measure(kind="classification").agreement(one, one.flip(2)).tolist() == [False, False]
-    assert Measure(kind="classification").agreement(one, 2 * one).tolist() == [True, True]
+    assert [measure.totals(one, outputs).agreement for outputs in (one.flip(2), 2 * one, other)] == [0.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_loss_is_the_mean_divergence_in_float32(kind: OutputKind, probabilities: bool) -> None:
+    one, other = numbers(6, 5, 1), numbers(6, 5, 2)
+    measure = Measure(kind=kind, probabilities=probabilities)
+    if probabilities:
+        one, other = one.softmax(1), other.softmax(1)
+    scale = float(one.square().mean())
+
+    loss = measure.loss(one.bfloat16(), other.bfloat16(), scale=scale)
+
+    assert loss.dtype == torch.float32
+    expected = measure.totals(one.bfloat16(), other.bfloat16())
+    if kind == "regression":  # relative to the given scale, not to the rows themselves
+        assert float(loss) == pytest.approx(expected.divergence / one.numel() / scale, rel=1e-5)
+    else:
+        assert float(loss) == pytest.approx(expected.mean, rel=1e-5)
+
+
+def test_outputs_for_different_inputs_are_those_of_neighbouring_samples() -> None:
+    measure = Measure(kind="regression")
+    outputs = [numbers(6, 5, 1), numbers(1, 5, 2), numbers(4, 5, 3).reshape(2, 2, 5)]
+    pairs = [(outputs[0], outputs[0].roll(1, 0)), (outputs[2], outputs[2].flip(0))]
+    squares = sum(float((one - other).square().sum()) for one, other in pairs)
+    scale = sum(float(one.square().sum()) for one, _ in pairs)
+
+    assert unrelated_divergence(measure, iter(outputs)) == pytest.approx(squares / scale)
+
+
+def test_batches_of_one_sample_are_compared_with_each_other() -> None:
+    measure = Measure(kind="regression")
+    one, other, third = (numbers(1, 5, seed) for seed in (1, 2, 3))
+    squares = float((one - other).square().sum() + (other - third).square().sum() + (third - one).square().sum())
+    scale = float(one.square().sum() + other.square().sum() + third.square().sum())
+
+    assert unrelated_divergence(measure, [one, other, third]) == pytest.approx(squares / scale)
+    assert unrelated_divergence(measure, [one, numbers(1, 4)]) is None, "other shapes are not compared"
+    assert unrelated_divergence(measure, [one]) is None
+    assert unrelated_divergence(measure, [one, one.clone()]) is None, "the same outputs have no scale"
+    assert unrelated_divergence(measure, [one * math.nan, other]) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,40 +243,3 @@ def test_a_projection_of_zeros_is_finite() -> None:
     output = torch.zeros(2, 3, requires_grad=True)
     for kind in KINDS:
         assert Measure(kind=kind).projection(output, torch.Generator().manual_seed(0)).isfinite()
-
-
-ONE, TWO = torch.ones(2, 3), torch.zeros(2, 4)
-
-
-@pytest.mark.parametrize(
-    ("output", "found", "named"),
-    [
-        (ONE, ONE, ""),
-        ((ONE, TWO), ONE, ""),
-        ([torch.arange(3), None, (TWO, ONE)], TWO, ""),
-        ({"loss": torch.tensor(1.0), "hidden": TWO, "logits": ONE}, ONE, "logits"),
-        (OrderedDict(scores=TWO, more=ONE), TWO, "scores"),
-        ({"logits": (TWO, ONE)}, TWO, "logits"),
-        ({"logits": None, "other": ONE}, ONE, "other"),
-        ((torch.empty(0, 3), ONE), ONE, ""),
-    ],
-)
-def test_the_tensor_that_counts_is_found(output: Any, found: Tensor, named: str) -> None:
-    assert primary(output)[0] is found
-    assert primary(output)[1] == named
-
-
-def test_packed_sequences_are_compared_by_their_data() -> None:
-    packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-
-    assert primary((packed, None))[0] is packed.data
-
-
-@pytest.mark.parametrize("output", [None, "text", torch.arange(3), {}, (), torch.tensor(1.0), {"a": [1, 2]}])
-def test_an_output_without_numbers_is_refused(output: Any) -> None:
-    with pytest.raises(
-        CalibrationError,
-        match=rf"the model: an output of {type(output).__name__}; there is no tensor of floating point numbers in it "
-        r"to compare\. Wrap the model in a module that returns one\.",
-    ):
-        primary(output)

@@ -196,7 +196,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], st
     "count": (unit(count=0), "0.weight"),
     "count of text": (unit(count="many"), "count: 'many' is not int"),
     "units": (field(units=3), "'int' object is not iterable"),
-    "a unit": (field(units=[3]), "unit: 3 is no object"),
+    "a unit": (field(units=[3]), "weightgroup: 3 is no object"),
     "points": (field(points=[None]), "point: None is no object"),
     "bond": (point(bond=0), "sensitivity of 0.weight"),
     "divergence": (point(divergence=-1.0), "sensitivity of 0.weight"),
@@ -249,7 +249,7 @@ def test_moments_that_do_not_fit_the_weights_are_refused(
 
     with pytest.raises(
         FormatError,
-        match=rf"calibration: {message}; the checkpoint has no tensor of this name and shape\. The file is ",
+        match=rf"calibration: {message}; the checkpoint has no tensor with this name and shape\. The file is ",
     ):
         compress(source, tmp_path / "small.pt", truncation=KEEP, selection=SMALL, calibration=path)
 
@@ -290,8 +290,8 @@ def test_it_is_for_one_checkpoint(tmp_path: Path, made: Calibration) -> None:
             open_checkpoint(other) as checkpoint,
             pytest.raises(
                 CalibrationError,
-                match=r"calibration: one of other weights than those of other\.pt; what a weight is multiplied with "
-                r"depends on all weights\. Calibrate again with this checkpoint\.",
+                match=r"calibration: a calibration of other weights than those of other\.pt; the inputs of a weight "
+                r"depend on all other weights\. Calibrate again with this checkpoint\.",
             ),
         ):
             calibration_for(source, None, checkpoint)
@@ -303,8 +303,8 @@ def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
         open_checkpoint(source) as checkpoint,
         pytest.raises(
             ModelError,
-            match=r"calibration: no model that can be run; inputs of its layers are seen by running it\. Give the "
-            r"model as a module, or as file\.py:name of one or of what builds it\.",
+            match=r"calibration: no model that can be run; the inputs of its layers are measured by running it\. Give "
+            r"the model as a module, or as file\.py:name of one or of a function that builds it\.",
         ),
     ):
         calibration_for(inputs(), model, checkpoint)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.calibration.hooks import OWN_WAY, Unit, Watcher, find_watches, overheard, watched
+from mpocompress.calibration.hooks import (
+    OTHER_FORWARD,
+    Observer,
+    WeightGroup,
+    find_observed,
+    observing,
+    recording_calls,
+)
 from tests.calibration.rigs import Calls
 from tests.draw import random_matrix
 
@@ -28,20 +35,22 @@ class Told:
         self.gradients: dict[str, list[Tensor]] = {}
         self.odd: dict[str, str] = {}
 
-    def see(self, unit: Unit, inputs: Tensor, on_gradient: Callable[[Callable[[Tensor], None]], None]) -> None:
+    def observe(
+        self, unit: WeightGroup, inputs: Tensor, on_gradient: Callable[[Callable[[Tensor], None]], None]
+    ) -> None:
         self.inputs.setdefault(unit.name, []).append(inputs.clone())
         on_gradient(lambda gradient: self.gradients.setdefault(unit.name, []).append(gradient.clone()))
 
     @property
-    def watcher(self) -> Watcher:
-        return Watcher(see=self.see, odd=lambda unit, reason: self.odd.update({unit.name: reason}))
+    def observer(self) -> Observer:
+        return Observer(observe=self.observe, unsupported=lambda unit, reason: self.odd.update({unit.name: reason}))
 
 
 @contextlib.contextmanager
 def watching(model: nn.Module) -> Iterator[Told]:
     told = Told()
     names = {name: name for name, _ in model.named_parameters(remove_duplicate=False)}
-    with watched(find_watches(model, names), told.watcher):
+    with observing(find_observed(model, names), told.observer):
         yield told
 
 
@@ -137,17 +146,17 @@ def test_gradients_come_through_an_activation_in_place() -> None:
 
 def test_the_unit_of_a_transposed_weight_has_its_sides_changed() -> None:
     model = Conv1D(3, 6)
-    (watch,) = find_watches(model, {"weight": "c.weight", "bias": "c.bias"})
+    (watch,) = find_observed(model, {"weight": "c.weight", "bias": "c.bias"})
     with watching(model) as told:
         model(X)
 
-    assert watch.units == {"": Unit(members=("c.weight",), columns=(6,), rows=3, bias="c.bias")}
+    assert watch.units == {"": WeightGroup(members=("c.weight",), columns=(6,), rows=3, bias="c.bias")}
     assert told.inputs["weight"][0].equal(X.reshape(-1, 6))
 
 
 def test_units_of_recurrent_layers_are_joint_and_projections_stand_alone() -> None:
     lstm = nn.LSTM(6, 4, proj_size=2, bidirectional=True)
-    (watch,) = find_watches(lstm, {name: f"m.{name}" for name, _ in lstm.named_parameters()})
+    (watch,) = find_observed(lstm, {name: f"m.{name}" for name, _ in lstm.named_parameters()})
 
     assert list(watch.units) == ["l0", "hr_l0", "l0_reverse", "hr_l0_reverse"]
     joint, projection = watch.units["l0_reverse"], watch.units["hr_l0"]
@@ -172,7 +181,7 @@ class OwnLinear(nn.Linear):
 
 class OwnLSTM(nn.LSTM):
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002
-        return super().forward(2 * input, hx)
+        return super().forward(2 * input, hx)  # type: ignore[has-type, unused-ignore] # torch 2.10
 
 
 def test_a_class_that_does_something_else_with_its_weight_is_odd() -> None:
@@ -181,9 +190,9 @@ def test_a_class_that_does_something_else_with_its_weight_is_odd() -> None:
     with watching(model) as told:
         model(X)
 
-    assert told.odd == {"weight": OWN_WAY}
+    assert told.odd == {"weight": OTHER_FORWARD}
     assert not told.inputs
-    assert not find_watches(OwnLSTM(6, 3), {name: name for name, _ in nn.LSTM(6, 3).named_parameters()})
+    assert not find_observed(OwnLSTM(6, 3), {name: name for name, _ in nn.LSTM(6, 3).named_parameters()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -203,8 +212,8 @@ def test_a_class_that_only_calls_its_own_is_not(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda m, x: m.fc([x]), "was called with list and gave Tensor"),
-        (lambda m, x: m.fc(x.reshape(4, 6, 5)), r"was called with shape \(4, 6, 5\) and gave \(4, 5, 3\)"),
+        (lambda m, x: m.fc([x]), "was called with list and returned Tensor"),
+        (lambda m, x: m.fc(x.reshape(4, 6, 5)), r"was called with shape \(4, 6, 5\) and returned \(4, 5, 3\)"),
     ],
 )
 def test_an_odd_call_is_told_in_words(call: Any, reason: str) -> None:
@@ -228,7 +237,7 @@ def test_an_lstm_called_wrongly_says_what_it_always_says() -> None:
         model(X)
 
     assert str(seen.value) == str(plain.value)
-    assert told.odd["lstm.weight_ih_l0"].startswith("was called in an odd way (RuntimeError: ")
+    assert told.odd["lstm.weight_ih_l0"].startswith("was called with unsupported arguments (RuntimeError: ")
 
 
 def test_nothing_stays_behind_when_the_model_raises() -> None:
@@ -242,7 +251,7 @@ def test_nothing_stays_behind_when_the_model_raises() -> None:
 
     assert "forward" not in vars(model.lstm)
     assert not any(module._forward_hooks for module in model.modules())
-    with pytest.raises(KeyError, match="mine"), overheard(model, lambda _: None):
+    with pytest.raises(KeyError, match="mine"), recording_calls(model, lambda _: None):
         model(X)
     assert not model._forward_pre_hooks
 
@@ -253,12 +262,12 @@ def test_a_weight_in_two_modules_is_one_unit_without_a_bias() -> None:
     second.weight = first.weight
     model = nn.Sequential(first, second)
     names = {"0.weight": "0.weight", "1.weight": "0.weight", "0.bias": "0.bias", "1.bias": "1.bias"}
-    watches = find_watches(model, names)
+    watches = find_observed(model, names)
     told = Told()
-    with watched(watches, told.watcher):
+    with observing(watches, told.observer):
         model(X)
 
-    unit = Unit(members=("0.weight",), columns=(6,), rows=6, bias="")
+    unit = WeightGroup(members=("0.weight",), columns=(6,), rows=6, bias="")
     assert [dict(watch.units) for watch in watches] == [{"": unit}, {"": unit}]
     assert [len(one) for one in told.inputs["0.weight"]] == [20, 20]
 
@@ -266,7 +275,7 @@ def test_a_weight_in_two_modules_is_one_unit_without_a_bias() -> None:
 def test_calls_are_overheard_however_they_are_written() -> None:
     heard: list[Any] = []
     model = nn.Linear(6, 3)
-    with overheard(model, heard.append):
+    with recording_calls(model, heard.append):
         model(X)
         model(input=X)
 
@@ -277,8 +286,8 @@ def test_what_runs_in_its_own_way_is_not_watched() -> None:
     patched = nn.Linear(6, 3)
     patched.forward = lambda x: x  # type: ignore[method-assign, assignment]
     for module in (patched, nn.GRU(6, 3), nn.RNNCell(6, 3), nn.LayerNorm(6), nn.Conv1d(6, 3, 1)):
-        assert find_watches(module, {name: name for name, _ in module.named_parameters()}) == ()
-    assert find_watches(nn.Linear(6, 3), {"bias": "bias"}) == ()
+        assert find_observed(module, {name: name for name, _ in module.named_parameters()}) == ()
+    assert find_observed(nn.Linear(6, 3), {"bias": "bias"}) == ()
 
 
 def test_padding_is_not_told() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.hooks import NEVER
+from mpocompress.calibration.batches import sample_total
+from mpocompress.calibration.hooks import NOT_RUN
 from mpocompress.calibration.moments import NOT_FINITE, collect
 from mpocompress.errors import CalibrationError
 from tests.calibration.rigs import Calls, inputs, numbers, rig_of, seeded, two_layers
@@ -23,7 +24,7 @@ def test_moments_are_those_of_the_activations(tmp_path: Path) -> None:
     model = seeded(two_layers)
     rig = rig_of(tmp_path, model)
     found = collect(rig)
-    x = torch.cat([batch for batch in rig.rest if isinstance(batch, Tensor)])
+    x = torch.cat([batch.inputs for batch in rig.rest if isinstance(batch.inputs, Tensor)])
     hidden = model[:2](x).detach()  # type: ignore[index]
 
     assert [unit.name for unit in found.units] == ["0.weight", "2.weight"]
@@ -44,7 +45,7 @@ def test_gradients_of_a_loss_are_those_of_autograd(tmp_path: Path) -> None:
     pairs = [(x, numbers(6, 10, seed=7)) for x in inputs()]
     rig = rig_of(tmp_path, model, pairs, targets=True)
     found = collect(rig, loss=squared)
-    rest: Any = rig.rest
+    rest: Any = [(batch.inputs, batch.target) for batch in rig.rest]
     gradients = torch.cat([2 * (model(x) - y).detach() for x, y in rest]).double()
     whole = gradients.T @ gradients
     kept = len(gradients) / (len(gradients) + 10)
@@ -77,8 +78,8 @@ def test_a_unit_that_sees_nan_is_left_out_and_no_other_is(tmp_path: Path) -> Non
     assert [unit.name for unit in found.units] == ["first.weight"]
     assert found.left_out == {
         "second.weight": NOT_FINITE,
-        "third.weight_ih_l0": NEVER,
-        "third.weight_hh_l0": NEVER,
+        "third.weight_ih_l0": NOT_RUN,
+        "third.weight_hh_l0": NOT_RUN,
     }
 
 
@@ -100,7 +101,7 @@ def test_shared_modules_count_every_call(tmp_path: Path) -> None:
     model = Calls(lambda m, x: m.fc(m.fc(x)), fc=seeded(lambda: nn.Linear(12, 12)))
     rig = rig_of(tmp_path, model)
 
-    assert collect(rig).metrics["fc.weight"].count == 2 * rig.batches.count(rig.rest)
+    assert collect(rig).metrics["fc.weight"].count == 2 * sample_total(rig.rest)
 
 
 def test_batches_are_counted_while_they_run(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_model_that_keeps_its_state_between_calls_is_refused(tmp_path: Path) -
     with pytest.raises(
         CalibrationError,
         match=r"Calls: RuntimeError: Trying to backward through the graph a second time .*; gradients could not be "
-        r"taken through the model\. Let its forward start anew at every call, keeping no tensors of the one before\.",
+        r"taken through the model\. Do not keep tensors from one call of the model's forward to the next\.",
     ):
         collect(rig)
 
@@ -163,9 +164,9 @@ def broken(output: Tensor, target: Tensor) -> Tensor:
         ),
         (
             lambda output, target: output,
-            r"loss: a Tensor of shape \(6, 10\); gradients are taken of one number\. Return the mean or the sum\.",
+            r"loss: a Tensor of shape \(6, 10\); the loss is a single number\. Return its mean or its sum\.",
         ),
-        (lambda output, target: 1.0, r"loss: a float; gradients are taken of one number\."),
+        (lambda output, target: 1.0, r"loss: a float; the loss is a single number\."),
     ],
 )
 def test_a_loss_that_is_none_is_refused(tmp_path: Path, loss: Any, message: str) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mpocompress.calibration.hooks import Unit
+from mpocompress.calibration.batches import sample_total
+from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.moments import collect
 from mpocompress.calibration.refit import RIDGE, CrossMoments, refit, shifted_target
 from tests.calibration.rigs import Calls, inputs, numbers, rig_of, seeded
@@ -101,7 +102,7 @@ def test_without_a_change_nothing_is_moved_and_both_inputs_are_the_same(tmp_path
     units = collect(rig).units
     seen: dict[str, CrossMoments] = {}
 
-    def fit(unit: Unit, moments: CrossMoments) -> Mapping[str, Tensor]:
+    def fit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
         seen[unit.name] = moments
         return {}
 
@@ -124,7 +125,7 @@ def test_later_layers_get_what_earlier_ones_make_of_their_inputs(tmp_path: Path,
     first = {member: 0.8 * parameters[member] for unit in units for member in unit.members}
     seen: dict[str, CrossMoments] = {}
 
-    def fit(unit: Unit, moments: CrossMoments) -> Mapping[str, Tensor]:
+    def fit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
         seen[unit.name] = moments
         return {member: 0.5 * parameters[member].clone() for member in unit.members}
 
@@ -160,12 +161,12 @@ def test_a_weight_in_two_modules_is_fitted_to_the_inputs_of_both(tmp_path: Path)
     rig = rig_of(tmp_path, nn.Sequential(first, nn.Tanh(), second))
     seen: list[int] = []
 
-    def fit(unit: Unit, moments: CrossMoments) -> Mapping[str, Tensor]:
+    def fit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
         seen.append(moments.count)
         return {}
 
     refit(rig, collect(rig).units, rig.batches.learning, {}, fit)
-    assert seen == [2 * rig.batches.count(rig.batches.learning)]
+    assert seen == [2 * sample_total(rig.batches.learning)]
 
 
 def test_calls_that_cannot_be_matched_leave_the_first_fit(tmp_path: Path) -> None:

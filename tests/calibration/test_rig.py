@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.calibration.batches import gathered
-from mpocompress.calibration.rig import TUNING_ANSWERS, TUNING_SAMPLES, Rig
+from mpocompress.calibration.batches import read_batches, sample_total
+from mpocompress.calibration.rig import VALIDATION_ROWS, VALIDATION_SAMPLES, Rig
 from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.reports.calibration import BEYOND
 from tests.calibration.rigs import Calls, inputs, numbers, opened, rig_of, seeded, two_layers, values
@@ -22,7 +22,7 @@ def test_it_is_filled_from_the_checkpoint_and_the_users_model_is_left_alone(tmp_
     state = {name: tensor + 1.0 for name, tensor in model.state_dict().items()}
     before = values(model)
     with opened(tmp_path, state) as checkpoint:
-        rig = Rig(model, checkpoint, gathered(inputs()))
+        rig = Rig(model, checkpoint, read_batches(inputs()))
 
     assert all(one.equal(other) for one, other in zip(before, values(model), strict=True))
     assert model.training
@@ -36,9 +36,9 @@ def test_it_is_filled_from_the_checkpoint_and_the_users_model_is_left_alone(tmp_
 def test_prefixes_are_seen_through(tmp_path: Path, prefix: str) -> None:
     model = seeded(two_layers)
     with opened(tmp_path, {prefix + name: tensor for name, tensor in model.state_dict().items()}) as checkpoint:
-        rig = Rig(model, checkpoint, gathered(inputs()))
+        rig = Rig(model, checkpoint, read_batches(inputs()))
 
-    assert [unit.name for watch in rig.watches for unit in watch.units.values()] == [
+    assert [unit.name for observed in rig.observed for unit in observed.units.values()] == [
         f"{prefix}0.weight",
         f"{prefix}2.weight",
     ]
@@ -62,7 +62,7 @@ def test_weights_tied_in_the_checkpoint_alone_are_held_in_both_places(tmp_path: 
     model = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))
     weight = numbers(12, 12)
     with opened(tmp_path, {"0.weight": weight, "1.weight": weight}) as checkpoint:
-        rig = Rig(model, checkpoint, gathered(inputs()))
+        rig = Rig(model, checkpoint, read_batches(inputs()))
     with rig.holding({"0.weight": torch.zeros(12, 12)}):
         assert not any(tensor.any() for tensor in values(rig.model))
 
@@ -72,7 +72,7 @@ def test_weights_tied_in_the_checkpoint_alone_are_held_in_both_places(tmp_path: 
 def test_the_same_weights_are_no_way_apart_and_others_are(tmp_path: Path) -> None:
     rig = rig_of(tmp_path, seeded(two_layers))
 
-    for reference in (rig.tuning, rig.held_out):
+    for reference in (rig.validation, rig.held_out):
         assert rig.divergence(reference) == 0.0
         with rig.holding({"2.weight": torch.zeros(10, 16), "2.bias": torch.zeros(10)}):
             assert rig.divergence(reference) == pytest.approx(1.0)  # nothing is all of it away
@@ -112,22 +112,22 @@ def test_how_far_outputs_for_other_inputs_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch", [6, 100])
 def test_decisions_are_measured_on_the_first_batches_and_moments_on_the_rest(tmp_path: Path, batch: int) -> None:
     batches = inputs(16, batch)
-    made = gathered(batches, samples=10_000)
+    made = read_batches(batches, samples=10_000)
     with opened(tmp_path, seeded(two_layers)) as checkpoint:
         rig = Rig(seeded(two_layers), checkpoint, made)
         classifier = Rig(seeded(two_layers), checkpoint, made, "classification")
 
-    assert (len(rig.tuning.batches), len(rig.rest)) == ((3, 9) if batch == 6 else (1, 11))
-    assert made.count(rig.tuning.batches) < TUNING_SAMPLES or batch == 100
-    assert 3 * batch < TUNING_ANSWERS
-    assert len(classifier.tuning.batches) == 3
-    assert [id(one) for one in (*rig.tuning.batches, *rig.rest)] == [id(one) for one in made.learning]
+    assert (len(rig.validation.batches), len(rig.rest)) == ((3, 9) if batch == 6 else (1, 11))
+    assert sample_total(rig.validation.batches) < VALIDATION_SAMPLES or batch == 100
+    assert 3 * batch < VALIDATION_ROWS
+    assert len(classifier.validation.batches) == 3
+    assert [id(one) for one in (*rig.validation.batches, *rig.rest)] == [id(one) for one in made.learning]
 
 
 def test_of_one_batch_everything_is_measured_on_it(tmp_path: Path) -> None:
     rig = rig_of(tmp_path, seeded(two_layers), inputs(1))
 
-    assert rig.rest == rig.tuning.batches == rig.held_out.batches
+    assert rig.rest == rig.validation.batches == rig.held_out.batches
     assert not rig.batches.is_held_out
 
 
@@ -174,10 +174,10 @@ def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
         pytest.raises(
             ModelError,
             match=r"Sequential: 2\.weight, 2\.bias, which the checkpoint does not have in that shape; the model has to "
-            r"run as it was when it was saved\. Give the model that the checkpoint was saved from\.",
+            r"run as it did when it was saved\. Give the model from which the checkpoint was saved\.",
         ),
     ):
-        Rig(two_layers(), checkpoint, gathered(inputs()))
+        Rig(two_layers(), checkpoint, read_batches(inputs()))
 
 
 def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
@@ -187,19 +187,21 @@ def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, seeded(two_layers)) as checkpoint,
         pytest.raises(
             ModelError,
-            match=r"Sequential: copying it failed \(TypeError: cannot pickle 'generator' object\); the given model is "
-            r"left as it is, and a copy is run\. Give what builds the model instead, as file\.py:name\.",
+            match=r"Sequential: copying the model failed \(TypeError: cannot pickle 'generator' object\); a copy is "
+            r"run, so that the given model does not change\. Give a function that builds the model instead, as "
+            r"file\.py:name\.",
         ),
     ):
-        Rig(model, checkpoint, gathered(inputs()))
+        Rig(model, checkpoint, read_batches(inputs()))
 
 
 def test_batches_that_the_model_does_not_take_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CalibrationError,
         match=r"Calls: test_rig\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
-        r"model does not take the calibration batches\. Give batches that the model is called with: a tensor, a tuple "
-        r"of arguments, or a dict of named ones; of inputs with labels the inputs alone, or a loss as well\.",
+        r"model does not accept the calibration batches\. Give batches that the model can be called with: a tensor, a "
+        r"tuple of arguments, or a mapping of named arguments\. If batches are inputs with labels, give the inputs "
+        r"alone, or a loss as well\.",
     ):
         rig_of(tmp_path, Calls(lambda m, x: m.fc(x), fc=nn.Linear(12, 10)), [torch.ones(2, 5)])
 
@@ -211,8 +213,8 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path, bad: float, pla
     batches[place][0, 0] = bad
     with pytest.raises(
         CalibrationError,
-        match=r"Sequential: NaN or Inf in what it puts out for the calibration batches; there is nothing to compare "
-        r"the outputs of the compressed model with\. Look at these batches and at the weights, or compress without "
+        match=r"Sequential: NaN or Inf in the outputs for the calibration batches; the outputs of the "
+        r"compressed model cannot be compared with them\. Check these batches and the weights, or compress without "
         r"calibration inputs\.",
     ):
         rig_of(tmp_path, seeded(lambda: nn.Sequential(nn.Linear(12, 10))), batches)

@@ -195,7 +195,7 @@ def test_a_layer_that_never_runs_gets_its_own_share_and_is_named(tmp_path: Path)
     by_name = {matrix.name: matrix for matrix in report.matrices}
 
     assert report.calibration is not None
-    reason = "never ran on the calibration inputs"
+    reason = "was not run on the calibration batches"
     assert report.calibration.left_out == {"unused.weight_ih_l0": reason, "unused.weight_hh_l0": reason}
     unused = [by_name[f"unused.weight_{side}_l0"] for side in ("ih", "hh")]
     assert all(matrix.weighted_error is None for matrix in unused)
@@ -344,7 +344,7 @@ def test_of_one_batch_it_is_said_that_nothing_was_held_out(tmp_path: Path) -> No
 
     assert report.calibration is not None
     assert report.calibration.held_out == 0
-    assert any(note.startswith("There was one calibration batch only") for note in report.notes)
+    assert any(note.startswith("There was only one calibration batch") for note in report.notes)
     assert report.verdict()[0].startswith("On the calibration inputs themselves the outputs changed")
 
 
@@ -508,7 +508,7 @@ def test_the_verdict_says_how_far_outputs_moved(tmp_path: Path, kind: Any, how: 
 
 def test_the_same_calibration_goes_to_a_module_in_memory(tmp_path: Path) -> None:
     model = seeded(two_layers)
-    with pytest.raises(CalibrationError, match="calibration: one of other weights"):
+    with pytest.raises(CalibrationError, match="calibration: a calibration of other weights"):
         compress_module(model, truncation=KEEP, selection=SMALL, calibration=foreign(tmp_path))
 
 

@@ -148,7 +148,7 @@ def test_a_bias_takes_up_the_mean_error(case: Case) -> None:
     values = values_of([stand])
     rig = case.calibration.rig
     assert rig is not None
-    x = torch.cat([one for one in rig.rest if isinstance(one, Tensor)]).double()
+    x = torch.cat([batch.inputs for batch in rig.rest if isinstance(batch.inputs, Tensor)]).double()
     state = case.model.state_dict()
     before = x @ state["0.weight"].double().T + state["0.bias"]
     after = x @ values["0.weight"].double().T + values["0.bias"]

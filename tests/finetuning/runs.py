@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mpocompress.finetuning.finetune import FinetuneResult, finetune
-from mpocompress.finetuning.progress import TuningProgress
+from mpocompress.finetuning.finetune_module import FinetuneResult, finetune_module
+from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.planning.target import Truncation
@@ -90,7 +90,7 @@ def pairs(count: int = 8, size: int = 6) -> list[tuple[Tensor, Tensor]]:
 
 def tuned(model: nn.Module, data: object, **options: Any) -> FinetuneResult:
     """Train a few steps, in float32."""
-    return finetune(model, data, **{"steps": 6, "precision": "float32", **options})
+    return finetune_module(model, data, **{"steps": 6, "precision": "float32", **options})
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:
@@ -111,10 +111,10 @@ class CrashError(Exception):
     """Raised in the middle of a run."""
 
 
-def at(step: int, act: Callable[[], object]) -> Callable[[TuningProgress], None]:
+def at(step: int, act: Callable[[], object]) -> Callable[[FinetuneProgress], None]:
     """A callback that does something after a step."""
 
-    def told(now: TuningProgress) -> None:
+    def told(now: FinetuneProgress) -> None:
         if now.step == step:
             act()
 

@@ -1,4 +1,4 @@
-"""Which way a model trains fastest: found without surprises, and nothing left changed."""
+"""The choice of the training precision: the clearly fastest one, without a change of the model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
 
 from mpocompress.finetuning.autotune import fastest
-from mpocompress.finetuning.precision import Way, from_cores, from_words
-from tests.finetuning.runs import pair
+from mpocompress.finetuning.precision import MatmulDtypes, autocast
 
 CPU = torch.device("cpu")
 
 
-def clock(monkeypatch: pytest.MonkeyPatch, **lasts: float) -> dict[str, Callable[[], object]]:
-    """Functions that take as long as is said, by a clock of the test's own."""
+def clock(monkeypatch: pytest.MonkeyPatch, **durations: float) -> dict[str, Callable[[], object]]:
+    """Functions of a given duration, by a clock of the test."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def one(seconds: float) -> Callable[[], object]:
+    def lasting(seconds: float) -> Callable[[], object]:
         def run() -> None:
             now[0] += seconds
 
         return run
 
-    return {name: one(seconds) for name, seconds in lasts.items()}
+    return {name: lasting(seconds) for name, seconds in durations.items()}
 
 
 @pytest.mark.parametrize(
-    ("lasts", "wanted"),
+    ("durations", "wanted"),
     [
         ({"first": 1.0, "second": 0.5}, "second"),
         ({"first": 1.0, "second": 0.5, "third": 0.4}, "third"),
@@ -41,14 +39,14 @@ def clock(monkeypatch: pytest.MonkeyPatch, **lasts: float) -> dict[str, Callable
         ({"first": 1.0}, "first"),
     ],
 )
-def test_another_way_is_taken_where_it_is_clearly_faster(
-    lasts: dict[str, float], wanted: str, monkeypatch: pytest.MonkeyPatch
+def test_another_function_is_chosen_if_it_is_clearly_faster(
+    durations: dict[str, float], wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fastest(clock(monkeypatch, **lasts), CPU) == wanted
+    assert fastest(clock(monkeypatch, **durations), CPU) == wanted
 
 
-def test_what_is_slow_at_first_is_not_taken_for_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first run of a way compiles and allocates."""
+def test_the_first_call_of_a_function_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles and allocates."""
     runs = clock(monkeypatch, first=1.0, start=100.0, second=0.5)
     start, second, calls = runs.pop("start"), runs["second"], [0]
 
@@ -59,35 +57,27 @@ def test_what_is_slow_at_first_is_not_taken_for_slow(monkeypatch: pytest.MonkeyP
     assert fastest({**runs, "second": slow_at_first}, CPU) == "second"
 
 
-def test_layers_run_from_their_cores_in_a_block_and_as_before_after_it() -> None:
-    student, _ = pair()
-    student[0].execution = "materialised"
-
-    def leave() -> None:
-        with from_cores(student):
-            assert [student[place].execution for place in (0, 2)] == ["factorised"] * 2
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        leave()
-    assert [student[place].execution for place in (0, 2)] == ["materialised", "auto"]
-    with from_cores(nn.Linear(2, 2)):
-        pass
+@pytest.mark.parametrize(
+    ("model", "teacher", "text"),
+    [
+        ("float32", "float32", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "bfloat16, teacher in float32"),
+        ("float32", "bfloat16", "float32, teacher in bfloat16"),
+    ],
+)
+def test_dtypes_are_written_as_text(model: str, teacher: str, text: str) -> None:
+    assert str(MatmulDtypes(model=model, teacher=teacher)) == text
 
 
-@pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("teacher_low", [False, True])
-def test_a_way_is_read_back_from_its_words(low: bool, teacher_low: bool) -> None:
-    way = Way(low=low, teacher_low=teacher_low)
-
-    assert from_words((str(low), str(teacher_low))) == way
-    words = way.words()
-    assert words.startswith("bfloat16" if low else "float32")
-    assert words.endswith("bfloat16" if teacher_low else "float32")
-    assert (", teacher in " in words) == (low != teacher_low)
+def test_products_are_computed_in_the_dtype() -> None:
+    matrix = torch.eye(3)
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with autocast(CPU, name):
+            assert (matrix @ matrix).dtype == dtype
 
 
-def test_what_does_not_run_here_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
     def fail() -> None:

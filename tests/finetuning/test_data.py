@@ -1,4 +1,4 @@
-"""Batches to train on: what is held out, in which order they come, and what is said of those that are none."""
+"""Training data: held-out batches, their order in every pass, random numbers, and data that are refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.data import AHEAD_BATCHES, Feed, Position, example, passes_over
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.data import READ_AHEAD_BATCHES, Position, TrainingData
 
 BEGINNING = Position()
 
@@ -24,16 +24,22 @@ def rows(count: int, size: int = 2) -> list[Tensor]:
     return [torch.full((size, 3), float(number)) for number in range(count)]
 
 
-def feed(data: object, held_out: object | None = None, *, seed: int = 0, consecutive: bool = False) -> Feed:
-    return Feed(data, held_out=held_out, seed=seed, consecutive=consecutive)
+def training_data(
+    data: object, held_out: object | None = None, *, seed: int = 0, consecutive: bool = False
+) -> TrainingData:
+    return TrainingData(data, held_out=held_out, seed=seed, consecutive=consecutive)
 
 
 def number(one: Any) -> int:
     return int(one.inputs[0, 0])
 
 
-def taken(found: Feed, count: int, start: Position = BEGINNING) -> list[int]:
-    return [number(one) for _, one in islice(found.batches(start), count)]
+def taken(data: TrainingData, count: int, start: Position = BEGINNING) -> list[int]:
+    return [number(one) for _, one in islice(data.batches(start), count)]
+
+
+def first_entries(data: TrainingData, count: int) -> list[float]:
+    return [float(batch.inputs[0, 0]) for _, batch in islice(data.batches(), count)]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def taken(found: Feed, count: int, start: Position = BEGINNING) -> list[int]:
 def test_one_batch_in_eight_is_held_out_and_never_trained_on(
     count: int, consecutive: bool, held_out: list[int]
 ) -> None:
-    found = feed(rows(count), consecutive=consecutive)
+    found = training_data(rows(count), consecutive=consecutive)
     learning = [one for one in range(count) if one not in held_out]
 
     assert [number(one) for one in found.held_out] == held_out
@@ -61,21 +67,21 @@ def test_one_batch_in_eight_is_held_out_and_never_trained_on(
     assert (found.is_held_out, found.is_reshuffled) == (True, False)
 
 
-def test_a_single_batch_is_trained_on_and_measured_on() -> None:
-    found = feed(rows(1))
+def test_a_single_batch_is_trained_and_evaluated_on() -> None:
+    found = training_data(rows(1))
 
     assert (found.is_held_out, len(found.held_out), taken(found, 3)) == (False, 1, [0, 0, 0])
 
 
-def test_batches_that_are_given_to_be_held_out_leave_all_others_to_be_trained_on() -> None:
-    found = feed(rows(3), lambda: iter(rows(2, 5)))
+def test_with_given_held_out_batches_all_others_are_trained_on() -> None:
+    found = training_data(rows(3), lambda: iter(rows(2, 5)))
 
     assert [one.samples for one in found.held_out] == [5, 5]
     assert taken(found, 4) == [0, 1, 2, 0]
 
 
-@pytest.mark.parametrize(("size", "wanted"), [(2, AHEAD_BATCHES), (1024, 8), (100, 21), (5000, 8)])
-def test_no_more_than_needed_is_read_ahead_of_what_never_ends(size: int, wanted: int) -> None:
+@pytest.mark.parametrize(("size", "wanted"), [(2, READ_AHEAD_BATCHES), (1024, 8), (100, 21), (5000, 8)])
+def test_no_more_batches_than_needed_are_read_ahead(size: int, wanted: int) -> None:
     """As many as hold 2,048 samples, eight at least; and no more than 32."""
     given = 0
 
@@ -85,34 +91,34 @@ def test_no_more_than_needed_is_read_ahead_of_what_never_ends(size: int, wanted:
             given += 1
             yield torch.zeros(size, 1)
 
-    feed(endless)
+    training_data(endless)
     assert given == wanted
 
 
 def test_an_iterator_ends_after_its_only_pass() -> None:
-    found = feed(iter(rows(9)))
+    found = training_data(iter(rows(9)))
 
     assert taken(found, 100) == [0, 1, 2, 3, 4, 5, 6, 8]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 8, 9, 15, 16, 17, 30])
-def test_batches_go_on_from_every_place(stop: int) -> None:
+def test_batches_continue_from_every_position(stop: int) -> None:
     data: Callable[[], Iterator[Tensor]] = lambda: (torch.full((2, 3), torch.rand(()).item() * 1e6) for _ in range(9))  # noqa: E731
-    whole = list(islice(feed(data).batches(), 40))
+    whole = list(islice(training_data(data).batches(), 40))
     start = whole[stop - 1][0] if stop else Position()
 
-    again = list(islice(feed(data).batches(start), 40 - stop))
+    again = list(islice(training_data(data).batches(start), 40 - stop))
 
     assert [one[0] for one in again] == [one[0] for one in whole[stop:]]
     assert [number(one[1]) for one in again] == [number(one[1]) for one in whole[stop:]]
 
 
-def test_every_pass_draws_anew_and_the_same_for_the_same_seed() -> None:
+def test_every_pass_draws_other_numbers_and_the_same_for_the_same_seed() -> None:
     def shuffled() -> Iterator[Tensor]:
         order = torch.randperm(64).tolist()
         yield from (rows(64)[one] for one in order)
 
-    first, again, other = (taken(feed(shuffled, seed=seed), 120) for seed in (3, 3, 4))
+    first, again, other = (taken(training_data(shuffled, seed=seed), 120) for seed in (3, 3, 4))
 
     assert first == again
     assert first != other
@@ -120,12 +126,12 @@ def test_every_pass_draws_anew_and_the_same_for_the_same_seed() -> None:
     assert len(set(first[:60])) == 60
 
 
-def test_data_that_come_in_another_order_are_noticed() -> None:
-    found = feed(lambda: iter([rows(9)[one] for one in torch.randperm(9).tolist()]))
+def test_data_in_another_order_are_noticed() -> None:
+    found = training_data(lambda: iter([rows(9)[one] for one in torch.randperm(9).tolist()]))
     seen = [len(taken(found, 8)), found.is_reshuffled, len(taken(found, 40)), found.is_reshuffled]
     assert seen == [8, False, 40, True]
 
-    same = feed(lambda: iter([(one, torch.zeros(2)) for one in rows(9)]))
+    same = training_data(lambda: iter([(one, torch.zeros(2)) for one in rows(9)]))
     taken(same, 40)
     assert not same.is_reshuffled
 
@@ -136,7 +142,7 @@ def test_data_draw_from_no_generator_of_the_caller() -> None:
             yield torch.full((2, 3), random.random() + float(np.random.rand()) + float(torch.rand(())))  # noqa: NPY002
 
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index] # noqa: NPY002
-    found = [float(one.inputs[0, 0]) for _, one in islice(feed(drawing).batches(), 24)]  # type: ignore[index]
+    found = [float(one.inputs[0, 0]) for _, one in islice(training_data(drawing).batches(), 24)]  # type: ignore[index]
 
     assert len(set(found)) == 24, "every batch is drawn anew"
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -144,65 +150,45 @@ def test_data_draw_from_no_generator_of_the_caller() -> None:
     assert random.getstate() == before[2]
 
 
-PACKED = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-
-
-@pytest.mark.parametrize(
-    ("batch", "samples", "inputs", "target"),
-    [
-        (torch.zeros(4, 3), 4, Tensor, False),
-        (PACKED, 2, type(PACKED), False),
-        ({"ids": torch.zeros(5, 3)}, 5, dict, False),
-        ((torch.zeros(6, 3),), 6, tuple, False),
-        ([torch.zeros(6, 3)], 6, tuple, False),
-        ((torch.zeros(6, 3), torch.zeros(6), 3), 6, tuple, False),
-        ((torch.zeros(6, 3), torch.zeros(6)), 6, Tensor, True),
-        ([torch.zeros(6, 3), "any"], 6, Tensor, True),
-        (([torch.zeros(6, 3), torch.zeros(6)], None), 6, tuple, False),
-        (({"ids": torch.zeros(5, 3)}, 1), 5, dict, True),
-        ((PACKED, torch.zeros(2)), 2, type(PACKED), True),
-    ],
-)
-def test_inputs_are_told_from_a_target(batch: Any, samples: int, inputs: type, target: bool) -> None:
-    found = example(batch)
-
-    assert found.samples == samples
-    assert isinstance(found.inputs, inputs)
-    assert (found.target is not None) == target
-
-
-@pytest.mark.parametrize(
-    ("batch", "found"), [(3, "int"), ("text", "str"), ([], "list"), ((), "tuple"), ((1, 2), "int"), (None, "NoneType")]
-)
-def test_what_is_no_batch_is_refused(batch: Any, found: str) -> None:
+@pytest.mark.parametrize(("batch", "found"), [(3, "int"), ([], "list"), ((1, 2), "int")])
+def test_batches_that_no_model_is_called_with_are_refused(batch: Any, found: str) -> None:
     message = (
-        f"training data: a {found}; a model is called with a tensor, a tuple of arguments, or a dict of named ones. "
-        "Give an iterable of what the model is called with"
+        f"training data: a {found}; a model is called with a tensor, a tuple of arguments, or a mapping of named "
+        "arguments. Give an iterable of inputs of the model"
     )
-    with pytest.raises(TuningError, match=message):
-        feed([batch])
-    with pytest.raises(TuningError, match=message):
-        list(islice(feed([*rows(40), batch]).batches(), 100))
+    with pytest.raises(FinetuneError, match=message):
+        training_data([batch])
+    with pytest.raises(FinetuneError, match=message):
+        list(islice(training_data([*rows(40), batch]).batches(), 100))
+    with pytest.raises(FinetuneError, match=message.replace("training data", "held-out data")):
+        training_data(rows(40), [batch])
+
+
+def test_tuples_of_two_are_pairs_of_inputs_and_a_target() -> None:
+    data = training_data([(x, x.sum()) for x in rows(9)])
+
+    assert data.first.target == 0.0
+    assert [float(batch.target) for _, batch in islice(data.batches(), 8)] == [0, 6, 12, 18, 24, 30, 36, 48]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (torch.zeros(3, 2), "training data: a Tensor; several batches are taken from it, one after another"),
-        ({"ids": 1}, "training data: a dict; several batches"),
-        (3, "training data: a int; several batches"),
+        (torch.zeros(3, 2), "training data: a Tensor; an iterable of batches is needed"),
+        ({"ids": 1}, "training data: a dict; an iterable"),
+        (3, "training data: a int; an iterable"),
         ([], "training data: no batch; there is nothing to train on"),
         (iter(()), "training data: no batch; there is nothing to train on"),
     ],
 )
-def test_what_gives_no_batches_is_refused(data: Any, message: str) -> None:
-    with pytest.raises(TuningError, match=message):
-        feed(data)
+def test_data_without_batches_are_refused(data: Any, message: str) -> None:
+    with pytest.raises(FinetuneError, match=message):
+        training_data(data)
 
 
-def test_nothing_to_measure_on_is_refused() -> None:
-    with pytest.raises(TuningError, match="held-out data: no batch; there is nothing to measure on"):
-        feed(rows(3), [])
+def test_held_out_data_without_batches_are_refused() -> None:
+    with pytest.raises(FinetuneError, match="held-out data: no batch; there is nothing to evaluate on"):
+        training_data(rows(3), [])
 
 
 USER = """
@@ -231,8 +217,7 @@ def test_data_in_a_file_are_made_anew_in_every_pass(tmp_path: Path, capsys: pyte
     state = torch.get_rng_state()
 
     first, again, other = (
-        [float(one.inputs[0, 0]) for _, one in islice(feed(f"{tmp_path}/mine.py:drawn", seed=seed).batches(), 24)]  # type: ignore[index]
-        for seed in (5, 5, 6)
+        first_entries(training_data(f"{tmp_path}/mine.py:drawn", seed=seed), 24) for seed in (5, 5, 6)
     )
 
     assert len(set(first)) == 24
@@ -240,27 +225,42 @@ def test_data_in_a_file_are_made_anew_in_every_pass(tmp_path: Path, capsys: pyte
     assert torch.equal(torch.get_rng_state(), state)
     out, err = capsys.readouterr()
     assert (out, err.count("hello")) == ("", 9), "three passes of each"
-    assert len(list(islice(feed(f"{tmp_path}/mine.py:several").batches(), 20))) == 20
+    assert len(list(islice(training_data(f"{tmp_path}/mine.py:several").batches(), 20))) == 20
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("broken", r"mine\.py:broken: mine\.py, line 16: ValueError: no more data; the batches could not be made"),
-        ("number", r"mine\.py:number: a int; batches are taken from it one after another"),
-        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; there is nothing to train on"),
+        ("number", r"mine\.py:number: a int; an iterable of batches is needed"),
+        ("missing", r"mine\.py:missing: no 'missing' in .*mine\.py; training data are needed"),
     ],
 )
-def test_what_the_users_file_does_wrong_is_told(tmp_path: Path, name: str, message: str) -> None:
+def test_errors_in_the_users_file_are_reported(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(USER)
-    with pytest.raises(TuningError, match=message):
-        feed(f"{tmp_path}/mine.py:{name}")
+    with pytest.raises(FinetuneError, match=message):
+        training_data(f"{tmp_path}/mine.py:{name}")
 
 
-def test_a_pass_can_be_gone_through_beside_another() -> None:
-    found: Callable[[int], Iterator[Any]] = passes_over(lambda: (torch.rand(2) for _ in range(4)))
-    one, other = found(1), found(2)
-    mixed = [torch.cat([next(one), next(other)]) for _ in range(4)]
+def test_data_may_reuse_a_buffer_for_every_batch() -> None:
+    def reused() -> Iterator[dict[str, Any]]:
+        buffer = torch.empty(2, 3)
+        for number in range(9):
+            yield {"x": buffer.fill_(number), "parts": [buffer, (buffer, "text")]}
 
-    assert torch.equal(torch.cat(mixed).reshape(4, 2, 2)[:, 0], torch.stack(list(found(1))))
-    assert torch.equal(torch.cat(mixed).reshape(4, 2, 2)[:, 1], torch.stack(list(found(2))))
+    batches = [batch.inputs for _, batch in islice(training_data(reused).batches(), 8)]
+
+    assert [int(batch["x"][0, 0]) for batch in batches] == [0, 1, 2, 3, 4, 5, 6, 8]  # type: ignore[index]
+    assert int(batches[0]["parts"][1][0][0, 0]) == 0  # type: ignore[index]
+
+
+def test_packed_sequences_may_reuse_a_buffer() -> None:
+    packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
+
+    def reused() -> Iterator[object]:
+        for number in range(3):
+            packed.data.fill_(number)
+            yield packed
+
+    inputs: list[Any] = [batch.inputs for _, batch in islice(training_data(reused).batches(), 2)]
+    assert [int(each.data[0, 0]) for each in inputs] == [0, 1]

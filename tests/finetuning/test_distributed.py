@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.distributed import Team, team
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.distributed import Team, join_team
 from tests.finetuning.runs import batches, pair, tuned, values
 from tests.finetuning.together import model
 
@@ -70,18 +70,18 @@ def test_ctrl_c_in_one_process_ends_them_all_at_the_same_step(outcomes: list[dic
 
 def test_a_step_has_as_many_batches_for_every_process(outcomes: list[dict[str, Any]]) -> None:
     for one in outcomes:
-        assert one["odd"].startswith("batches_per_step: got 3 for 2 processes; every process takes as many batches")
+        assert one["odd"].startswith("batches_per_step: got 3 for 2 processes; every process takes the same number")
 
 
 def test_a_process_by_itself_is_a_team() -> None:
-    found = team(torch.device("cpu"))
+    found = join_team(torch.device("cpu"))
     assert found == Team(rank=0, size=1)
-    assert found.leads
-    assert (found.summed([1.5, 2.0]), found.told({"a": 1})) == ([1.5, 2.0], {"a": 1})
+    assert found.is_rank_zero
+    assert (found.all_reduce_sum(1.5), found.broadcast(lambda: {"a": 1})) == (1.5, {"a": 1})
     layer = nn.Linear(2, 2)
-    found.shared([layer.weight])
-    assert found.wrapped(layer, has_unused=False) is layer
-    assert not Team(rank=1, size=2).leads
+    found.broadcast_tensors([layer.weight])
+    assert found.wrap(layer, has_unused=False) is layer
+    assert not Team(rank=1, size=2).is_rank_zero
 
 
 def test_others_that_cannot_be_reached_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +91,6 @@ def test_others_that_cannot_be_reached_are_told_of(monkeypatch: pytest.MonkeyPat
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(TuningError, match=r"processes that train together: .*; WORLD_SIZE says that there are several"):
+    with pytest.raises(FinetuneError, match=r"distributed training: .*; WORLD_SIZE announces several processes"):
         tuned(student, batches(), teacher=teacher)
     assert all(torch.equal(one, before[name]) for name, one in values(student).items())

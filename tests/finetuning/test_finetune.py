@@ -1,482 +1,350 @@
-"""Fine-tuning a model in memory: what is left as it was, what is refused, and models of every kind."""
+"""`finetune`: the file it writes, the teacher it finds, and runs that are stopped and resumed."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import DataLoader, TensorDataset
 
 import mpocompress
-from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.finetuning.finetune import finetune
-from mpocompress.finetuning.self_generated import SelfGenerated
-from mpocompress.nn import MPOWeight
-from tests.calibration.rigs import Calls, numbers
-from tests.finetuning.runs import Odd, Texts, apart, batches, pair, pairs, same, texts, tuned, values
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.errors import (
+    CheckpointError,
+    FinetuneError,
+    FormatError,
+    ModelError,
+    MPOCompressError,
+    OutputError,
+    OutputExistsError,
+)
+from mpocompress.finetuning.progress import FinetuneProgress
+from mpocompress.reports.finetuning import Evaluation
 from tests.inspecting import report_in
 
 
-@pytest.fixture(autouse=True)
-def _without_a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On one thread, which waits for no other on a shared machine; nothing is chosen by a measurement."""
-    monkeypatch.setenv("MPOCOMPRESS_EXECUTION", "modelled")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+class Net(nn.Module):
+    """An LSTM, a layer used twice, batch norm and dropout."""
 
-
-def modes(model: nn.Module) -> list[bool]:
-    return [one.training for one in model.modules()]
-
-
-def test_a_run_leaves_all_as_it_was_but_the_weights() -> None:
-    made: tuple[Any, Any] = pair(Odd)
-    student, teacher = made
-    student.eval()
-    student.drop.train()
-    teacher.train()
-    teacher.norm.eval()
-    student.first.bias.requires_grad_(False)
-    student.first.execution = "materialised"
-    of_teacher, before = values(teacher), values(student)
-    was = modes(student), modes(teacher), [one.requires_grad for one in student.parameters()]
-
-    found = tuned(student, batches(), teacher=teacher)
-
-    assert id(found.model) == id(student)
-    assert (modes(student), modes(teacher), [one.requires_grad for one in student.parameters()]) == was
-    assert same(values(teacher), of_teacher)
-    assert all(one.grad is None for one in (*student.parameters(), *teacher.parameters()))
-    assert (student.first.execution, student.last.execution) == ("materialised", "auto")
-    assert "first.bias" not in apart(before, values(student))
-    assert student.first.weight is student.tied.weight
-    assert apart(before, values(student)) > {"first.weight.core.0", "last.weight.core.1", "norm.running_mean"}
-
-
-@pytest.mark.parametrize("data", [[], [3], [numbers(6, 5)], [numbers(6, 12)] * 4])
-def test_a_run_that_is_refused_leaves_all_as_it_was(data: list[Any]) -> None:
-    """The last one has a loss that fails, after the first step forwards."""
-    student, teacher = pair(Odd)
-    student.eval()
-    before, was = values(student), modes(student)
-    options: dict[str, Any] = {} if len(data) < 4 else {"teacher_share": 0.5}
-
-    with pytest.raises(TuningError):
-        tuned(student, data, teacher=teacher, **options)
-    assert same(values(student), before)
-    assert modes(student) == was
-    assert not any(one._forward_hooks for one in student.modules())
-
-
-def test_a_loss_that_fails_leaves_the_buffers_as_they_were() -> None:
-    student, _ = pair(Odd)
-    before = values(student)
-
-    with pytest.raises(TuningError):
-        tuned(student, pairs(), loss=lambda output, target: output)
-    assert same(values(student), before)
-
-
-def test_a_first_step_that_fails_leaves_the_buffers_as_they_were() -> None:
-    student, _ = pair(Odd)
-    before, data = values(student), pairs(4)
-    data[0][1].fill_(torch.nan)
-
-    with pytest.raises(TuningError, match="not one step could be made"):
-        tuned(student, data, held_out=pairs(2), kind="regression")
-    assert same(values(student), before)
-
-
-class Averaging(nn.Module):
-    """Keeps a mean of what it saw in a new tensor every time, as many own layers do."""
-
-    mean: Tensor
-
-    def __init__(self) -> None:
+    def __init__(self, *, tied: bool = True) -> None:
         super().__init__()
-        self.inner = nn.Linear(12, 10)
-        self.register_buffer("mean", torch.zeros(12))
+        self.lstm = nn.LSTM(24, 64, batch_first=True)
+        self.inner = nn.Linear(64, 64)
+        self.again = nn.Linear(64, 64)
+        if tied:
+            self.again.weight = self.inner.weight
+        self.norm = nn.BatchNorm1d(64)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(64, 10)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
-        y: Tensor = self.inner(x - self.mean)
-        return y
-
-
-def test_a_buffer_that_is_made_anew_belongs_to_the_best_weights() -> None:
-    student, teacher = pair(Averaging)
-    seen: list[dict[str, Tensor]] = []
-    scores = iter([0.0, 1.0, 5.0, *[3.0] * 20])
-
-    def score(model: nn.Module) -> float:
-        seen.append(values(model))
-        return next(scores)
-
-    tuned(student, batches(), teacher=teacher, evaluate=score)
-    assert same(values(student), seen[2])
+    def forward(self, steps: Tensor) -> Tensor:
+        found = self.lstm(steps)[0][:, -1]
+        found = self.again(self.drop(torch.tanh(self.inner(found))))
+        return self.head(self.norm(found))  # type: ignore[no-any-return]
 
 
-def test_cores_alone_are_trained_where_that_is_asked() -> None:
-    student, teacher = pair(Odd)
-    before = values(student)
-
-    report = tuned(student, batches(), teacher=teacher, train="cores").report
-
-    cores = {name for name in before if ".core." in name}
-    assert {name for name in apart(before, values(student)) if not name.startswith("norm.")} == cores
-    assert report.trained == "cores"
-    distinct = {id(core): core for one in student.modules() if isinstance(one, MPOWeight) for core in one.cores}
-    assert report.trained_parameters == sum(one.numel() for one in distinct.values())
-    assert all(one.requires_grad for one in student.parameters())
+def batches(count: int = 16, size: int = 16) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(size, 7, 24, generator=generator) for _ in range(count)]
 
 
-def test_the_report_is_saved_with_the_model(tmp_path: Path) -> None:
-    student, teacher = pair()
-    found = tuned(student, batches(), teacher=teacher, lr=0.01)
-    again = tuned(student, batches(), teacher=teacher, lr=0.01, seed=1)
-    report = mpocompress.save(student, tmp_path / "small.pt")
-
-    assert report.tuning == (found.report, again.report)
-    assert report_in(tmp_path / "small.pt").tuning == report.tuning
-    assert all(one.flaw() == "" for one in report.tuning)
-    assert (found.report.data, found.report.teacher, found.report.learning_rate) == ("a list", "Sequential", 0.01)
-    assert (found.steps, found.before, found.after) == (6, found.history[0], found.history[-1])
+def drawn() -> Iterator[Tensor]:
+    """Other batches in every pass."""
+    for _ in range(6):
+        yield torch.randn(8, 7, 24)
 
 
-def test_a_trained_model_is_nearer_to_its_teacher() -> None:
-    student, teacher = pair()
-    x = torch.cat(batches(4))
-    before = functional.mse_loss(student(x), teacher(x)).detach()
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.manual_seed(0)
+    net = Net()
+    with torch.no_grad():
+        for one in net.lstm.parameters():
+            one.mul_(2.0)
+        for batch in 4 * batches():
+            net(batch)  # for the statistics of the batch norm
+    torch.save({"model": net.state_dict(), "epoch": 3}, tmp_path / "model.pt")
+    mpocompress.compress(tmp_path / "model.pt", tmp_path / "small.pt", truncation=mpocompress.Truncation(keep=0.25))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
-    tuned(student, batches(16), teacher=teacher, steps=60, kind="regression")
 
-    assert functional.mse_loss(student(x), teacher(x)).detach() < 0.8 * before
+def tuned(target: str = "tuned.pt", source: str = "small.pt", **asked: Any) -> mpocompress.Report:
+    given = {"model": Net, "data": batches(), "steps": 12, "kind": "regression", "precision": "float32", **asked}
+    return mpocompress.finetune(source, target, **given)
+
+
+def tensors(path: str | Path) -> dict[str, Tensor]:
+    with open_checkpoint(path) as checkpoint:
+        return {name: checkpoint.tensor(info.alias_of or name).clone() for name, info in checkpoint.tensors.items()}
+
+
+def loss(one: Evaluation) -> float:
+    assert one.loss is not None
+    return one.loss
+
+
+def distance(path: str) -> float:
+    """Of the outputs of a file from those of the original, on inputs of its own."""
+    inputs = torch.randn(64, 7, 24, generator=torch.Generator().manual_seed(9))
+    original = Net()
+    original.load_state_dict(torch.load("model.pt")["model"])
+    with torch.no_grad():
+        expected, found = original.eval()(inputs), mpocompress.load(path, Net()).eval()(inputs)
+    return float((found - expected).square().mean() / expected.square().mean())
+
+
+def test_the_outputs_come_nearer_to_those_of_the_original(folder: Path) -> None:
+    report = tuned(data=batches(40, 32), steps=160)
+
+    assert distance("tuned.pt") < 0.8 * distance("small.pt")
+    (made,) = report.tuning
+    assert loss(made.after) < 0.8 * loss(made.before)
+    assert (made.teacher, made.data, made.steps, made.held_out) == ("model.pt", "a list", 160, 128)
+    assert report_in("tuned.pt").to_json() == report.to_json()
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "int8"])
+def test_the_file_is_the_compressed_one_with_new_values(folder: Path, dtype: str | None) -> None:
+    truncation = mpocompress.Truncation(keep=0.25)
+    mpocompress.compress("model.pt", "small.pt", truncation=truncation, dtype=dtype, overwrite=True)
+
+    report = tuned(steps=40)
+
+    with open_checkpoint("small.pt") as before, open_checkpoint("tuned.pt") as after:
+        assert list(before.tensors.items()) == list(after.tensors.items())
+        assert before.extras == after.extras
+        assert after.size_bytes - before.size_bytes < 10_000  # the report of the training
+    old, new = tensors("small.pt"), tensors("tuned.pt")
+    changed = {name for name, value in old.items() if not torch.equal(value, new[name])}
+    assert {name for name in old if "core" in name} <= changed
+    assert "norm.running_mean" in changed
+    small = report_in("small.pt")
+    assert report.aliases == small.aliases == {"again.weight": "inner.weight"}
+    assert (report.matrices, report.totals.parameters) == (small.matrices, small.totals.parameters)
+    assert (report.tuning[0].as_stored is None) == (dtype is None)
+    assert distance("tuned.pt") < distance("small.pt")
+
+
+def test_rounding_is_in_the_figures(folder: Path) -> None:
+    truncation = mpocompress.Truncation(keep=0.25)
+    mpocompress.compress("model.pt", "small.pt", truncation=truncation, dtype="int8", overwrite=True)
+    held_out = batches(2)
+
+    report = tuned(held_out=held_out)
+
+    original = Net().eval()
+    original.load_state_dict(torch.load("model.pt")["model"])
+    stored = mpocompress.load("tuned.pt", Net()).eval()
+    with torch.no_grad():
+        pairs = [(original(one), stored(one)) for one in held_out]
+        scale = original(batches()[0]).square().mean()
+    losses = [float((found - expected).square().mean() / scale) for expected, found in pairs]
+    assert report.tuning[0].after.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
+def test_a_folder_becomes_a_folder(folder: Path) -> None:
+    (folder / "hub").mkdir()
+    state = {name: value.clone() for name, value in torch.load("model.pt")["model"].items() if name != "again.weight"}
+    save_file({**state, "again.weight": state["inner.weight"].clone()}, folder / "hub" / "model.safetensors")
+    (folder / "hub" / "config.json").write_text("{}")
+    mpocompress.compress("hub", "small-hub", truncation=mpocompress.Truncation(keep=0.25))
+
+    tuned("tuned-hub", "small-hub", model=lambda: Net(tied=False))
+
+    assert (folder / "tuned-hub" / "config.json").exists()
+    assert report_in("tuned-hub").tuning[0].teacher == "hub"
+    assert tensors("tuned-hub").keys() == tensors("small-hub").keys()
+
+
+def test_it_is_tuned_again_and_both_reports_stay(folder: Path) -> None:
+    tuned()
+
+    report = tuned("again.safetensors", "tuned.pt", seed=1)
+
+    assert [one.seed for one in report.tuning] == [0, 1]
+    assert report.tuning[1].before.loss == pytest.approx(report.tuning[0].after.loss, rel=1e-4)
+
+
+def test_a_model_that_does_not_tie_is_refused(folder: Path) -> None:
+    with pytest.raises(FinetuneError, match="not tied to each other"):
+        tuned(model=lambda: Net(tied=False))
+
+    assert not list(folder.glob("tuned*"))
+
+
+def test_only_what_is_asked_for_is_trained(folder: Path) -> None:
+    tuned(train="cores")
+
+    old, new = tensors("small.pt"), tensors("tuned.pt")
+    assert torch.equal(old["head.weight"], new["head.weight"])
+    assert not torch.equal(old["lstm.weight_hh_l0.core.0"], new["lstm.weight_hh_l0.core.0"])
+
+
+def test_the_teacher_is_looked_for_and_asked_for(folder: Path) -> None:
+    (folder / "model.pt").rename(folder / "moved.pt")
+
+    with pytest.raises(FinetuneError, match=r"no model\.pt in its folder.*Give the original checkpoint as the teacher"):
+        tuned()
+    with pytest.raises(CheckpointError, match="no such file"):
+        tuned(teacher="nowhere.pt")
+    report = tuned(teacher="moved.pt")
+    assert report.tuning[0].teacher == "moved.pt"
+    assert not report.tuning[0].notes
+
+
+def test_another_teacher_is_told_of(folder: Path) -> None:
+    torch.save(Net().state_dict(), "other.pt")
+
+    report = tuned(teacher="other.pt")
+    from_small = tuned("from-small.pt", teacher="small.pt")
+
+    assert any("bytes differ" in note for note in report.tuning[0].notes)
+    assert any("compressed file itself" in note for note in from_small.tuning[0].notes)
+
+
+def test_it_learns_from_targets_alone(folder: Path) -> None:
+    (folder / "model.pt").unlink()
+    pairs = [(one, one.mean(dim=(1, 2))[:, None].expand(-1, 10)) for one in batches()]
+
+    report = tuned(data=pairs, teacher=False, steps=40)
+
+    assert report.tuning[0].teacher == ""
+    assert loss(report.tuning[0].after) < 0.8 * loss(report.tuning[0].before)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("asked", "error", "said"),
     [
-        ({"teacher": "itself"}, "teacher: the model that is trained; it would change with every step"),
-        ({}, "what is learnt from: neither a teacher nor targets"),
-        ({"teacher": "other", "data": SelfGenerated()}, "RuntimeError: .*; the model does not take the batches"),
-        ({"data": SelfGenerated()}, "generated texts: no teacher; it is the original model that writes them"),
-        ({"teacher": "other", "carry_state": True}, "a state that is carried on: no recurrent layer"),
-        ({"teacher": "other", "train": "cores", "model": nn.Linear(12, 10)}, "Linear: no cores to train; there is"),
-        ({"teacher": "other", "evaluate": "none.py:score"}, "none.py:score: .*no file none.py; the score could not"),
-        ({"teacher": "other", "loss": "none.py:loss"}, "none.py:loss: .*no file none.py; the loss could not"),
-        ({"teacher": "other", "resume": True}, "resume: no snapshot"),
-        ({"teacher": "other", "steps": 0}, "steps: got 0"),
-        ({"teacher": nn.Linear(12, 10, device="meta")}, "model and teacher: parameters on cpu, meta; they are called"),
+        ({"source": "model.pt"}, FormatError, r"ordinary checkpoint.*Compress it first"),
+        ({"source": "nowhere.pt"}, CheckpointError, "no such file"),
+        ({"target": "small.pt"}, OutputError, "small.pt"),
+        ({"target": "there.pt"}, OutputExistsError, "there.pt"),
+        ({"target": "no/such/folder/tuned.pt"}, OutputError, "folder"),
+        ({"model": lambda: nn.Linear(24, 10)}, ModelError, "lstm"),
+        ({"device": "nowhere"}, FinetuneError, "device is not available"),
+        ({"steps": 0}, FinetuneError, "steps"),
+        ({"resume": True}, CheckpointError, "no run to go on with"),
+        ({"data": []}, FinetuneError, "no batch"),
     ],
 )
-def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
-    student, other = pair()
-    model = options.pop("model", student)
-    teacher = {"itself": model, "other": other}.get(str(options.get("teacher")), options.get("teacher"))
-
-    with pytest.raises(TuningError, match=message):
-        tuned(model, options.pop("data", batches()), **{**options, "teacher": teacher})
-
-
-def test_a_model_with_nothing_to_train_is_refused() -> None:
-    student, teacher = pair()
-    with pytest.raises(TuningError, match="Sequential: no parameter that requires a gradient; there is nothing that"):
-        tuned(student.requires_grad_(False), batches(), teacher=teacher)
-
-
-def test_a_language_model_learns_from_texts_that_its_original_writes() -> None:
-    student, teacher = pair(Texts)
-    again, _ = pair(Texts)
-    asked = SelfGenerated(batch_size=4, length=6, batches=9)
-
-    found = tuned(student, asked, teacher=teacher, steps=30, lr=0.02)
-    tuned(again, asked, teacher=teacher, steps=30, lr=0.02)
-
-    assert found.report.kind == "classification"
-    assert found.report.data == "9 x 4 texts of 6 tokens that the teacher wrote"
-    assert found.after.divergence is not None
-    assert found.before.divergence is not None
-    assert found.after.divergence < 0.7 * found.before.divergence
-    assert same(values(student), values(again))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_weights_of_another_precision_are_trained_in_it_and_that_is_told(dtype: torch.dtype) -> None:
-    student, teacher = (one.to(dtype) for one in pair())
-
-    found = tuned(student, [one.to(dtype) for one in batches()], teacher=teacher, kind="regression")
-
-    half = f"Weights were trained in {str(dtype).removeprefix('torch.')}, where small steps are lost; float32 is finer."
-    assert (half in found.report.notes) == (dtype != torch.float64)
-    assert {one.dtype for one in student.parameters()} == {dtype}
-
-
-def test_products_in_bfloat16_are_told_of() -> None:
-    student, teacher = pair()
-    found = tuned(student, batches(), teacher=teacher, precision="bfloat16")
-
-    assert found.report.precision == "bfloat16"
-    assert {one.dtype for one in student.parameters()} == {torch.float32}
-
-
-@dataclass
-class Answer:
-    scores: Tensor
-
-
-class Wrapped(nn.Module):
-    """Puts its outputs into something."""
-
-    def __init__(self, inner: nn.Module, wrap: Callable[[Tensor], object]) -> None:
-        super().__init__()
-        self.inner, self.wrap = inner, wrap
-
-    def forward(self, x: Any) -> object:
-        return self.wrap(self.inner(x))
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda y: (y, None),
-        lambda y: [torch.arange(3), y],
-        lambda y: {"hidden": y * 0, "logits": y},
-        lambda y: {"first": y, "second": (y, y)},
-    ],
-    ids=["tuple", "list", "logits", "mapping"],
-)
-def test_outputs_in_a_nest_train_as_they_would_alone(wrap: Callable[[Tensor], object]) -> None:
-    (student, teacher), (alone, _) = pair(), pair()
-    tuned(Wrapped(student, wrap), batches(), teacher=Wrapped(teacher, wrap), kind="classification")
-    tuned(alone, batches(), teacher=teacher, kind="classification")
-
-    assert same(values(student), values(alone))
-
-
-def test_a_dataclass_is_learnt_by_a_loss_that_reads_it() -> None:
-    student, _ = pair()
-    wrapped = Wrapped(student, Answer)
-    before = values(student)
-
-    found = tuned(wrapped, pairs(), loss=lambda output, target: functional.mse_loss(output.scores, target))
-    assert (found.stopped, apart(before, values(student))) == ("finished", set(before))
-
-    with pytest.raises(MPOCompressError, match="an output of Answer; there is no tensor"):
-        tuned(wrapped, batches(), teacher=Wrapped(pair()[1], Answer))
-
-
-class Packing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(12, 12)
-
-    def forward(self, x: PackedSequence) -> Any:
-        return self.lstm(x)
-
-
-def test_packed_sequences_are_trained_on() -> None:
-    student, teacher = pair(Packing)
-    data = [pack_sequence([numbers(5, 12, seed=seed), numbers(2, 12, seed=seed + 9)]) for seed in range(8)]
-
-    found = tuned(student, data, teacher=teacher, steps=12)
-
-    assert (found.stopped, found.report.samples) == ("finished", 24)
-    assert found.after.merit > found.before.merit
-
-
-class Computing(Odd):
-    """Takes named arguments, and computes its own loss where there are labels."""
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
-        scores = super().forward(x)
-        loss = None if labels is None else functional.cross_entropy(scores, labels)
-        return {"loss": loss, "logits": scores}
-
-
-def test_a_model_that_computes_its_loss_is_trained_with_it() -> None:
-    student, teacher = pair(Computing)
-    labels = torch.tensor([1, 2, 3, 4, 5, 6])
-    data = [{"x": x, "labels": labels} for x in batches()]
-
-    alone = tuned(student, data, steps=30, lr=0.02)
-    both = tuned(pair(Computing)[0], data, teacher=teacher)
-
-    assert alone.report.loss == "the loss that the model computes"
-    assert both.report.loss.startswith("0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (the loss")
-    assert alone.after.merit > alone.before.merit
-    only = tuned(pair(Computing)[0], [{"x": x} for x in batches()], teacher=teacher)
-    assert only.report.loss == "KL divergence to the outputs of the teacher"
-
-
-def test_batches_of_one_sample_are_trained_on() -> None:
-    student, teacher = pair()
-    assert tuned(student, batches(9, 1), teacher=teacher).report.samples == 6
-
-
-def test_data_from_a_loader_with_workers_are_the_same_again() -> None:
-    loader = DataLoader(TensorDataset(torch.cat(batches(10))), batch_size=6, shuffle=True, num_workers=2)
-    runs: list[dict[str, Tensor]] = []
-    for seed in (0, 0):
-        student, teacher = pair()
-        torch.manual_seed(len(runs))
-        tuned(student, loader, teacher=teacher, seed=seed, held_out=batches(2), steps=12)
-        runs.append(values(student))
-
-    assert same(*runs)
-
-
-def test_batches_that_share_a_buffer_are_trained_on_as_they_came() -> None:
-    """A generator may fill the same tensor again and again."""
-    (student, teacher), (wanted, _) = pair(), pair()
-
-    def reused() -> Iterator[Tensor]:
-        buffer = torch.empty(6, 12)
-        for one in batches(12):
-            yield buffer.copy_(one)
-
-    for each in (1, 3):
-        tuned(student, reused, teacher=teacher, batches_per_step=each)
-        tuned(wanted, batches(12), teacher=teacher, batches_per_step=each)
-        assert same(values(student), values(wanted))
-
-
-def test_a_model_that_draws_random_numbers_is_trained_the_same_again() -> None:
-    runs: list[dict[str, Tensor]] = []
-    for caller in (1, 2):
-        student, teacher = pair()
-        noisy = Calls(lambda self, x: self.inner(x + 0.1 * torch.randn_like(x)), inner=student)
-        torch.manual_seed(caller)
-        state = torch.get_rng_state()
-        tuned(noisy, batches(), teacher=Calls(noisy.call, inner=teacher), kind="regression")
-        assert torch.equal(torch.get_rng_state(), state)
-        runs.append(values(student))
-
-    assert same(*runs)
-
-
-def test_a_model_that_cannot_be_copied_is_trained() -> None:
-    class Single(Wrapped):
-        def __deepcopy__(self, memo: object) -> Single:
-            raise RuntimeError("there is one of these")
-
-    student, teacher = pair()
-    single = Single(student, lambda y: y)
-    with pytest.raises(RuntimeError):
-        copy.deepcopy(single)
-
-    assert tuned(single, batches(), teacher=teacher).stopped == "finished"
-
-
-def test_a_score_may_do_with_the_model_what_it_likes() -> None:
-    (student, teacher), (wanted, _) = pair(Odd), pair(Odd)
-
-    def score(model: nn.Module) -> float:
-        model.train()
-        with torch.enable_grad():
-            model(batches(1)[0]).sum().backward()
-        model.eval().get_submodule("drop").train()
-        return -1.0
-
-    def quiet(model: nn.Module) -> float:
-        model.train()
-        model(batches(1)[0])
-        return -1.0
-
-    tuned(student, batches(), teacher=teacher, evaluate=score)
-    tuned(wanted, batches(), teacher=teacher, evaluate=quiet)
-    assert same(values(student), values(wanted))
-    assert all(one.grad is None for one in student.parameters())
-
-
-def test_a_very_short_time_is_kept_to() -> None:
-    student, teacher = pair()
-    found = finetune(student, batches(), teacher=teacher, minutes=0.0005, precision="float32")
-
-    assert found.stopped == "finished"
-    assert found.history[-1].step == found.steps
-
-
-def test_steps_that_a_very_short_time_gave_are_told() -> None:
-    student, teacher = pair()
-    report = finetune(student, batches(), teacher=teacher, minutes=1e-7, precision="float32").report
-
-    assert report.asked_steps == report.steps
-
-
-@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_computed_whatever_block_it_is_called_in(
-    block: Callable[[], AbstractContextManager[None]],
+def test_what_cannot_be_done_is_refused_and_nothing_is_left(
+    folder: Path, asked: dict[str, Any], error: type[MPOCompressError], said: str
 ) -> None:
-    student, teacher = pair()
-    with block():
-        found = tuned(student, batches(), teacher=teacher)
-    assert found.stopped == "finished"
+    (folder / "there.pt").write_bytes(b"something")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    with pytest.raises(error, match=said):
+        tuned(**asked)
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_compiled_model_is_trained() -> None:
-    (student, teacher), (wanted, _) = pair(), pair()
-    compiled: Any = torch.compile(student, backend="eager")
+def test_numbers_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
+    torch.save(nn.Linear(64, 64).state_dict(), "plain.pt")
+    truncation = mpocompress.Truncation(keep=0.25)
+    mpocompress.compress("plain.pt", "small.pt", truncation=truncation, dtype="float16", overwrite=True)
+    calls = iter(range(100))
 
-    tuned(compiled, batches(), teacher=teacher, kind="regression")
-    tuned(wanted, batches(), teacher=teacher, kind="regression")
+    with pytest.raises(FinetuneError, match="float16 cannot hold"):
+        tuned(
+            model=lambda: nn.Linear(64, 64),
+            data=[torch.randn(8, 64) for _ in range(4)],
+            evaluate=lambda _: next(calls),
+            lr=1e5,
+            steps=1,
+        )
 
-    for name, value in values(student).items():
-        torch.testing.assert_close(value, values(wanted)[name], rtol=1e-4, atol=1e-5)
-
-
-def test_an_empty_batch_is_told_of_in_words() -> None:
-    student, teacher = pair()
-    with pytest.raises(MPOCompressError):
-        tuned(student, [*batches(3), torch.zeros(0, 12), *batches(2)], teacher=teacher, held_out=batches(1))
-
-
-def test_the_whole_of_the_users_code_can_be_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import torch\n"
-        "def data():\n    for _ in range(9):\n        yield torch.randn(6, 12), torch.randn(6, 10)\n"
-        "def loss(output, target):\n    return (output - target).square().mean()\n"
-        "def score(model):\n    print('scored')\n    return -float(model(torch.ones(2, 12)).square().mean())\n"
-    )
-    there = f"{tmp_path}/mine.py"
-    student, _ = pair()
-
-    report = tuned(student, f"{there}:data", loss=f"{there}:loss", evaluate=f"{there}:score").report
-
-    assert (report.data, report.measured_on) == (f"{there}:data", f"the score of {there}:score")
-    assert report.loss == "the given loss on targets"
-    (tmp_path / "mine.py").write_text("def score(model):\n    return model.no_such_layer\n")
-    with pytest.raises(TuningError, match=r"mine.py, line 2: AttributeError: .*; the score could not be computed"):
-        tuned(student, pairs(), evaluate=f"{there}:score")
+    assert not (folder / "tuned.pt").exists()
 
 
-def test_a_mapping_of_other_kinds_is_a_batch() -> None:
-    class Ids(Mapping[str, Tensor]):
-        def __init__(self, **held: Tensor) -> None:
-            self.held = held
+def stop_at(step: int, how: Callable[[], object]) -> Callable[[FinetuneProgress], None]:
+    def watch(found: FinetuneProgress) -> None:
+        if found.step == step:
+            how()
 
-        def __getitem__(self, name: str) -> Tensor:
-            return self.held[name]
+    return watch
 
-        def __iter__(self) -> Iterator[str]:
-            return iter(self.held)
 
-        def __len__(self) -> int:
-            return len(self.held)
+def crash() -> None:
+    raise RuntimeError("power lost")
 
-    (student, teacher), (wanted, _) = pair(Texts), pair(Texts)
-    tuned(student, [Ids(ids=one) for one in texts()], teacher=teacher)
-    tuned(wanted, texts(), teacher=teacher)
 
-    assert same(values(student), values(wanted))
+@pytest.mark.parametrize("step", [1, 5, 9])
+@pytest.mark.parametrize("data", [batches(5, 8), drawn], ids=["a list", "drawn"])
+def test_after_ctrl_c_it_goes_on_to_the_same_result(folder: Path, step: int, data: object) -> None:
+    tuned("whole.pt", data=data)
+
+    report = tuned(data=data, progress=stop_at(step, lambda: signal.raise_signal(signal.SIGINT)))
+    assert (report.tuning[0].stopped, report.tuning[0].steps) == ("interrupted", step + 1)
+    assert report_in("tuned.pt").tuning[0].is_interrupted
+    assert (folder / "tuned.pt.unfinished").exists()
+    resumed = tuned(data=data, resume=True)
+
+    assert not (folder / "tuned.pt.unfinished").exists()
+    whole = report_in("whole.pt")
+    assert resumed.tuning == whole.tuning
+    found, expected = tensors("tuned.pt"), tensors("whole.pt")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("step", [1, 7, 12])
+def test_after_a_crash_it_goes_on_to_the_same_result(folder: Path, step: int) -> None:
+    tuned("whole.pt")
+
+    with pytest.raises(RuntimeError, match="power lost"):
+        tuned(progress=stop_at(step, crash))
+    assert not (folder / "tuned.pt").exists()
+    tuned(resume=True)
+
+    found, expected = tensors("tuned.pt"), tensors("whole.pt")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not (folder / "tuned.pt.unfinished").exists()
+
+
+def test_a_stopped_run_is_not_lost_by_accident(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="power lost"):
+        tuned(progress=stop_at(5, crash))
+
+    with pytest.raises(OutputExistsError, match=r"a run that was stopped.*Resume it"):
+        tuned()
+    with pytest.raises(FinetuneError, match="another seed"):
+        tuned(seed=5, resume=True)
+    assert (folder / "tuned.pt.unfinished").exists()
+    assert tuned(overwrite=True).tuning[0].is_finished
+
+
+def test_another_output_is_never_replaced_by_resuming(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="power lost"):
+        tuned(progress=stop_at(5, crash))
+    (folder / "tuned.pt").write_bytes((folder / "model.pt").read_bytes())
+
+    with pytest.raises(OutputExistsError):
+        tuned(resume=True)
+
+
+def test_a_resumed_run_needs_the_same_files(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="power lost"):
+        tuned(progress=stop_at(5, crash))
+    mpocompress.compress("model.pt", "small.pt", truncation=mpocompress.Truncation(keep=0.2), overwrite=True)
+
+    with pytest.raises(FinetuneError, match="another compressed"):
+        tuned(resume=True)
+
+
+def test_a_loss_that_becomes_nan_leaves_the_last_good_weights(folder: Path) -> None:
+    spoilt = batches(12)
+    spoilt[9][0, 0, 0] = torch.nan
+
+    report = tuned(data=spoilt, steps=30)
+
+    assert report.tuning[0].is_broken
+    assert "NaN at step" in report.tuning[0].stopped
+    assert "broke off" in " ".join(report.verdict())
+    assert all(value.isfinite().all() for value in tensors("tuned.pt").values() if value.is_floating_point())
+    assert distance("tuned.pt") < distance("small.pt")

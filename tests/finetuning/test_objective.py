@@ -1,4 +1,4 @@
-"""What is minimised: every loss against that of torch, rows that count for nothing, and what fits nothing."""
+"""The training loss: every loss against that of torch, rows that do not count, and data that do not fit."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from mpocompress.calibration.divergence import Measure
 from mpocompress.calibration.options import LossFunction
-from mpocompress.errors import MPOCompressError, TuningError
-from mpocompress.finetuning.data import Example
-from mpocompress.finetuning.objective import Losses, Objective, called, mean_of, objective_for, own_loss
+from mpocompress.errors import FinetuneError, MPOCompressError
+from mpocompress.finetuning.forward import run_model
+from mpocompress.finetuning.objective import BatchLoss, Objective, choose_objective
+from mpocompress.finetuning.target_loss import model_loss
 from mpocompress.reports.calibration import OutputKind
+from mpocompress.user.batches import Batch
 from tests.calibration.rigs import Calls, numbers
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
@@ -35,7 +37,7 @@ def objective(kind: OutputKind, share: float = 1.0, **options: Any) -> Objective
     )
 
 
-def wanted_distance(kind: OutputKind, expected: Tensor, found: Tensor, scale: float = 1.0) -> Tensor:
+def expected_distance(kind: OutputKind, expected: Tensor, found: Tensor, scale: float = 1.0) -> Tensor:
     """The distance in functions of torch."""
     if kind == "classification":
         p, q = expected.log_softmax(1), found.log_softmax(1)
@@ -46,34 +48,35 @@ def wanted_distance(kind: OutputKind, expected: Tensor, found: Tensor, scale: fl
 
 
 @given(st.sampled_from(KINDS), st.integers(1, 5), st.integers(2, 6), st.integers(0, 50))
-def test_distances_are_those_of_torch_and_so_are_their_gradients(
+def test_losses_are_those_of_torch_and_so_are_their_gradients(
     kind: OutputKind, rows: int, cols: int, seed: int
 ) -> None:
     expected, found = numbers(rows, cols, seed=seed), numbers(rows, cols, seed=seed + 100).requires_grad_()
     scale = 2.5 if kind == "regression" else 1.0
 
-    wanted = wanted_distance(kind, expected, found, scale)
-    got = objective(kind, scale=scale).losses(found, expected, Example(inputs=torch.zeros(rows, 2))).total
+    wanted = expected_distance(kind, expected, found, scale)
+    got = objective(kind, scale=scale).of_output(found, expected, Batch(inputs=torch.zeros(rows, 2))).total
 
     torch.testing.assert_close(got, wanted, **CLOSE)
     gradients = [torch.autograd.grad(one, found)[0] for one in (got, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_a_distance_of_probabilities_is_that_of_the_scores_behind_them() -> None:
+def test_the_loss_of_probabilities_is_that_of_the_scores_behind_them() -> None:
     one, other = numbers(6, 5, seed=1), numbers(6, 5, seed=2)
-    found = objective("classification", probabilities=True).distance(one.softmax(1), other.softmax(1))
+    batch = Batch(inputs=torch.zeros(6, 2))
+    loss = objective("classification", probabilities=True).of_output(other.softmax(1), one.softmax(1), batch)
 
-    torch.testing.assert_close(found, wanted_distance("classification", one, other), **CLOSE)
+    torch.testing.assert_close(loss.total, expected_distance("classification", one, other), **CLOSE)
 
 
-def test_answers_that_are_ruled_out_cost_nothing_and_have_no_gradient() -> None:
+def test_classes_of_probability_0_cost_nothing_and_have_a_finite_gradient() -> None:
     one = numbers(6, 5, seed=1).masked_fill(torch.arange(5) > 2, -math.inf)
     other = numbers(6, 5, seed=2).masked_fill(torch.arange(5) > 2, -math.inf).requires_grad_()
-    found = objective("classification").distance(one, other)
-    found.backward()  # type: ignore[no-untyped-call]
+    loss = objective("classification").of_output(other, one, Batch(inputs=torch.zeros(6, 2))).total
+    loss.backward()  # type: ignore[no-untyped-call]
 
-    torch.testing.assert_close(found, wanted_distance("classification", one[:, :3], other[:, :3]), **CLOSE)
+    torch.testing.assert_close(loss, expected_distance("classification", one[:, :3], other[:, :3]), **CLOSE)
     assert other.grad is not None
     assert other.grad[:, :3].isfinite().all()
 
@@ -82,10 +85,10 @@ def test_answers_that_are_ruled_out_cost_nothing_and_have_no_gradient() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_computed_in_float32_whatever_the_outputs_are_in(kind: OutputKind, dtype: torch.dtype) -> None:
     expected, found = numbers(6, 5, seed=1).to(dtype), numbers(6, 5, seed=2).to(dtype)
-    got = objective(kind).losses(found, expected, Example(inputs=torch.zeros(6, 2))).total
+    got = objective(kind).of_output(found, expected, Batch(inputs=torch.zeros(6, 2))).total
 
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, wanted_distance(kind, expected.float(), found.float()), **CLOSE)
+    torch.testing.assert_close(got, expected_distance(kind, expected.float(), found.float()), **CLOSE)
 
 
 KEPT = torch.tensor([[1, 1, 0], [1, 0, 0]])
@@ -114,28 +117,28 @@ def test_rows_of_padding_and_rows_without_a_target_do_not_count(
     kind: OutputKind, inputs: Any, target: Tensor | None, kept: Tensor
 ) -> None:
     expected, found = SCORES
-    got = objective(kind).losses(found, expected, Example(inputs=inputs, target=target), exact=True)
-    theirs, ours = (one[kept.bool()] for one in SCORES)
+    loss = objective(kind).of_output(found, expected, Batch(inputs=inputs, target=target))
+    theirs, ours = (scores[kept.bool()] for scores in SCORES)
 
-    torch.testing.assert_close(got.total, wanted_distance(kind, theirs, ours), **CLOSE)
-    assert got.rows == int(kept.sum())
-    agreed = int((theirs.argmax(1) == ours.argmax(1)).sum()) if kind == "classification" else None
-    assert got.agreed == agreed
+    torch.testing.assert_close(loss.total, expected_distance(kind, theirs, ours), **CLOSE)
+    assert loss.rows == int(kept.sum())
+    assert loss.compared is not None
+    assert all(map(torch.equal, loss.compared, (theirs, ours)))
 
 
-def mixed(share: float, target: Tensor, kind: OutputKind, **options: Any) -> tuple[Losses, Tensor]:
+def mixed(share: float, target: Tensor, kind: OutputKind, **options: Any) -> tuple[BatchLoss, Tensor]:
     expected, found = SCORES
-    got = objective(kind, share, **options).losses(found, expected, Example(inputs=torch.zeros(2, 3), target=target))
+    got = objective(kind, share, **options).of_output(found, expected, Batch(inputs=torch.zeros(2, 3), target=target))
     return got, found
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_the_loss_is_made_of_both_parts_in_their_shares(share: float) -> None:
+def test_the_loss_is_the_sum_of_both_parts_in_their_shares(share: float) -> None:
     target = labels(KEPT)
     got, found = mixed(share, target, "classification")
     rows = [one[KEPT.bool()] for one in SCORES]
     task = functional.cross_entropy(found.reshape(-1, 5), target.reshape(-1))
-    distance = wanted_distance("classification", rows[0], rows[1])
+    distance = expected_distance("classification", rows[0], rows[1])
 
     torch.testing.assert_close(got.total, share * distance + (1 - share) * task, **CLOSE)
     assert got.distance is not None
@@ -174,18 +177,18 @@ def test_the_loss_on_targets_is_that_of_torch(name: str) -> None:
     torch.testing.assert_close(got.total, loss(found, target), **CLOSE)
 
 
-def test_targets_of_one_number_a_sample_fit_outputs_of_one() -> None:
+def test_targets_of_one_number_per_sample_fit_outputs_of_one() -> None:
     x, target = numbers(6, 1, seed=1), numbers(6, seed=2)
     for found in (x, x[:, 0]):
-        got = objective("regression", 0.0).losses(found, None, Example(inputs=torch.zeros(6, 2), target=target))
+        got = objective("regression", 0.0).of_output(found, None, Batch(inputs=torch.zeros(6, 2), target=target))
         torch.testing.assert_close(got.total, functional.mse_loss(x[:, 0], target), **CLOSE)
         assert got.rows == 6
 
 
 def test_classes_of_probabilities_and_of_small_integers() -> None:
     x, target = numbers(6, 5, seed=1), torch.tensor([0, 1, 2, 3, 4, 0], dtype=torch.int16)
-    got = objective("classification", 0.0, probabilities=True).losses(
-        x.softmax(1), None, Example(inputs=torch.zeros(6, 2), target=target)
+    got = objective("classification", 0.0, probabilities=True).of_output(
+        x.softmax(1), None, Batch(inputs=torch.zeros(6, 2), target=target)
     )
 
     torch.testing.assert_close(got.total, functional.cross_entropy(x, target.long()), **CLOSE)
@@ -194,19 +197,23 @@ def test_classes_of_probabilities_and_of_small_integers() -> None:
 @pytest.mark.parametrize(
     ("kind", "target", "found"),
     [
-        ("classification", torch.zeros(2, 4).long(), r"a target of \(2, 4\) torch.int64 for outputs of \(2, 3, 5\)"),
+        (
+            "classification",
+            torch.zeros(2, 4).long(),
+            r"a target of \(2, 4\) torch.int64 for outputs of shape \(2, 3, 5\)",
+        ),
         ("classification", torch.zeros(2, 3).bool(), r"a target of \(2, 3\) torch.bool"),
         ("regression", torch.zeros(2, 3).long(), r"a target of \(2, 3\) torch.int64"),
         ("embedding", torch.zeros(2, 3, 4), r"a target of \(2, 3, 4\) torch.float32"),
         ("classification", "cat", "a target of str"),
     ],
 )
-def test_a_target_that_no_loss_follows_from_is_refused(kind: OutputKind, target: Any, found: str) -> None:
-    with pytest.raises(TuningError, match=f"training data: {found}.*; no loss follows from that: .* Give a loss"):
+def test_a_target_that_does_not_fit_the_outputs_is_refused(kind: OutputKind, target: Any, found: str) -> None:
+    with pytest.raises(FinetuneError, match=f"training data: {found}.*; the default loss needs class .* Give a loss"):
         mixed(0.0, target, kind)
 
 
-def test_a_given_loss_is_taken_as_it_is() -> None:
+def test_a_given_loss_is_used_as_it_is() -> None:
     target = numbers(4, seed=9)
     got, found = mixed(0.0, target, "regression", loss=given_loss)
     torch.testing.assert_close(got.total, given_loss(found, target), **CLOSE)
@@ -219,26 +226,26 @@ def test_a_given_loss_is_taken_as_it_is() -> None:
             lambda y, t: 1 / 0,
             r"loss: .*test_objective.py, line \d+: ZeroDivisionError: .*; the loss could not",
         ),
-        (lambda y, t: y.exp(), r"loss: a Tensor of shape \(2, 3, 5\); one number is minimised"),
-        (lambda y, t: 3.0, "loss: a float; one number is minimised"),
+        (lambda y, t: y.exp(), r"loss: a Tensor of shape \(2, 3, 5\); a loss is a scalar tensor"),
+        (lambda y, t: 3.0, "loss: a float; a loss is a scalar tensor"),
         (lambda y: y.sum(), "loss: .*TypeError: .*takes 1 positional argument.* a loss is a function of"),
     ],
 )
-def test_a_loss_that_gives_no_number_is_told(loss: LossFunction, message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+def test_a_loss_that_returns_no_scalar_is_refused(loss: LossFunction, message: str) -> None:
+    with pytest.raises(FinetuneError, match=message):
         mixed(0.0, numbers(4, seed=9), "regression", loss=loss)
 
 
-def test_a_batch_without_a_target_after_others_is_told() -> None:
-    with pytest.raises(TuningError, match="a batch without a target, after others that had one"):
-        objective("regression", 0.0).losses(SCORES[0], None, Example(inputs=torch.zeros(2, 3)))
+def test_a_batch_without_a_target_after_others_is_refused() -> None:
+    with pytest.raises(FinetuneError, match="a batch without a target after batches with one"):
+        objective("regression", 0.0).of_output(SCORES[0], None, Batch(inputs=torch.zeros(2, 3)))
 
 
 def test_outputs_of_other_shapes_are_not_compared() -> None:
     with pytest.raises(
-        TuningError, match=r"outputs: shape \(2, 3, 5\), where the teacher puts out \(2, 3, 4\); they are compared"
+        FinetuneError, match=r"outputs: shape \(2, 3, 5\), but \(2, 3, 4\) from the teacher; they are compared"
     ):
-        objective("regression").losses(SCORES[0], SCORES[1][..., :4], Example(inputs=torch.zeros(2, 3)))
+        objective("regression").of_output(SCORES[0], SCORES[1][..., :4], Batch(inputs=torch.zeros(2, 3)))
 
 
 def linear(outputs: int = 5, seed: int = 0) -> nn.Module:
@@ -250,7 +257,7 @@ def linear(outputs: int = 5, seed: int = 0) -> nn.Module:
 
 
 def chosen(
-    example: Example,
+    batch: Batch,
     *,
     student: nn.Module | None = None,
     teacher: nn.Module | None = None,
@@ -258,33 +265,33 @@ def chosen(
     share: float | None = None,
     kind: OutputKind | None = None,
 ) -> Objective:
-    return objective_for(student or linear(), teacher, example, loss=loss, share=share, kind=kind)
+    return choose_objective(student or linear(), teacher, batch, loss=loss, share=share, kind=kind)
 
 
 X = numbers(6, 4, seed=3)
 CLASSES = torch.tensor([0, 1, 2, 3, 4, 0])
 
 
-def test_what_is_minimised_is_told_from_the_first_batch() -> None:
+def test_the_loss_is_chosen_for_the_first_batch() -> None:
     teacher = linear(seed=1)
     only, both, targets = (
-        chosen(Example(inputs=X), teacher=teacher, kind="regression"),
-        chosen(Example(inputs=X, target=CLASSES), teacher=teacher, kind="classification"),
-        chosen(Example(inputs=X, target=CLASSES), kind="classification"),
+        chosen(Batch(inputs=X), teacher=teacher, kind="regression"),
+        chosen(Batch(inputs=X, target=CLASSES), teacher=teacher, kind="classification"),
+        chosen(Batch(inputs=X, target=CLASSES), kind="classification"),
     )
 
     assert [one.share for one in (only, both, targets)] == [1.0, 0.5, 0.0]
     assert only.scale == pytest.approx(float(teacher(X).detach().square().mean()))
     assert (both.scale, targets.scale) == (1.0, 1.0)
-    assert only.words() == "relative squared error to the outputs of the teacher"
-    assert both.words() == ("0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (cross entropy on targets)")
-    assert targets.words() == "cross entropy on targets"
+    assert str(only) == "relative squared error to the outputs of the teacher"
+    assert str(both) == ("0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (cross entropy on targets)")
+    assert str(targets) == "cross entropy on targets"
 
 
-def test_a_loss_that_is_given_needs_no_kind() -> None:
-    found = chosen(Example(inputs=X, target=CLASSES), loss=given_loss)
+def test_a_given_loss_needs_no_kind() -> None:
+    found = chosen(Batch(inputs=X, target=CLASSES), loss=given_loss)
 
-    assert (found.measure, found.share, found.words()) == (None, 0.0, "the given loss on targets")
+    assert (found.measure, found.share, str(found)) == (None, 0.0, "the given loss on targets")
 
 
 class Mine(nn.Module):
@@ -302,26 +309,28 @@ class Mine(nn.Module):
         return found
 
 
-def test_the_loss_that_a_model_computes_is_taken() -> None:
-    model, batch = Mine(), Example(inputs={"x": X, "labels": CLASSES})
+def test_the_loss_that_a_model_computes_is_used() -> None:
+    model, batch = Mine(), Batch(inputs={"x": X, "labels": CLASSES})
     alone, both = chosen(batch, student=model), chosen(batch, student=model, teacher=Mine())
     output, other = model(**batch.inputs), linear(seed=1)(X)  # type: ignore[arg-type]
     own = 3 * functional.cross_entropy(model.inner(X), CLASSES)
 
-    torch.testing.assert_close(alone.losses(output, None, batch).total, own, **CLOSE)
-    wanted = 0.5 * own + 0.5 * wanted_distance("classification", other, model.inner(X))
-    torch.testing.assert_close(both.losses(output, other, batch).total, wanted, **CLOSE)
-    assert alone.words() == "the loss that the model computes"
-    with pytest.raises(TuningError, match="the model: an output without a loss, after others that had one; it is what"):
-        alone.losses(model(X), None, Example(inputs={"x": X}))
+    torch.testing.assert_close(alone.of_output(output, None, batch).total, own, **CLOSE)
+    wanted = 0.5 * own + 0.5 * expected_distance("classification", other, model.inner(X))
+    torch.testing.assert_close(both.of_output(output, other, batch).total, wanted, **CLOSE)
+    assert str(alone) == "the loss that the model computes"
+    with pytest.raises(
+        FinetuneError, match="the model: an output without a loss after outputs with one; the loss that the"
+    ):
+        alone.of_output(model(X), None, Batch(inputs={"x": X}))
 
 
 def test_only_a_scalar_under_loss_is_a_loss() -> None:
     one = torch.ones(())
 
-    assert own_loss({"loss": one}) is one
+    assert model_loss({"loss": one}) is one
     for output in ({"loss": torch.ones(3)}, {"loss": 1.0}, {"logits": one}, (one,), one):
-        assert own_loss(output) is None
+        assert model_loss(output) is None
 
 
 @dataclass
@@ -334,13 +343,13 @@ class Answer:
 def test_a_given_loss_may_read_any_output() -> None:
     """What the model puts out has to be understood by the loss alone."""
     model = Calls(lambda self, x: Answer(self.inner(x)), inner=linear())
-    batch = Example(inputs=X, target=CLASSES)
+    batch = Batch(inputs=X, target=CLASSES)
     loss: LossFunction = lambda output, target: functional.cross_entropy(output.scores, target)  # noqa: E731
 
     found = chosen(batch, student=model, loss=loss)
 
     wanted = functional.cross_entropy(linear()(X), CLASSES)
-    torch.testing.assert_close(found.losses(model(X), None, batch).total, wanted, **CLOSE)
+    torch.testing.assert_close(found.of_output(model(X), None, batch).total, wanted, **CLOSE)
 
 
 NAN = Calls(lambda self, x: self.inner(x) * math.nan, inner=linear())
@@ -349,52 +358,51 @@ NAN = Calls(lambda self, x: self.inner(x) * math.nan, inner=linear())
 @pytest.mark.parametrize(
     ("options", "batch", "message"),
     [
-        ({}, Example(inputs=X), "what is learnt from: neither a teacher nor targets; there is nothing to bring"),
-        ({"loss": given_loss}, Example(inputs=X), "training data: batches without a target; the loss is computed on"),
-        ({"share": 0.5}, Example(inputs=X, target=CLASSES), "teacher: 0.5 without a teacher; the loss is made of"),
-        ({"teacher": linear(), "share": 0.5}, Example(inputs=X), "teacher: 0.5 without targets; the loss is made of"),
-        ({"teacher": NAN}, Example(inputs=X), "Calls: NaN or Inf in what it puts out for the first batch"),
-        ({"student": NAN}, Example(inputs=X, target=CLASSES), "Calls: NaN or Inf in what it puts out for the first"),
+        ({}, Batch(inputs=X), "training loss: neither a teacher nor targets; the outputs are trained towards"),
+        ({"loss": given_loss}, Batch(inputs=X), "training data: batches without a target; the given loss is"),
+        ({"share": 0.5}, Batch(inputs=X, target=CLASSES), "teacher_share: 0.5 without a teacher; the loss is the sum"),
+        (
+            {"teacher": linear(), "share": 0.5},
+            Batch(inputs=X),
+            "teacher_share: 0.5 without targets; the loss is the sum",
+        ),
+        ({"teacher": NAN}, Batch(inputs=X), "Calls: NaN or Inf in its output for the first batch"),
+        ({"student": NAN}, Batch(inputs=X, target=CLASSES), "Calls: NaN or Inf in its output for the first"),
         (
             {"teacher": linear()},
-            Example(inputs=numbers(6, 3)),
+            Batch(inputs=numbers(6, 3)),
             "Linear: .*RuntimeError: mat1 and mat2.*; the model",
         ),
-        ({"teacher": linear()}, Example(inputs=(X, X)), "Linear: .*takes 2 positional arguments.* Give batches"),
+        ({"teacher": linear()}, Batch(inputs=(X, X)), "Linear: .*takes 2 positional arguments.* Give batches"),
     ],
 )
-def test_what_cannot_be_learnt_from_is_refused(options: dict[str, Any], batch: Example, message: str) -> None:
-    with pytest.raises(TuningError, match=message):
+def test_models_and_batches_that_do_not_fit_are_refused(options: dict[str, Any], batch: Batch, message: str) -> None:
+    with pytest.raises(FinetuneError, match=message):
         chosen(batch, **options)
 
 
-def test_a_classifier_of_one_answer_is_refused() -> None:
-    with pytest.raises(MPOCompressError, match="classification of outputs of one number"):
-        chosen(Example(inputs=X), student=linear(1), teacher=linear(1), kind="classification")
+def test_a_classifier_of_one_class_is_refused() -> None:
+    with pytest.raises(MPOCompressError, match="classification of outputs with one entry"):
+        chosen(Batch(inputs=X), student=linear(1), teacher=linear(1), kind="classification")
 
 
 def test_an_output_without_numbers_is_refused() -> None:
-    with pytest.raises(MPOCompressError, match="an output of str; there is no tensor of floating point numbers"):
-        chosen(Example(inputs=X), student=Calls(lambda self, x: "text"), teacher=Calls(lambda self, x: "text"))
+    with pytest.raises(MPOCompressError, match="an output of type str; it contains no floating-point tensor"):
+        chosen(Batch(inputs=X), student=Calls(lambda self, x: "text"), teacher=Calls(lambda self, x: "text"))
 
 
-def test_running_out_of_memory_is_not_explained_away() -> None:
+def test_running_out_of_memory_is_passed_on() -> None:
     def fails(self: Any, x: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("no memory")
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        called(Calls(fails), Example(inputs=X))
+        run_model(Calls(fails), Batch(inputs=X))
 
 
-def test_what_is_minimised_depends_on_no_generator_of_the_caller() -> None:
+def test_the_choice_depends_on_no_random_numbers_of_the_caller() -> None:
     noisy = Calls(lambda self, x: self.inner(x) + torch.randn(6, 5), inner=linear())
     student, state = linear(), torch.get_rng_state()
-    scales = [chosen(Example(inputs=X), student=student, teacher=noisy, kind="regression").scale for _ in range(2)]
+    scales = [chosen(Batch(inputs=X), student=student, teacher=noisy, kind="regression").scale for _ in range(2)]
 
     assert torch.equal(torch.get_rng_state(), state)
     assert scales[0] == scales[1]
-
-
-def test_a_mean_is_weighted() -> None:
-    assert mean_of([(1.0, 1), (4.0, 3)]) == 3.25
-    assert mean_of([]) == 0.0

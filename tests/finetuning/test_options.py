@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpocompress.errors import TuningError
+from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.options import FinetuneModuleOptions, FinetuneOptions, TrainingOptions
 
 
@@ -39,7 +39,7 @@ def test_a_value_out_of_range_is_refused(name: str, value: Any, wanted: str) -> 
         FinetuneModuleOptions,
         lambda **given: FinetuneOptions(model="net.py:build", data=[], **given),
     ):
-        with pytest.raises(TuningError) as caught:
+        with pytest.raises(FinetuneError) as caught:
             make(**{name: value})
         assert str(caught.value) == f"{name}: got {value!r}; it must be {wanted}. Pass such a value."
 

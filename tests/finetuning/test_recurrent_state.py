@@ -1,4 +1,4 @@
-"""The memory of recurrent layers carried on: by hand, paused, begun anew, and where there is none."""
+"""States carried from batch to batch: against one long batch, paused, reset, and refused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.recurrent_state import Carrier, flattened, restored
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.recurrent_state import StatefulRNN, flatten_states, unflatten_states
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.nn import MPOLSTM
@@ -53,24 +53,24 @@ LAYERS = {
 def test_batches_one_after_the_other_give_what_one_long_batch_gives(name: str, named: bool) -> None:
     model = Net(LAYERS[name](), named=named)
     whole = model(torch.cat(PARTS, dim=1))
-    carrier = Carrier(model)
+    hooks = StatefulRNN(model)
 
     found = [model(part) for part in PARTS]
 
     torch.testing.assert_close(torch.cat(found, dim=1), whole, **CLOSE)
-    assert all(not one.requires_grad for state in carrier.memory.values() for one in state)
+    assert all(not one.requires_grad for state in hooks.states.values() for one in state)
     assert found[2].requires_grad
-    carrier.forget()
+    hooks.reset()
     torch.testing.assert_close(model(PARTS[0]), whole[:, :4], **CLOSE)
-    carrier.remove()
+    hooks.remove()
     torch.testing.assert_close(model(PARTS[0]), whole[:, :4], **CLOSE)
     torch.testing.assert_close(model(PARTS[0]), whole[:, :4], **CLOSE)
 
 
-def test_gradients_end_at_the_border_of_a_batch() -> None:
+def test_gradients_stop_at_the_start_of_a_batch() -> None:
     model = Net(nn.LSTM(8, 6, batch_first=True))
     first = PARTS[0].clone().requires_grad_()
-    Carrier(model)
+    StatefulRNN(model)
     model(first)
     model(PARTS[1]).sum().backward()
 
@@ -81,21 +81,21 @@ def test_sequences_first_and_without_a_batch_are_carried_too() -> None:
     model = Net(nn.LSTM(8, 6))
     whole = model(torch.cat([one.transpose(0, 1) for one in PARTS]))
     single = model(torch.cat([one[0] for one in PARTS]))
-    carrier = Carrier(model)
+    hooks = StatefulRNN(model)
 
     found = torch.cat([model(one.transpose(0, 1)) for one in PARTS])
     torch.testing.assert_close(found, whole, **CLOSE)
-    carrier.forget()
+    hooks.reset()
     torch.testing.assert_close(torch.cat([model(one[0]) for one in PARTS]), single, **CLOSE)
 
 
-def test_a_batch_of_another_size_begins_anew() -> None:
+def test_a_batch_of_another_size_starts_without_a_state() -> None:
     model = Net(nn.LSTM(8, 6, batch_first=True))
     alone = model(PARTS[1][:2])
     packed = pack_sequence([PARTS[0][0], PARTS[0][1, :2]])
     packed_alone = model(packed).data
     single = model(PARTS[1][0])
-    Carrier(model)
+    StatefulRNN(model)
 
     model(PARTS[0])
     assert torch.equal(model(PARTS[1][:2]), alone)
@@ -105,7 +105,7 @@ def test_a_batch_of_another_size_begins_anew() -> None:
     assert torch.equal(model(PARTS[1][0]), single), "a sequence by itself is not a batch of one"
 
 
-def test_a_state_that_the_model_gives_itself_is_kept_to() -> None:
+def test_a_state_that_the_model_passes_is_used() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -117,39 +117,41 @@ def test_a_state_that_the_model_gives_itself_is_kept_to() -> None:
 
     model = Own()
     alone = model(PARTS[1])
-    Carrier(model)
+    StatefulRNN(model)
     model(PARTS[0])
 
     assert torch.equal(model(PARTS[1]), alone)
 
 
-def test_a_pause_and_a_fresh_start_end_with_their_blocks() -> None:
+def test_paused_and_fresh_last_for_their_blocks() -> None:
     model = Net(nn.LSTM(8, 6, batch_first=True))
     alone, whole = model(PARTS[1]), model(torch.cat(PARTS[:2], dim=1))[:, 4:]
-    carrier = Carrier(model)
+    hooks = StatefulRNN(model)
     model(PARTS[0])
 
-    with carrier.paused():
+    with hooks.paused():
         assert torch.equal(model(PARTS[1]), alone)
         assert torch.equal(model(PARTS[1]), alone)
-    with carrier.afresh():
+    with hooks.fresh():
         assert torch.equal(model(PARTS[1]), alone)
         assert not torch.equal(model(PARTS[1]), alone)
     torch.testing.assert_close(model(PARTS[1]), whole, **CLOSE)
 
 
-def test_a_memory_survives_as_named_tensors() -> None:
+def test_states_are_written_and_read_as_named_tensors() -> None:
     model = nn.Sequential(Net(nn.LSTM(8, 6, batch_first=True)), Net(nn.GRU(6, 5, batch_first=True)))
-    carrier = Carrier(model)
+    hooks = StatefulRNN(model)
     model(PARTS[0])
-    named = flattened(carrier.memory, "memory.0.")
+    named = flatten_states(hooks.states, "state.0.")
 
-    assert sorted(named) == ["memory.0.0.0.layer", "memory.0.0.1.layer", "memory.0.1.0.layer"]
-    before = dict(carrier.memory)
+    assert sorted(named) == ["state.0.0.0.layer", "state.0.0.1.layer", "state.0.1.0.layer"]
+    before = dict(hooks.states)
     wanted = model(PARTS[1])
-    carrier.memory = restored({**named, "memory.1.0.0.layer": torch.zeros(3), "model.a": torch.zeros(3)}, "memory.0.")
-    assert {path: len(state) for path, state in carrier.memory.items()} == {"0.layer": 2, "1.layer": 1}
-    assert all(torch.equal(*both) for path in before for both in zip(before[path], carrier.memory[path], strict=True))
+    hooks.states = unflatten_states(
+        {**named, "state.1.0.0.layer": torch.zeros(3), "model.a": torch.zeros(3)}, "state.0."
+    )
+    assert {path: len(state) for path, state in hooks.states.items()} == {"0.layer": 2, "1.layer": 1}
+    assert all(torch.equal(*both) for path in before for both in zip(before[path], hooks.states[path], strict=True))
     assert torch.equal(model(PARTS[1]), wanted)
 
 
@@ -161,6 +163,8 @@ def test_a_memory_survives_as_named_tensors() -> None:
     ],
 )
 def test_a_model_without_a_state_to_carry_is_refused(model: nn.Module, found: str) -> None:
-    with pytest.raises(TuningError, match=f"a state that is carried on: {found}; there is no state .* Train without"):
-        Carrier(model)
+    with pytest.raises(
+        FinetuneError, match=f"carry_state: {found}; only layers that read forward have a state .* Train without"
+    ):
+        StatefulRNN(model)
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mpocompress.errors import CheckpointError, FormatError, MPOCompressError, TuningError
+from mpocompress.errors import CheckpointError, FinetuneError, FormatError, MPOCompressError
 from tests.finetuning.runs import (
     CrashError,
     Odd,
@@ -145,7 +145,9 @@ def stopped(folder: Path, name: str = "odd") -> Path:
 
 
 def test_a_run_is_not_gone_on_with_where_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(TuningError, match=r"resume: no snapshot; it is not known what to go on with. Give the file"):
+    with pytest.raises(
+        FinetuneError, match=r"resume: no snapshot; it stores the run to resume. Give the snapshot file"
+    ):
         run("list", resume=True)
     with pytest.raises(CheckpointError, match=r"small.run: no such file; there is no run to go on with"):
         run("list", snapshot=tmp_path / "small.run", resume=True)
@@ -166,7 +168,7 @@ def test_a_run_of_other_settings_is_not_gone_on_with(change: dict[str, Any], nam
     student, teacher = pair(Odd)
     before = values(student)
 
-    with pytest.raises(TuningError, match=rf"small.run: a run with another {name} \({name}: .* there, .* now\)"):
+    with pytest.raises(FinetuneError, match=rf"small.run: a run with another {name} \({name}: .* there, .* now\)"):
         tuned(
             student,
             random_rows,
@@ -226,4 +228,4 @@ def test_a_run_whose_moments_were_damaged_is_not_gone_on_with(name: str, tmp_pat
 
 
 def test_a_run_whose_states_were_damaged_is_not_gone_on_with(tmp_path: Path) -> None:
-    refused(tmp_path, lambda held: held.update({"memory.0.0.lstm": torch.zeros(7, 3, 2)}), "carried")
+    refused(tmp_path, lambda held: held.update({"state.0.0.lstm": torch.zeros(7, 3, 2)}), "carried")

@@ -23,13 +23,25 @@ from mpocompress.finetuning.schedule import Length, step_size_share, warm_up_ste
         (100, 60.0, 50, 15.0, 0.5, 100),
     ],
 )
-def test_whichever_bound_is_nearer_counts(
+def test_the_nearer_limit_counts(
     steps: int | None, seconds: float | None, step: int, elapsed_s: float, share: float, expected: int
 ) -> None:
     length = Length(steps=steps, seconds=seconds)
 
     assert length.share(step, elapsed_s) == pytest.approx(share)
     assert length.expected_steps(step, elapsed_s) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "minutes", "expected"),
+    [(None, None, (1000, None)), (3, None, (3, None)), (None, 0.5, (None, 30.0)), (3, 2.0, (3, 120.0))],
+)
+def test_a_run_has_a_thousand_steps_unless_a_limit_is_given(
+    steps: int | None, minutes: float | None, expected: tuple[int | None, float | None]
+) -> None:
+    length = Length.of(steps, minutes)
+
+    assert (length.steps, length.seconds) == expected
 
 
 @pytest.mark.parametrize(("expected", "wanted"), [(1, 1), (10, 2), (60, 12), (400, 80), (100_000, 100)])

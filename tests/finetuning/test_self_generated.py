@@ -1,4 +1,4 @@
-"""Texts that a teacher writes: drawn from its own prediction, the same every time, step by step or at once."""
+"""Texts that a teacher generates: drawn from its own prediction, reproducible, token by token or at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mpocompress.errors import TuningError
-from mpocompress.finetuning.self_generated import Generated, SelfGenerated
+from mpocompress.errors import FinetuneError
+from mpocompress.finetuning.self_generated import GeneratedTexts, SelfGenerated
 from tests.calibration.rigs import Calls
 from tests.finetuning.runs import Texts, same, values
 
@@ -22,9 +22,9 @@ def teacher(make: type[nn.Module] = Texts) -> Any:
         return make().eval()
 
 
-def written(model: nn.Module, *, seed: int = 0, **asked: int) -> list[Tensor]:
+def generated(model: nn.Module, *, seed: int = 0, **asked: int) -> list[Tensor]:
     wanted = SelfGenerated(**{"batch_size": 4, "length": 7, "batches": 3, **asked})
-    return list(Generated(model, wanted, seed=seed, device=CPU))
+    return list(GeneratedTexts(model, wanted, seed=seed, device=CPU))
 
 
 class Chain(nn.Module):
@@ -44,7 +44,7 @@ CHANCES = torch.tensor([[0.0, 0.75, 0.25], [0.5, 0.0, 0.5], [0.9, 0.1, 0.0]])
 
 
 def test_every_token_is_drawn_from_the_prediction_of_the_teacher() -> None:
-    texts = torch.cat(written(Chain(CHANCES), batch_size=100, length=20))
+    texts = torch.cat(generated(Chain(CHANCES), batch_size=100, length=20))
     counts = torch.zeros(3, 3)
     for before, after in zip(texts[:, :-1].flatten(), texts[:, 1:].flatten(), strict=True):
         counts[before, after] += 1
@@ -58,7 +58,7 @@ def test_every_token_is_drawn_from_the_prediction_of_the_teacher() -> None:
 def test_texts_are_the_same_for_the_same_seed_and_differ_between_batches() -> None:
     model, state = teacher(), torch.get_rng_state()
     before = values(model)
-    first, again, other = written(model), written(model), written(model, seed=1)
+    first, again, other = generated(model), generated(model), generated(model, seed=1)
 
     assert [tuple(one.shape) for one in first] == [(4, 7)] * 3
     assert all(one.dtype == torch.int64 and one.min() >= 0 and one.max() < 11 for one in first)
@@ -70,9 +70,9 @@ def test_texts_are_the_same_for_the_same_seed_and_differ_between_batches() -> No
     assert not any(one._forward_hooks for one in model.modules())
 
 
-def test_batches_are_written_when_they_are_wanted_and_kept() -> None:
+def test_batches_are_generated_when_needed_and_kept() -> None:
     model = Chain(CHANCES)
-    texts = Generated(model, SelfGenerated(batch_size=2, length=5, batches=3), seed=0, device=CPU)
+    texts = GeneratedTexts(model, SelfGenerated(batch_size=2, length=5, batches=3), seed=0, device=CPU)
     model.lengths.clear()
     first = next(iter(texts))
 
@@ -85,13 +85,13 @@ def test_batches_are_written_when_they_are_wanted_and_kept() -> None:
 def test_a_recurrent_teacher_is_called_with_one_token_after_the_other() -> None:
     model = teacher()
     lengths: list[int] = []
-    stepped = written(model)
+    stepped = generated(model)
     model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
 
-    assert all(map(torch.equal, stepped, written(model)))
+    assert all(map(torch.equal, stepped, generated(model)))
     assert set(lengths[-18:]) == {1}
     hidden = Calls(lambda self, ids: model(ids))  # whose recurrent layer is not found, so it gets all that was written
-    assert all(map(torch.equal, stepped, written(hidden)))
+    assert all(map(torch.equal, stepped, generated(hidden)))
     assert lengths[-6:] == [1, 2, 3, 4, 5, 6]
 
 
@@ -105,16 +105,18 @@ class LooksBack(Texts):
 
 def test_a_teacher_that_looks_back_is_called_with_the_whole_text() -> None:
     model = teacher(LooksBack)
-    texts = written(model, batches=1)[0]
+    texts = generated(model, batches=1)[0]
     lengths: list[int] = []
     model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
-    assert torch.equal(written(model, batches=1)[0], texts)
+    assert torch.equal(generated(model, batches=1)[0], texts)
     assert lengths[-6:] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(("name", "value", "least"), [("batch_size", 0, 1), ("length", 1, 2), ("batches", 0, 1)])
-def test_numbers_that_mean_nothing_are_refused(name: str, value: int, least: int) -> None:
-    with pytest.raises(TuningError, match=rf"generated texts, {name}: got {value}; it is at least {least}\. Give"):
+def test_numbers_out_of_range_are_refused(name: str, value: int, least: int) -> None:
+    with pytest.raises(
+        FinetuneError, match=rf"generated texts, {name}: got {value}; it must be {least} or more\. Give"
+    ):
         SelfGenerated(**{name: value})
 
 
@@ -123,9 +125,9 @@ def test_numbers_that_mean_nothing_are_refused(name: str, value: int, least: int
     [
         (nn.Embedding(5, 1), r"Embedding: outputs of shape \(4, 2, 1\) for token ids of shape \(4, 2\)"),
         (nn.Sequential(nn.Embedding(5, 3), nn.Flatten()), r"outputs of shape \(4, 6\) for token ids"),
-        (nn.Linear(2, 3), "RuntimeError: .*; the model does not take the batches"),
+        (nn.Linear(2, 3), "RuntimeError: .*; the model does not accept the training data"),
     ],
 )
-def test_a_teacher_that_writes_no_texts_is_refused(model: nn.Module, found: str) -> None:
-    with pytest.raises(TuningError, match=found):
-        written(model)
+def test_a_teacher_without_logits_is_refused(model: nn.Module, found: str) -> None:
+    with pytest.raises(FinetuneError, match=found):
+        generated(model)

@@ -1,25 +1,26 @@
-"""The teacher runs once for each batch that comes again, and what is learnt is the same as if it ran every time."""
+"""The teacher runs once for each batch that occurs again, and the training is the same as if it ran every time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from mpocompress.finetuning import teacher_cache as lessons
-from mpocompress.finetuning.data import Example
-from mpocompress.finetuning.teacher_cache import Lessons
+from mpocompress.finetuning import teacher_cache
+from mpocompress.finetuning.teacher_cache import TeacherCache
+from mpocompress.user.batches import Batch
 from tests.finetuning.runs import batches, pair, same, tuned, values
 
 CPU = torch.device("cpu")
 
 
 class Counting(nn.Module):
-    """A teacher that counts how often it was asked."""
+    """A teacher that counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,8 +33,8 @@ class Counting(nn.Module):
         return rows.float() + torch.rand(())
 
 
-def made(teacher: nn.Module, *, is_stateful: bool = False) -> Lessons:
-    return Lessons(teacher, is_stateful=is_stateful, low=False, first=0, device=CPU)
+def cached(teacher: nn.Module, *, is_stateful: bool = False) -> TeacherCache:
+    return TeacherCache(teacher, is_stateful=is_stateful, dtype="float32", first=0, device=CPU)
 
 
 ROWS = torch.arange(6.0).reshape(2, 3)
@@ -52,48 +53,58 @@ ROWS = torch.arange(6.0).reshape(2, 3)
     ],
     ids=["tensor", "transposed", "dtype", "tuple", "dict", "packed", "half"],
 )
-def test_a_batch_is_told_from_others_by_all_that_is_in_it(inputs: object, other: object) -> None:
+def test_batches_are_distinguished_by_everything_in_them(inputs: object, other: object) -> None:
     teacher = Counting()
-    held = made(teacher)
+    cache = cached(teacher)
 
-    first = held.expected(Example(inputs=inputs), 0)
-    again = held.expected(Example(inputs=inputs, target=ROWS), 1)
+    first = cache.output(Batch(inputs=inputs), 0)
+    again = cache.output(Batch(inputs=inputs, target=ROWS), 1)
     assert teacher.calls == 1
     assert torch.equal(first, again)
-    held.expected(Example(inputs=other), 1)
+    cache.output(Batch(inputs=other), 1)
 
     assert teacher.calls == 2
 
 
 def test_a_teacher_with_a_state_runs_every_time() -> None:
     teacher = Counting()
-    held = made(teacher, is_stateful=True)
+    cache = cached(teacher, is_stateful=True)
     for _ in range(3):
-        held.expected(Example(inputs=ROWS), 0)
+        cache.output(Batch(inputs=ROWS), 0)
 
     assert teacher.calls == 3
 
 
-def test_batches_that_are_drawn_anew_are_soon_not_remembered_any_more() -> None:
+def test_inputs_without_a_digest_run_every_time() -> None:
+    """The text of a large array leaves out its middle."""
     teacher = Counting()
-    held = made(teacher)
-    held.expected(Example(inputs=ROWS), 0)
-    held.expected(Example(inputs=ROWS + 1), 1)  # a run that was resumed in the middle of a pass
-    held.expected(Example(inputs=ROWS), 1)
+    cache = cached(teacher)
+    for _ in range(3):
+        cache.output(Batch(inputs=(ROWS, np.zeros(5))), 0)
+
+    assert teacher.calls == 3
+
+
+def test_batches_that_are_drawn_anew_are_soon_not_cached_any_more() -> None:
+    teacher = Counting()
+    cache = cached(teacher)
+    cache.output(Batch(inputs=ROWS), 0)
+    cache.output(Batch(inputs=ROWS + 1), 1)  # a run that was resumed in the middle of a pass
+    cache.output(Batch(inputs=ROWS), 1)
     assert teacher.calls == 2
-    held.expected(Example(inputs=ROWS + 2), 2)
-    held.expected(Example(inputs=ROWS), 2)
+    cache.output(Batch(inputs=ROWS + 2), 2)
+    cache.output(Batch(inputs=ROWS), 2)
 
     assert teacher.calls == 4
 
 
-def test_what_there_is_no_room_for_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lessons, "REMEMBERED_BYTES", 2 * ROWS.numel() * 4)
+def test_outputs_beyond_the_largest_size_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "CACHE_BYTES", 2 * ROWS.numel() * 4)
     teacher = Counting()
-    held = made(teacher)
+    cache = cached(teacher)
     for number in range(4):
         for place in range(3):
-            held.expected(Example(inputs=ROWS + place), number)
+            cache.output(Batch(inputs=ROWS + place), number)
 
     assert teacher.calls == 2 + 4
 
@@ -103,10 +114,10 @@ def drawn() -> Iterator[Tensor]:
 
 
 @pytest.mark.parametrize("data", [batches(5), drawn], ids=["a list", "drawn"])
-def test_what_is_learnt_does_not_depend_on_it(data: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_does_not_depend_on_the_cache(data: object, monkeypatch: pytest.MonkeyPatch) -> None:
     (found, teacher), (wanted, _) = pair(), pair()
     report = tuned(found, data, teacher=teacher, steps=23, kind="regression").report
-    monkeypatch.setattr(lessons, "REMEMBERED_BYTES", 0)
+    monkeypatch.setattr(teacher_cache, "CACHE_BYTES", 0)
 
     assert tuned(wanted, data, teacher=teacher, steps=23, kind="regression").report == report
     assert same(values(found), values(wanted))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mpocompress.errors import OutputError, TuningError
-from mpocompress.finetuning.progress import TuningProgress
+from mpocompress.errors import FinetuneError, OutputError
+from mpocompress.finetuning.progress import FinetuneProgress
 from tests.calibration.rigs import Calls, numbers
 from tests.finetuning.runs import (
     CrashError,
@@ -209,7 +209,7 @@ def test_what_is_not_finite_from_the_start_is_refused_and_changes_nothing(which:
     data = poisoned(0) if which == "first" else pairs(6)
     held_out = poisoned(1) if which == "held out" else pairs(2)
 
-    with pytest.raises(TuningError, match="NaN"):
+    with pytest.raises(FinetuneError, match="NaN"):
         tuned(student, data, held_out=held_out, kind="regression")
     assert all(one.grad is None for one in student.parameters())
     assert all(torch.equal(one, before[name]) or one.isnan().any() for name, one in values(student).items())
@@ -312,7 +312,7 @@ def test_data_that_end_early_end_the_run_in_words() -> None:
 
     assert (found.steps, found.stopped, found.report.asked_steps) == (8, "the data ended", 50)
     assert found.history[-1].step == 8
-    assert "The data could be gone through once only, and ended before the steps did." in found.report.notes
+    assert "The data can be passed over only once, and ended before the steps did." in found.report.notes
 
 
 def test_one_batch_is_trained_and_measured_on() -> None:
@@ -321,14 +321,14 @@ def test_one_batch_is_trained_and_measured_on() -> None:
     found = tuned(student, iter(batches(1)), teacher=teacher)
 
     assert (found.steps, found.stopped, found.report.held_out) == (1, "the data ended", 0)
-    assert "There was one batch only, so the loss was measured on what was trained on." in found.report.notes
+    assert "There was only one batch, so the loss was measured on the data that were trained on." in found.report.notes
 
 
 def test_too_few_batches_for_a_step_are_refused() -> None:
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(TuningError, match="training: the data ended; not one step could be made"):
+    with pytest.raises(FinetuneError, match="training: the data ended; not a single step could be made"):
         tuned(student, iter(batches(3)), teacher=teacher, batches_per_step=4)
     assert same(values(student), before)
 
@@ -339,12 +339,12 @@ def test_data_in_another_order_are_told_of() -> None:
 
     notes = tuned(student, shuffled, teacher=teacher, steps=20).report.notes
 
-    assert any(one.startswith("Later passes gave other batches than the first") for one in notes)
+    assert any(one.startswith("Later passes had other batches than the first one") for one in notes)
 
 
 def test_progress_is_told_after_every_step() -> None:
     student, teacher = pair()
-    told: list[TuningProgress] = []
+    told: list[FinetuneProgress] = []
 
     found = tuned(student, batches(), teacher=teacher, steps=43, progress=told.append)
 
@@ -382,7 +382,7 @@ def test_an_error_in_the_middle_leaves_the_weights_from_before_or_the_best(where
         options["progress"] = at(5, crash)
     if where == "data":
         options["held_out"], data = batches(2), lambda: (one for one in LazyAfter(40, broken))
-    with pytest.raises((CrashError, TuningError)):
+    with pytest.raises((CrashError, FinetuneError)):
         tuned(student, data, evaluate=score, **options)
     after = values(student)
     assert same(after, before) or any(same(after, one) for one in seen[: 2 if where == "score" else None])

@@ -89,7 +89,7 @@ def pickled_training(folder: Path) -> Path:
 
 FOREIGN: dict[str, tuple[object, str]] = {
     "an `argparse.Namespace`": (argparse.Namespace(lr=1e-3, layers=[64, 64]), "argparse.Namespace"),
-    "a `pathlib` path": (PurePosixPath("runs/7"), "pathlib.PurePosixPath"),
+    "a `pathlib` path": (PurePosixPath("runs/7"), f"{PurePosixPath.__module__}.PurePosixPath"),
     "an enum": (Mode.FAST, f"{Mode.__module__}.Mode"),
     "a `datetime`": (datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), "datetime.datetime"),
     "a dataclass": (Config(), f"{Config.__module__}.Config"),

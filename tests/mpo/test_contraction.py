@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from tensorly.tt_matrix import TTMatrix
 
 from mpocompress.mpo.contraction import (
-    KEPT_BYTES,
-    empty,
     has_row_blocks,
-    keeping_memory,
     row_blocks,
     to_matrix,
     to_site_tensor,
@@ -129,16 +126,3 @@ def test_row_blocks_are_the_matrix(sites: Sites, bond: int, entries: int) -> Non
 
     assert [start for start, _ in blocks] == list(itertools.accumulate([len(b) for _, b in blocks[:-1]], initial=0))
     torch.testing.assert_close(torch.cat([block for _, block in blocks]), to_matrix((first, second), sites))
-
-
-def test_kept_memory_is_lent_again_only_when_nobody_holds_it() -> None:
-    shape = (KEPT_BYTES // 4,)
-    with keeping_memory():
-        first = empty(shape, torch.float32)
-        view, place = first[3:5], first.data_ptr()
-        del first
-        second = empty(shape, torch.float32)
-        assert second.data_ptr() != place
-        del view, second
-        kept = {empty(shape, torch.float32).data_ptr() for _ in range(3)}
-        assert len(kept) == 1

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mpocompress.nn.buffer_pool import Rooms
+from mpocompress.nn.buffer_pool import BufferPool
 
 
 @pytest.fixture
@@ -17,17 +17,17 @@ def _threads_take_turns_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def test_a_room_is_made_when_none_is_free_and_taken_again_when_one_is() -> None:
-    rooms = Rooms[list[int]](list)
-    first, second = rooms.take(), rooms.take()
-    rooms.give(first)
+def test_a_buffer_is_made_when_none_is_free_and_taken_again_when_one_is() -> None:
+    pool = BufferPool[list[int]](list)
+    first, second = pool.take(), pool.take()
+    pool.give_back(first)
 
     assert first is not second
-    assert rooms.take() is first
+    assert pool.take() is first
 
 
 class _JustTaken(list[list[int]]):
-    """As it is found when another thread takes the last room between a look and a grasp."""
+    """As it is found when another thread takes the last buffer between a check and its removal."""
 
     def __bool__(self) -> bool:
         return True
@@ -37,26 +37,26 @@ class _JustTaken(list[list[int]]):
 
 
 def test_another_is_made_when_the_last_one_was_just_taken() -> None:
-    rooms = Rooms[list[int]](list)
-    rooms._free = _JustTaken()
+    pool = BufferPool[list[int]](list)
+    pool._free = _JustTaken()
 
-    assert rooms.take() == []
+    assert pool.take() == []
 
 
 @pytest.mark.usefixtures("_threads_take_turns_often")
-def test_no_two_threads_have_one_room() -> None:
-    rooms = Rooms[list[int]](list)
+def test_no_two_threads_have_one_buffer() -> None:
+    pool = BufferPool[list[int]](list)
     failures: list[BaseException] = []
 
     def visit() -> None:
         try:
             for _ in range(3000):
-                room = rooms.take()
-                room.append(1)
-                if len(room) != 1:
-                    raise AssertionError("two threads in one room")
-                room.clear()
-                rooms.give(room)
+                buffer = pool.take()
+                buffer.append(1)
+                if len(buffer) != 1:
+                    raise AssertionError("two threads have one buffer")
+                buffer.clear()
+                pool.give_back(buffer)
         except BaseException as error:  # noqa: BLE001 - whatever a thread raises is the result
             failures.append(error)
 

@@ -75,10 +75,10 @@ def test_the_environment_has_the_last_word(told: Execution, kind: str, monkeypat
 
     for said, results in expected.items():
         monkeypatch.setenv(VARIABLE, said)
-        layer.drop_prepared()  # it is read when a layer first meets a size of input
+        layer.clear_cache()  # it is read when a layer first meets a size of input
         assert same(result(layer), results)
     monkeypatch.setenv(VARIABLE, "")
-    layer.drop_prepared()
+    layer.clear_cache()
     assert same(result(layer), before)
     assert layer.execution == told
 
@@ -131,7 +131,7 @@ def test_a_wrong_word_is_refused_and_nothing_changes(kind: str, monkeypatch: pyt
     assert layer.execution == "factorised"
 
     monkeypatch.setenv(VARIABLE, "quick")
-    layer.drop_prepared()
+    layer.clear_cache()
     with pytest.raises(ExecutionError, match=rf"{VARIABLE}: got 'quick'"):
         result(layer)
     monkeypatch.delenv(VARIABLE)

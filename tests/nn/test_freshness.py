@@ -327,7 +327,7 @@ def test_writing_through_data_is_followed_once_the_layer_is_told(kind: str) -> N
         parameter.data.mul_(-1.25)  # torch does not count it
 
     assert isinstance(layer, MPOLSTM | MPOLSTMCell | MPOLinear)
-    layer.drop_prepared()
+    layer.clear_cache()
 
     with torch.no_grad():
         assert_close(layer(x), exactly(layer, x), torch.float64)

@@ -149,8 +149,11 @@ def test_weights_that_make_no_lstm() -> None:
 def test_names_and_shapes_that_the_replaced_layer_does_not_have() -> None:
     weight = Chain(sites=low_rank(16, 3), bonds=(1,)).weight(0, torch.float32)
     for make_one, message in (
-        (lambda: MPOLSTM.replacing(nn.LSTM(3, 4), {}), "LSTM: no weights; it has weight_ih_l0, weight_hh_l0"),
-        (lambda: MPOLSTMCell.replacing(nn.LSTMCell(3, 4), {}), "LSTMCell: no weights; it has weight_ih, weight_hh"),
+        (lambda: MPOLSTM.replacing(nn.LSTM(3, 4), {}), "LSTM: no weights; the layer has weight_ih_l0, weight_hh_l0"),
+        (
+            lambda: MPOLSTMCell.replacing(nn.LSTMCell(3, 4), {}),
+            "LSTMCell: no weights; the layer has weight_ih, weight_hh",
+        ),
         (lambda: MPOLSTM.replacing(nn.LSTM(3, 4), {"weight_ih_l1": weight}), "weight_ih_l1"),
         (lambda: MPOLSTM.replacing(nn.LSTM(3, 4), {"weight_hh_l0": weight}), r"weight_hh_l0: .*\(16, 3\).*\(16, 4\)"),
         (lambda: MPOLSTM.replacing(nn.LSTM(3, 4), {"weight_joint_l0": weight}), r"\(16, 3\).*\(16, 7\)"),

@@ -123,13 +123,16 @@ def test_running_a_model_leaves_the_random_numbers_of_the_caller_alone(folder: P
     [
         ("users_net.py", r"users_net.py: no name after a colon; .* Write file.py:name or package.module:name"),
         (":build", r":build: no file or module before the colon"),
-        ("none.py:build", r"none.py:build: FileNotFoundError: no file none.py; the model could not be made"),
+        ("none.py:build", r"none.py:build: FileNotFoundError: no file none.py; the model could not be built"),
         ("no_such_module:build", r"no_such_module:build: .*ModuleNotFoundError: No module named 'no_such_module'"),
         ("bad_syntax.py:build", r"bad_syntax.py:build: .*SyntaxError: "),
-        ("users_net.py:nothing", r"no 'nothing' in users_net.py; .* It has torch, nn, WIDTH and \d+ more"),
-        ("users_net.py:broken", r"users_net.py, line 24: RuntimeError: no weights here; the model could not be made"),
-        ("users_net.py:leaves", r"users_net.py, line 27: SystemExit: 2; the model could not be made"),
-        ("users_net.py:needs", r"TypeError: needs\(\) missing 1 required .* name a function that takes no arguments"),
+        (
+            "users_net.py:nothing",
+            r"no 'nothing' in users_net.py; .* Use one of its names: torch, nn, WIDTH and \d+ more",
+        ),
+        ("users_net.py:broken", r"users_net.py, line 24: RuntimeError: no weights here; the model could not be built"),
+        ("users_net.py:leaves", r"users_net.py, line 27: SystemExit: 2; the model could not be built"),
+        ("users_net.py:needs", r"TypeError: needs\(\) missing 1 required .* name a function without arguments"),
         ("users_net.py:number", r"users_net.py:number: a int; a model is a torch.nn.Module"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mpocompress.user.name_alignment import aligned, common_prefixes, renamed, under_prefixes, unwrapped
+from mpocompress.user.name_alignment import align_names, common_prefixes, map_names, rename, strip_wrappers
 
 
 def always(name: str, other: str) -> bool:
@@ -34,16 +34,16 @@ def test_the_prefix_that_most_share_is_found_the_shortest_of_equals(
 def test_only_what_fits_votes_and_is_aligned() -> None:
     names, others = ["a", "b"], ["x.a", "x.b", "y.a"]
 
-    assert aligned(names, others, lambda name, other: other == "y.a") == {"a": "y.a"}
-    assert under_prefixes(names, others, ("", "x.")) == {"a": "x.a", "b": "x.b"}
-    assert under_prefixes(names, others, None) == {}
+    assert align_names(names, others, lambda name, other: other == "y.a") == {"a": "y.a"}
+    assert map_names(names, others, ("", "x.")) == {"a": "x.a", "b": "x.b"}
+    assert map_names(names, others, None) == {}
 
 
 def test_a_name_without_the_prefix_has_no_other() -> None:
-    assert renamed("m.a", ("m.", "")) == "a"
-    assert renamed("n.a", ("m.", "")) is None
-    assert under_prefixes(["n.a"], ["a"], ("m.", "")) == {}
+    assert rename("m.a", ("m.", "")) == "a"
+    assert rename("n.a", ("m.", "")) is None
+    assert map_names(["n.a"], ["a"], ("m.", "")) == {}
 
 
 def test_what_wrappers_put_into_names_is_seen_through() -> None:
-    assert unwrapped("_fsdp_wrapped_module.a._checkpoint_wrapped_module.w._orig_mod") == "a.w"
+    assert strip_wrappers("_fsdp_wrapped_module.a._checkpoint_wrapped_module.w._orig_mod") == "a.w"

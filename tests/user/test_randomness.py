@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mpocompress.user.randomness import LARGEST_SEED, Randomness, mixed
+from mpocompress.user.randomness import LARGEST_SEED, Randomness, Stream, stream_seed
 
 Drawn = tuple[float, float, float]
 
@@ -88,9 +88,16 @@ def test_seeds_of_any_size_are_taken(seed: int) -> None:
     assert in_block(Randomness(seed)) == in_block(Randomness(seed))
 
 
-def test_seeds_mixed_of_different_numbers_differ() -> None:
-    found = [mixed(*numbers) for count in (1, 2, 3) for numbers in product(range(1, 6), repeat=count)]
+def test_every_stream_and_position_has_a_seed_of_its_own() -> None:
+    positions = [numbers for count in (0, 1, 2) for numbers in product(range(1, 6), repeat=count)]
+    seeds = [stream_seed(seed, stream, *numbers) for seed in range(3) for stream in Stream for numbers in positions]
 
-    assert len(set(found)) == len(found)
-    assert all(0 <= one <= LARGEST_SEED for one in found)
-    assert mixed(2**40, 3) == mixed(2**40, 3) != mixed(2**41, 3)
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed <= LARGEST_SEED for seed in seeds)
+    assert stream_seed(2**40, Stream.SCORE) == stream_seed(2**40, Stream.SCORE) != stream_seed(2**41, Stream.SCORE)
+
+
+def test_seeds_of_streams_are_those_of_their_numbers() -> None:
+    """A run that is resumed draws what it would have drawn, so that these must never change."""
+    for number, stream in enumerate([Stream.DATA, Stream.TRAINING, Stream.EVALUATION, Stream.SCORE, Stream.GENERATION]):
+        assert stream_seed(7, stream, 3) == int(np.random.SeedSequence((7, number, 3)).generate_state(1)[0])

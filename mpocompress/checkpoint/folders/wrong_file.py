@@ -14,7 +14,6 @@ _LOOKED_FOR = "*.safetensors, *.safetensors.index.json, pytorch_model.bin and py
 _TORCH_ENDINGS = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".th")
 _OTHER_ENDINGS = (".gguf", ".h5", ".msgpack", ".onnx", ".pb", ".keras", ".tflite", ".npz")
 _CONVERT = "Convert them to safetensors with the library that wrote them."
-_MOST_SHOWN = 3
 
 
 def nothing_to_read(folder: Path, shards: Sequence[str]) -> CheckpointError:
@@ -34,7 +33,7 @@ def nothing_to_read(folder: Path, shards: Sequence[str]) -> CheckpointError:
 def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     if shards:
         return (
-            f"shards without an index ({listed(shards, _MOST_SHOWN)})",
+            f"shards without an index ({listed(shards)})",
             "it cannot be told whether they are all there",
             "Fetch the file that ends in .index.json as well.",
         )
@@ -67,21 +66,21 @@ def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     torch_files = [name for name in names if name.endswith(_TORCH_ENDINGS) and name not in inside]
     if torch_files:
         return (
-            f"no weights under a usual name, but {listed(torch_files, _MOST_SHOWN)}",
+            f"no weights under a usual name, but {listed(torch_files)}",
             "it cannot be told whether that is the model",
             "Name the file.",
         )
     inner = [name + "/" for name in inside if _holds_weights(folder / name)]
     if inner:
         return (
-            f"no weights, but some in {listed(inner, _MOST_SHOWN)}",
+            f"no weights, but some in {listed(inner)}",
             "folders inside are not searched",
             "Name one of those.",
         )
     others = [name for name in names if name.endswith(_OTHER_ENDINGS)]
     if others:
         return (
-            f"weights in a form of another library ({listed(others, _MOST_SHOWN)})",
+            f"weights in a form of another library ({listed(others)})",
             "this release cannot read them",
             _CONVERT,
         )

@@ -11,8 +11,6 @@ from mpocompress.cli.render.formatting import KIND_NAMES, counted, labelled, sec
 from mpocompress.reports.benchmark import Benched, BenchReport, Case, Timed
 from mpocompress.text import listed, printable, shown_size
 
-_MOST_SHOWN = 3
-
 
 def show_bench(report: BenchReport, console: Console) -> None:
     """Print a benchmark.
@@ -53,11 +51,7 @@ def _heading(report: BenchReport, benched: Benched) -> list[Text]:
         layers = counted(len(benched.layers), "layer", "layers")
         return [Text(printable(f"{report.model}: {layers} with cores, {smaller} in them"), style="bold")]
     first, *alike = [path or "the model" for path in benched.layers]
-    more = (
-        f" ({counted(len(benched.layers), 'layer', 'layers')} alike: also {listed(alike, _MOST_SHOWN)})"
-        if alike
-        else ""
-    )
+    more = f" ({counted(len(benched.layers), 'layer', 'layers')} alike: also {listed(alike)})" if alike else ""
     lines = [Text(printable(f"{first}: {KIND_NAMES[benched.kind][0]}, {smaller}{more}"), style="bold")]
     for one in benched.matrices:
         label = sites_label(one.row_dims, one.col_dims, one.anti_aligned)

@@ -1,4 +1,4 @@
-"""Interleaved samples, told by a clock that only moves when it is asked to."""
+"""Samples in turns, by a clock that only moves when a call says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mpocompress.benchmarking.timing import FEWEST, Call, interleaved
+from mpocompress.nn.timing import FEWEST, Call, best_times, interleaved
 
 
 class Clock:
@@ -88,3 +88,20 @@ def test_what_a_call_raises_is_not_hidden() -> None:
 
     with pytest.raises(ValueError, match="no"):
         interleaved([Call(run=fail)], repeats=1)
+
+
+def test_the_best_time_is_that_of_the_shortest_call_after_the_first() -> None:
+    clock, lasts = Clock(), iter([1.0, 9.0, 3.0, 5.0])
+
+    def run() -> None:
+        clock.now += next(lasts)
+
+    assert best_times({"a": run}, rounds=3, clock=clock) == {"a": 3.0}
+
+
+def test_functions_have_their_turns_in_every_round_and_a_turn_lasts_long_enough() -> None:
+    clock = Clock()
+    runs = {name: clock.task(name, seconds).run for name, seconds in (("s", 1), ("l", 4))}
+
+    assert best_times(runs, rounds=2, least_s=3, clock=clock) == {"s": 1, "l": 4}
+    assert clock.log == "sl" + "sssl" + "lsss"
