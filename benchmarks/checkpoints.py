@@ -71,7 +71,7 @@ def _try(source: Path, name: str, truncation: Truncation) -> tuple[tuple[str, ..
         problems += differences
     totals, target = report.totals, report.target
     if target is None or not _is_met(truncation, report):
-        problems.append(f"target {truncation.asked}, achieved {target.achieved if target else None}")
+        problems.append(f"target {truncation.target.value}, achieved {target.achieved if target else None}")
     row = (
         source.name,
         name,
@@ -107,13 +107,14 @@ def _compare(before: Mapping[str, Tensor], after: Mapping[str, Tensor], report: 
 
 def _is_met(truncation: Truncation, report: Report) -> bool:
     """Whether the target is met, according to the entries of the report."""
+    value = truncation.target.value or 0.0
     checks: Mapping[str, Callable[[], bool]] = {
-        "bond": lambda: all(max(m.bonds) <= (truncation.max_bond or 0) for m in report.compressed),
-        "keep": lambda: _within_one_step(report, truncation.keep or 0.0),
-        "max_error": lambda: all(m.relative_error <= (truncation.max_error or 0.0) for m in report.compressed),
-        "energy": lambda: all(1 - m.relative_error**2 >= (truncation.energy or 1.0) for m in report.compressed),
+        "bond": lambda: all(max(m.bonds) <= value for m in report.compressed),
+        "keep": lambda: _within_one_step(report, value),
+        "max_error": lambda: all(m.relative_error <= value for m in report.compressed),
+        "energy": lambda: all(1 - m.relative_error**2 >= value for m in report.compressed),
     }
-    return checks[truncation.kind]()
+    return checks[truncation.target.kind]()
 
 
 def _within_one_step(report: Report, keep: float) -> bool:

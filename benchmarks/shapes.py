@@ -22,8 +22,8 @@ if __name__ == "__main__":
 
 from benchmarks.tables import command_line, markdown_table, rich_table
 from mpocompress.mpo.sites import balanced, candidates, folded
-from mpocompress.mpo.tt_svd import computable
-from mpocompress.planning.curves import best_under_cap, competing, survey
+from mpocompress.mpo.tt_svd import finite_matrix
+from mpocompress.planning.curves import best_under_cap, competing_shapes, error_curves
 from mpocompress.planning.shortlist import shortlist
 
 LINE_WIDTH = 120
@@ -75,11 +75,11 @@ def _matrices(rows: int, cols: int, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 def _compared(name: str, matrix: Tensor, bonds: list[int], seed: int) -> Iterator[tuple[str, ...]]:
     """Rows for one matrix."""
-    weight, norm = computable(matrix)
+    finite = finite_matrix(matrix)
     for bond in bonds:
-        shapes = competing(candidates(len(matrix), matrix.shape[1], "auto"), bond)
-        curves = survey(weight, shapes, max_bond=bond, norm=norm)
-        listed = shortlist(weight, shapes, bond)
+        shapes = competing_shapes(candidates(len(matrix), matrix.shape[1], "auto"), bond)
+        curves = error_curves(finite, shapes, max_bond=bond)
+        listed = shortlist(finite.entries, shapes, bond)
         chosen = best_under_cap([curve for curve in curves if curve.sites in listed], bond)
         if chosen is None:
             continue

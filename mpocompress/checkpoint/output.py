@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,110 +47,127 @@ def container_for(path: str | os.PathLike[str], layout: Layout | None = None) ->
     return SAFETENSORS if suffix == ".safetensors" else TORCH_ZIP
 
 
-def check_target(path: Path, *, container: str, overwrite: bool, checkpoint: Checkpoint) -> None:
-    """Refuse an output that could not or must not be written, before any work is done.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A file or folder to write.
 
     Args:
-        path: the output.
-        container: as `container_for` gives it.
-        overwrite: whether what is there may be replaced.
-        checkpoint: what is being read.
-
-    Raises:
-        OutputExistsError: it exists and `overwrite` is false.
-        OutputError: it touches what is being read, cannot be written, or cannot hold a tensor that is being read.
+        path: where to write it.
+        container: what to write: `folder`, `safetensors` or `torch-zip`.
+        overwrite: whether an existing output may be replaced.
     """
-    if checkpoint.layout is not None:
-        check_apart(path, folder=checkpoint.layout.folder, inputs=checkpoint.files if container == FOLDER else ())
-    if container == FOLDER:
-        check_folder(path, overwrite=overwrite)
-    else:
-        check_output(path, overwrite=overwrite, inputs=checkpoint.files)
-    if container in (FOLDER, SAFETENSORS):  # what is of a rare type is never compressed, but passed through
-        check_storable({name: info.dtype for name, info in checkpoint.tensors.items()}, str(path))
 
+    path: Path
+    container: str
+    overwrite: bool
 
-def write_target(
-    path: Path,
-    *,
-    container: str,
-    checkpoint: Checkpoint,
-    tensors: Mapping[str, torch.Tensor],
-    aliases: Mapping[str, str],
-    shards: Mapping[str, str],
-    key: str,
-    document: str | None,
-    overwrite: bool,
-) -> int:
-    """Write what a checkpoint has become, as `write_checkpoint` or `write_folder` does.
+    @staticmethod
+    def named(name: str | os.PathLike[str], *, overwrite: bool, layout: Layout | None = None) -> Output:
+        """Return the output for a name; see `container_for`.
 
-    Args:
-        path: the output.
-        container: as `container_for` gives it.
-        checkpoint: what was read; extras, header texts and the files beside the weights come from it.
-        tensors: name -> dense tensor.
-        aliases: further name -> name in `tensors` that it is tied to.
-        shards: name -> the shard it belongs to; used for a folder only.
-        key: where the state dict belongs in a dense torch file.
-        document: the JSON text of our format, or None.
-        overwrite: whether what is there may be replaced.
+        Args:
+            name: the name, as the user gave it.
+            overwrite: whether an existing output may be replaced.
+            layout: the folder that was read, if it was one.
 
-    Returns:
-        Bytes written.
+        Example:
+            >>> Output.named("small.safetensors", overwrite=False).container
+            'safetensors'
+        """
+        return Output(path=Path(name), container=container_for(name, layout), overwrite=overwrite)
 
-    Raises:
-        OutputError: the output is refused, does not fit on the disk, or cannot be written.
-        FormatError: the document is too large.
-    """
-    if container == FOLDER and checkpoint.layout is not None:
-        return write_folder(
-            path,
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse an output that cannot or must not be written, before any work is done.
+
+        Args:
+            checkpoint: the checkpoint that is read.
+
+        Raises:
+            OutputExistsError: it exists and `overwrite` is false.
+            OutputError: it overlaps what is read, cannot be written, or cannot hold a tensor that is read.
+        """
+        if checkpoint.layout is not None:
+            inputs = checkpoint.files if self.container == FOLDER else ()
+            check_apart(self.path, folder=checkpoint.layout.folder, inputs=inputs)
+        if self.container == FOLDER:
+            check_folder(self.path, overwrite=self.overwrite)
+        else:
+            check_output(self.path, overwrite=self.overwrite, inputs=checkpoint.files)
+        if self.container in (FOLDER, SAFETENSORS):  # tensors of rare dtypes are copied, never compressed
+            check_storable({name: info.dtype for name, info in checkpoint.tensors.items()}, str(self.path))
+
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        tensors: Mapping[str, torch.Tensor],
+        aliases: Mapping[str, str],
+        shards: Mapping[str, str],
+        key: str,
+        document: str | None,
+    ) -> int:
+        """Write the output.
+
+        Args:
+            checkpoint: the checkpoint that was read; its extras, header texts and companion files are kept.
+            tensors: name -> dense tensor.
+            aliases: further name -> name in `tensors` that it is tied to.
+            shards: name -> its shard; used for a folder only.
+            key: where the state dict belongs in a dense torch file.
+            document: the JSON text of our format, or None.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            OutputError: the output is refused, does not fit on the disk, or cannot be written.
+            FormatError: the document is too large.
+        """
+        if self.container == FOLDER and checkpoint.layout is not None:
+            return write_folder(
+                self.path,
+                tensors=tensors,
+                aliases=aliases,
+                shards=shards,
+                layout=checkpoint.layout,
+                metadata=checkpoint.metadata,
+                document=document,
+                overwrite=self.overwrite,
+                inputs=checkpoint.files,
+            )
+        return write_checkpoint(
+            self.path,
             tensors=tensors,
             aliases=aliases,
-            shards=shards,
-            layout=checkpoint.layout,
+            container=self.container,
+            key=key,
+            extras=checkpoint.extras,
             metadata=checkpoint.metadata,
             document=document,
-            overwrite=overwrite,
+            overwrite=self.overwrite,
             inputs=checkpoint.files,
         )
-    return write_checkpoint(
-        path,
-        tensors=tensors,
-        aliases=aliases,
-        container=container,
-        key=key,
-        extras=checkpoint.extras,
-        metadata=checkpoint.metadata,
-        document=document,
-        overwrite=overwrite,
-        inputs=checkpoint.files,
-    )
 
+    def carried_notes(self, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """Return what the output keeps beside the tensors of a checkpoint, and what not, a sentence each.
 
-def carried_notes(container: str, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Say what of a checkpoint an output keeps beside its tensors, and what not.
+        Args:
+            checkpoint: the checkpoint that is read.
 
-    Args:
-        container: as `container_for` gives it.
-        checkpoint: what is being read.
-
-    Returns:
-        A sentence each; none where everything is kept and there was nothing to copy.
-    """
-    layout = checkpoint.layout
-    kind = SAFETENSORS if container == FOLDER else container
-    notes = []
-    names = left_out(kind, extras=checkpoint.extras, metadata=checkpoint.metadata)
-    if names:
-        notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
-    if layout is not None and container == FOLDER:
-        notes += [f"copied along unchanged: {listed(layout.companions, _MOST_SHOWN)}"] if layout.companions else []
-        notes += (
-            [f"not copied (only small files without weights, beside them, are): {listed(layout.ignored, _MOST_SHOWN)}"]
-            if layout.ignored
-            else []
-        )
-    elif layout is not None and layout.companions:
-        notes.append(f"not in the one file that is written: {listed(layout.companions, _MOST_SHOWN)}")
-    return tuple(notes)
+        Returns:
+            No sentence if everything is kept and no companion file is copied.
+        """
+        layout = checkpoint.layout
+        kind = SAFETENSORS if self.container == FOLDER else self.container
+        notes = []
+        names = left_out(kind, extras=checkpoint.extras, metadata=checkpoint.metadata)
+        if names:
+            notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
+        if layout is not None and self.container == FOLDER:
+            notes += [f"copied along unchanged: {listed(layout.companions, _MOST_SHOWN)}"] if layout.companions else []
+            if layout.ignored:
+                ignored = listed(layout.ignored, _MOST_SHOWN)
+                notes.append(f"not copied (only small files without weights, beside them, are): {ignored}")
+        elif layout is not None and layout.companions:
+            notes.append(f"not in the one file that is written: {listed(layout.companions, _MOST_SHOWN)}")
+        return tuple(notes)

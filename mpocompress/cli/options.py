@@ -12,7 +12,7 @@ import click
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.layers.selection import ForcedKind
 from mpocompress.mpo.sites import MAX_SITES, MIN_SITES, SitesChoice
-from mpocompress.planning.target import TARGETS, TargetOption, Truncation
+from mpocompress.planning.target import TARGETS, Truncation, TruncationTarget
 from mpocompress.user.options import default_of, flag_of, is_sequence, option_of, type_words
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -101,7 +101,7 @@ class TextsType(click.ParamType[tuple[int, int]]):
 class TargetType(click.ParamType[float]):
     """The value of a target."""
 
-    def __init__(self, target: TargetOption) -> None:
+    def __init__(self, target: type[TruncationTarget]) -> None:
         self.name, self._target = target.metavar, target
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -119,7 +119,7 @@ class BondType(click.ParamType[tuple[str | None, int]]):
 
     name = "N|GLOB=N"
 
-    def __init__(self, target: TargetOption) -> None:
+    def __init__(self, target: type[TruncationTarget]) -> None:
         self._target = target
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
@@ -288,15 +288,14 @@ def _calibration(values: Mapping[str, Any], path: str) -> CalibrationInputs | Pa
 
 def target_options(command: Command) -> Command:
     """Give a command the options of the targets."""
-    for target in reversed(TARGETS):
-        has_globs = target.name == "max_bond"
+    for target in reversed(TARGETS.values()):
         command = click.option(
             target.flag,
             target.name,
-            type=BondType(target) if has_globs else TargetType(target),
-            multiple=has_globs,
+            type=BondType(target) if target.takes_globs else TargetType(target),
+            multiple=target.takes_globs,
             help=f"Target: {target.help[0].lower()}{target.help[1:]}"
-            + (" GLOB=N is for single layers." if has_globs else ""),
+            + (" GLOB=N is for single layers." if target.takes_globs else ""),
         )(command)
     return command
 
@@ -311,9 +310,9 @@ def truncation_of(values: Mapping[str, Any], source: str) -> Truncation:
     Raises:
         click.UsageError: no target or several.
     """
-    given = [target for target in TARGETS if values[target.name] not in (None, ())]
+    given = [target for target in TARGETS.values() if values[target.name] not in (None, ())]
     if not given:
-        lines = [f"  {f'{target.flag} {target.metavar}':<17}{target.help}" for target in TARGETS]
+        lines = [f"  {f'{target.flag} {target.metavar}':<17}{target.help}" for target in TARGETS.values()]
         raise click.UsageError(
             "\n".join(
                 (
@@ -327,7 +326,7 @@ def truncation_of(values: Mapping[str, Any], source: str) -> Truncation:
         flags = " and ".join(target.flag for target in given)
         raise click.UsageError(f"Give exactly one target, not {flags}.")
     (target,) = given
-    if target.name != "max_bond":
+    if not target.takes_globs:
         return Truncation(**{target.name: values[target.name]})
     bonds: tuple[tuple[str | None, int], ...] = values[target.name]
     bonds_for_all = [bond for glob, bond in bonds if glob is None]

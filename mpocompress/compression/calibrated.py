@@ -1,10 +1,13 @@
-"""The work with calibration inputs: bonds chosen by what the model's output feels, cores refitted, outputs compared."""
+"""Compress every matrix of a checkpoint with calibration data.
+
+Bonds are chosen by the effect on the model's outputs, cores are fitted to the inputs of each layer and refitted in the
+order in which the layers run, and the outputs of the compressed model are compared with those of the original.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,273 +17,327 @@ from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
-from mpocompress.compression.data_free import decomposed
-from mpocompress.compression.job import Done, Outcome, Task, put_aside
-from mpocompress.compression.reporting import dense_report, no_fewer_bytes, weighted_report
-from mpocompress.compression.sensitivity import divergence_with, weigh_all
-from mpocompress.compression.survey import read_matrix, survey_checkpoint
-from mpocompress.compression.weighted_matrix import Stand, chosen_shape, refitted_to, standing, values_of
+from mpocompress.compression.data_free import compress_matrix
+from mpocompress.compression.job import CompressedMatrix, CompressionJob, Outcome, spool_matrix
+from mpocompress.compression.reporting import compressed_report, dense_report, reason_to_keep_dense
+from mpocompress.compression.sensitivity import divergence_with, weighted_survey
+from mpocompress.compression.survey import CheckpointSurvey, read_matrix, survey_checkpoint
+from mpocompress.compression.weighted_matrix import (
+    Approximation,
+    WeightedMatrix,
+    approximate,
+    best_shape,
+    refitted,
+    updated_tensors,
+)
 from mpocompress.jobs import Progress
-from mpocompress.mpo.mpo import MPO
+from mpocompress.layers.specs import split_members
 from mpocompress.mpo.quantisation import QuantisedMPO, quantise, restore, rounded
 from mpocompress.mpo.sites import candidates, low_rank
-from mpocompress.mpo.tt_svd import measured_error
-from mpocompress.planning.plan import MatrixPlan, make_plan
+from mpocompress.mpo.tt_svd import FiniteMatrix, measured_error
+from mpocompress.planning.bond_choice import BondChoice, choose_bonds
 from mpocompress.reports.calibration import BEYOND, CalibrationReport
-from mpocompress.reports.compression import INT8, MatrixReport
+from mpocompress.reports.compression import INT8
 from mpocompress.user.batches import Batch
 
 SHAPES_BELOW = 0.1
 """Fraction of its parameters below which a matrix is tried in other site shapes than low rank."""
-
-
 MIXES = (0.5, 0.2, 0.8)
-"""Weights on the inputs of the compressed model that a refit is tried with."""
-
-
+"""Weights of the inputs of the compressed model that a refit is tried with, in this order."""
+NO_REFIT = 1.0
+"""The mix of cores that were not refitted."""
 ROUNDING_COST = 0.01
-"""What int8 may add to the divergence of the outputs by one matrix, as a share of it."""
-
-
+"""Share of the divergence of the outputs that storing one matrix in int8 may add to it."""
 ROUNDING_FREE = 1e-3
-"""What it may add whatever that share is: of a nat, or of the divergence between outputs for different inputs."""
-
-
+"""Divergence that it may add in any case: in nats, or as a share of that between outputs for different inputs."""
 INSTEAD_OF_INT8 = "float16"
-
-
 NOT_COMPARABLE = "The outputs of the compressed model are not finite, or of another shape, on calibration inputs."
-
-
 NOT_SEEN = "its module runs in a way of its own, or it is not in the given model"
 
 
-class _Work:
-    """One compression with calibration inputs."""
+def compress_calibrated(
+    job: CompressionJob, calibration: Calibration, *, measure: bool, jobs: int, progress: Progress | None
+) -> Outcome:
+    """Compress every matrix of a checkpoint with calibration data.
 
-    def __init__(
-        self, task: Task, calibration: Calibration, *, measure: bool, jobs: int, progress: Progress | None
-    ) -> None:
-        self.task, self.calibration, self.progress = task, calibration, progress
-        surveyed = survey_checkpoint(
-            task.checkpoint,
-            selection=task.selection,
-            sites=task.sites,
-            truncations=[task.truncation],
-            jobs=jobs,
-            model=task.model,
-            progress=progress,
+    Args:
+        job: the compression.
+        calibration: the calibration; measured sensitivities are added to it.
+        measure: whether to measure sensitivities that this target does not need.
+        jobs: layers processed at the same time while the checkpoint is surveyed.
+        progress: called with the progress of the work.
+
+    Raises:
+        CheckpointError: nothing can be compressed, or the checkpoint is compressed.
+        SelectionError: a glob that matches nothing.
+        TargetError: a target that no bonds meet.
+        OutputError: the disk is full.
+    """
+    survey = survey_checkpoint(
+        job.checkpoint,
+        selection=job.selection,
+        sites=job.sites,
+        targets=[job.target],
+        jobs=jobs,
+        model=job.model,
+        progress=progress,
+    )
+    measure = measure or job.target.is_budget
+    survey, weighted = weighted_survey(survey, job.checkpoint, calibration, measure=measure, progress=progress)
+    choices = [
+        _in_best_shape(choice, weighted.get(choice.matrix.name), job)
+        for choice in choose_bonds(survey.layers, survey.curves, job.target, survey.other_parameters)
+    ]
+    fitted = {choice.matrix.name: choice for choice in choices if choice.sites and choice.matrix.name in weighted}
+    plain = {
+        choice.matrix.name: compress_matrix(choice, job=job, curves=survey.curves)
+        for choice in choices
+        if choice.matrix.name not in fitted
+    }
+    approximations, sensitivities, mix = _approximations(fitted, weighted, job, calibration, progress)
+    dtypes = _stored_dtypes(approximations, job, calibration.rig, progress)
+    matrices, stored = [], []
+    for choice in choices:
+        name = choice.matrix.name
+        if name in plain:
+            matrices.append(plain[name])
+            continue
+        norm = survey.curves[name].squared_norm
+        matrix, approximation = _store(
+            approximations[name], choice, job, norm, dtype=dtypes[name], sensitivity=sensitivities.get(name)
         )
-        self.surveyed, self.weighed = weigh_all(
-            surveyed, task.checkpoint, calibration, measure=measure or task.truncation.is_budget, progress=progress
+        matrices.append(matrix)
+        stored += [approximation] if approximation is not None else []
+    report = _calibration_report(calibration, survey, weighted, mix)
+    if calibration.rig is not None:
+        _notify(progress, "measuring", 0, 1)
+        tensors = updated_tensors(stored) | _dense_tensors(plain.values(), job)
+        report = _with_divergence(report, calibration.rig, tensors)
+    if report.divergence == BEYOND:
+        survey = dataclasses.replace(survey, unmet=(*survey.unmet, NOT_COMPARABLE))
+    wide = [name for name, dtype in dtypes.items() if job.dtype == INT8 and dtype != INT8]
+    return Outcome(
+        survey=survey,
+        matrices=tuple(matrices),
+        biases=_biases(stored, job),
+        notes=tuple(f"{name} is stored in {INSTEAD_OF_INT8}: int8 would move the outputs too far." for name in wide),
+        calibration=report,
+    )
+
+
+def _in_best_shape(choice: BondChoice, weighted: WeightedMatrix | None, job: CompressionJob) -> BondChoice:
+    """Return a choice in the site shape that is the best at its number of parameters."""
+    is_small = choice.parameters <= SHAPES_BELOW * choice.matrix.dense_parameters
+    if weighted is None or choice.sites is None or job.sites != "auto" or not (is_small and job.target.is_budget):
+        return choice
+    sites, bonds = best_shape(weighted, choice.sites, choice.bonds, candidates(*choice.matrix.shape, "auto"))
+    return dataclasses.replace(choice, sites=sites, bonds=bonds, parameters=sites.parameters(bonds))
+
+
+def _approximations(
+    choices: Mapping[str, BondChoice],
+    weighted: Mapping[str, WeightedMatrix],
+    job: CompressionJob,
+    calibration: Calibration,
+    progress: Progress | None,
+) -> tuple[dict[str, Approximation], dict[str, float], float]:
+    """Fit every matrix, and refit all if that brings the outputs nearer to the original ones.
+
+    Returns:
+        The approximations by name; the divergence of the outputs with each matrix alone approximated, before the refit;
+        and the mix of the refit.
+    """
+    approximations = {}
+    for done, (name, choice) in enumerate(choices.items()):
+        _notify(progress, "fitting", done, len(choices))
+        matrix = weighted[name]
+        sites = choice.sites or low_rank(*matrix.matrix.shape)
+        approximations[name] = approximate(matrix, matrix.fitted(sites, choice.bonds))
+    rig = calibration.rig
+    if rig is None or not approximations:
+        return approximations, {}, NO_REFIT
+    sensitivities = {
+        name: divergence_with(rig, updated_tensors([approximation])) for name, approximation in approximations.items()
+    }
+    if job.target.error_limit is not None or not _has_shifted_inputs(approximations.values()):
+        return approximations, sensitivities, NO_REFIT  # a refit would increase the weighted errors of the target
+    mix = _best_mix(approximations, calibration, rig, progress)
+    if mix != NO_REFIT:
+        _notify(progress, "refitting", 0, 1)
+        approximations = _refitted(approximations, calibration, rig, rig.batches.learning, mix)
+    return approximations, sensitivities, mix
+
+
+def _has_shifted_inputs(approximations: Iterable[Approximation]) -> bool:
+    """Return whether a layer may get other inputs, because of layers before it or of its own recurrence."""
+    units = [approximation.weighted.unit for approximation in approximations]
+    return len({unit.name for unit in units}) > 1 or any(len(unit.members) > 1 for unit in units)
+
+
+def _best_mix(
+    approximations: Mapping[str, Approximation], calibration: Calibration, rig: Rig, progress: Progress | None
+) -> float:
+    """Return the mix whose refit gives the smallest divergence, on other inputs than those it was fitted to."""
+    divergences = {NO_REFIT: divergence_with(rig, updated_tensors(approximations.values()))}
+    for done, mix in enumerate(MIXES):
+        _notify(progress, "choosing a refit", done, len(MIXES))
+        if mix == MIXES[-1] and min(divergences, key=divergences.__getitem__) == MIXES[-2]:
+            break  # the last mix lies between the first and none, and the one below the first is the best
+        tensors = updated_tensors(_refitted(approximations, calibration, rig, rig.rest, mix).values())
+        divergences[mix] = divergence_with(rig, tensors)
+    return min(divergences, key=divergences.__getitem__)
+
+
+def _refitted(
+    first: Mapping[str, Approximation], calibration: Calibration, rig: Rig, batches: Sequence[Batch], mix: float
+) -> dict[str, Approximation]:
+    """Refit all matrices, in the order in which they run, to the inputs that the compressed model gives them."""
+    by_unit: dict[str, list[str]] = {}
+    for name, approximation in first.items():
+        by_unit.setdefault(approximation.weighted.unit.name, []).append(name)
+    approximations = dict(first)
+
+    def fit_unit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
+        for name in by_unit[unit.name]:
+            weighted = first[name].weighted
+            goal = shifted_target(weighted.weight, moments, weighted.span, mix=mix, centred=weighted.centred)
+            approximations[name] = Approximation(
+                weighted=weighted,
+                mpo=refitted(first[name].mpo, goal.weight, goal.second, weighted.metric.outputs),
+                mean_before=goal.mean_before,
+                mean_after=goal.mean_after,
+            )
+        return updated_tensors(approximations[name] for name in by_unit[unit.name])
+
+    units = [unit for unit in calibration.units if unit.name in by_unit]
+    refit(rig, units, batches, updated_tensors(first.values()), fit_unit)
+    return approximations
+
+
+def _stored_dtypes(
+    approximations: Mapping[str, Approximation], job: CompressionJob, rig: Rig | None, progress: Progress | None
+) -> dict[str, str]:
+    """Return the dtype of the stored cores of every matrix: float16 in place of an int8 that costs too much."""
+    dtypes = {
+        name: job.dtype or approximation.weighted.matrix.members[0].dtype
+        for name, approximation in approximations.items()
+    }
+    if job.dtype != INT8:
+        return dtypes
+    unrounded = divergence_with(rig, updated_tensors(approximations.values())) if rig is not None else 0.0
+    free = ROUNDING_FREE * rig.scale if rig is not None else 0.0
+    error_limit = job.target.error_limit
+    for done, (name, approximation) in enumerate(approximations.items()):
+        _notify(progress, "rounding", done, len(approximations))
+        coarse = dataclasses.replace(approximation, mpo=rounded(approximation.mpo, torch_dtype(INT8)))
+        error, coarse_error = (
+            approximation.weighted.error(candidate.mpo.to(torch.float32).to_matrix())
+            for candidate in (approximation, coarse)
         )
-
-    def _tell(self, step: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(step, done, total)
-
-    def outcome(self) -> Outcome:
-        """Plan, fit, store and measure."""
-        surveyed, task = self.surveyed, self.task
-        plan = make_plan(surveyed.layers, surveyed.surveys, task.truncation, surveyed.other_parameters)
-        entries = [self._shaped(entry) for entry in plan.matrices]
-        known = {entry.matrix.name: entry for entry in entries if entry.sites and entry.matrix.name in self.weighed}
-        rest = {
-            entry.matrix.name: decomposed(entry, task=task, surveys=surveyed.surveys)
-            for entry in entries
-            if entry.matrix.name not in known
-        }
-        stands, alone, mix = self._fitted(known)
-        done, kept = [], []
-        dtypes = self._dtypes(stands)
-        for entry in entries:
-            name = entry.matrix.name
-            if name in rest:
-                done.append(rest[name])
-                continue
-            stand, one = self._stored(stands[name], entry, dtypes[name], alone.get(name))
-            done.append(one)
-            kept += [stand] if stand is not None else []
-        changed = {name: value for name, value in values_of(kept).items() if name not in _members(kept)}
-        report = self._measured(kept, [one for one in done if one.report.name in rest], mix)
-        if report.divergence == BEYOND:
-            surveyed = dataclasses.replace(surveyed, unmet=(*surveyed.unmet, NOT_COMPARABLE))
-        wide = [name for name, dtype in dtypes.items() if self.task.dtype == INT8 and dtype != INT8]
-        return Outcome(
-            surveyed=surveyed,
-            done=tuple(done),
-            changed=self._as_stored(changed),
-            notes=tuple(
-                f"{name} is stored in {INSTEAD_OF_INT8}: int8 would move the outputs too far." for name in wide
-            ),
-            calibration=report,
-        )
-
-    def _as_stored(self, biases: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        infos = self.task.checkpoint.tensors
-        return {name: value.to(torch_dtype(infos[name].dtype)) for name, value in biases.items()}
-
-    def _shaped(self, entry: MatrixPlan) -> MatrixPlan:
-        """A plan in the site shape that is best at the parameters it got."""
-        weighed = self.weighed.get(entry.matrix.name)
-        choice = self.task.sites
-        small = entry.parameters <= SHAPES_BELOW * entry.matrix.dense_parameters
-        if weighed is None or entry.sites is None or choice != "auto" or not (small and self.task.truncation.is_budget):
-            return entry
-        sites, bonds = chosen_shape(weighed, entry.sites, entry.bonds, candidates(*entry.matrix.shape, "auto"))
-        return dataclasses.replace(entry, sites=sites, bonds=bonds, parameters=sites.parameters(bonds))
-
-    def _fitted(self, entries: Mapping[str, MatrixPlan]) -> tuple[dict[str, Stand], dict[str, float], float]:
-        """Cores for every matrix that was seen to run, what each costs alone, and the mix they were refitted with."""
-        first: dict[str, Stand] = {}
-        for done, (name, entry) in enumerate(entries.items()):
-            self._tell("fitting", done, len(entries))
-            weighed = self.weighed[name]
-            first[name] = standing(weighed, weighed.fitted(entry.sites or low_rank(*weighed.matrix.shape), entry.bonds))
-        rig = self.calibration.rig
-        if rig is None or not first:
-            return first, {}, 1.0
-        alone = {name: divergence_with(rig, values_of([stand])) for name, stand in first.items()}
-        mix = self._mix(rig, first) if self._pays(first) else 1.0
-        if mix == 1.0:
-            return first, alone, mix
-        self._tell("refitting", 0, 1)
-        return self._refitted(rig, first, mix, rig.batches.learning), alone, mix
-
-    def _mix(self, rig: Rig, first: Mapping[str, Stand]) -> float:
-        """The mix whose refit brings the outputs nearest to the original ones, for inputs that it was not made with."""
-        found = {1.0: divergence_with(rig, values_of(first.values()))}
-        for done, mix in enumerate(MIXES):
-            self._tell("choosing a refit", done, len(MIXES))
-            if mix == MIXES[-1] and min(found, key=lambda one: found[one]) == MIXES[-2]:
-                break  # it lies between the first and none, and the first was not the best
-            stands = self._refitted(rig, first, mix, rig.rest)
-            found[mix] = divergence_with(rig, values_of(stands.values()))
-        return min(found, key=lambda one: found[one])
-
-    def _pays(self, stands: Mapping[str, Stand]) -> bool:
-        """Whether any layer gets other inputs because of those before it, or of itself; errors asked for would grow."""
-        if self.task.truncation.error_budget is not None:
-            return False
-        units = {stand.weighed.unit.name for stand in stands.values()}
-        return len(units) > 1 or any(len(stand.weighed.unit.members) > 1 for stand in stands.values())
-
-    def _refitted(self, rig: Rig, first: Mapping[str, Stand], mix: float, batches: Sequence[Batch]) -> dict[str, Stand]:
-        """All cores fitted again, in the order in which they run."""
-        by_unit: dict[str, list[str]] = {}
-        for name, stand in first.items():
-            by_unit.setdefault(stand.weighed.unit.name, []).append(name)
-        found = dict(first)
-
-        def fit_unit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
-            for name in by_unit[unit.name]:
-                weighed = first[name].weighed
-                target = shifted_target(weighed.weight, moments, weighed.span, mix=mix, centred=weighed.centred)
-                start = first[name].mpo
-                found[name] = Stand(
-                    weighed=weighed,
-                    mpo=refitted_to(start, target.weight, target.second, weighed.metric.outputs),
-                    before=target.mean_before,
-                    after=target.mean_after,
-                )
-            return values_of(found[name] for name in by_unit[unit.name])
-
-        units = [unit for unit in self.calibration.units if unit.name in by_unit]
-        refit(rig, units, batches, values_of(first.values()), fit_unit)
-        return found
-
-    def _dtypes(self, stands: Mapping[str, Stand]) -> dict[str, str]:
-        """The dtype that the cores of every matrix are stored in: of int8, float16 where that alone costs too much."""
-        chosen = {name: self.task.dtype or stand.weighed.matrix.members[0].dtype for name, stand in stands.items()}
-        if self.task.dtype != INT8:
-            return chosen
-        rig = self.calibration.rig
-        whole = divergence_with(rig, values_of(stands.values())) if rig is not None else 0.0
-        free = ROUNDING_FREE * rig.scale if rig is not None else 0.0
-        budget = self.task.truncation.error_budget
-        for done, (name, stand) in enumerate(stands.items()):
-            self._tell("rounding", done, len(stands))
-            coarse = dataclasses.replace(stand, mpo=rounded(stand.mpo, torch_dtype(INT8)))
-            errors = [stand.weighed.error(one.mpo.to(torch.float32).to_matrix()) for one in (stand, coarse)]
-            before, after = errors[0] ** 2, errors[1] ** 2
-            if rig is not None:
-                before, after = whole, divergence_with(rig, values_of({**stands, name: coarse}.values()))
-            missed = budget is not None and not errors[1] <= budget
-            if missed or not after - before <= max(ROUNDING_COST * before, free):
-                chosen[name] = INSTEAD_OF_INT8
-        return chosen
-
-    def _stored(self, stand: Stand, entry: MatrixPlan, stored: str, alone: float | None) -> tuple[Stand | None, Done]:
-        """Round cores to the dtype they are stored in, measure what was lost, and put them aside."""
-        norm = self.surveyed.surveys[entry.matrix.name].squared_norm
-        made = quantise(stand.mpo) if stored == INT8 else stand.mpo.to(torch_dtype(stored))
-        mpo = restore(made) if isinstance(made, QuantisedMPO) else made
-        weight = read_matrix(entry.matrix, self.task.checkpoint)
-        error = measured_error(weight, mpo, norm)
-        reason = f"its cores cannot be stored as {stored}" if not math.isfinite(error) else ""
-        reason = reason or no_fewer_bytes(entry.matrix, mpo.parameters, mpo.bonds, stored)
-        if reason:
-            dense = dense_report(entry.layer, entry.kind, entry.matrix, norm)
-            return None, Done(report=dataclasses.replace(dense, reason=reason))
-        weighed = stand.weighed
-        report = weighted_report(
-            entry,
-            norm,
-            mpo,
-            error,
-            stored,
-            weighted_error=weighed.error(mpo.to(torch.float32).to_matrix()),
-            bias=weighed.unit.bias if weighed.bias is not None else "",
-        )
-        report = dataclasses.replace(report, sensitivity=alone)
-        return dataclasses.replace(stand, mpo=mpo), put_aside(report, made, self.task.spool)
-
-    def _measured(self, stands: Sequence[Stand], others: Sequence[Done], mix: float) -> CalibrationReport:
-        """The outputs of the model with what is stored, on inputs that nothing was fitted to."""
-        calibration, rig = self.calibration, self.calibration.rig
-        left_out = {
-            matrix.name: calibration.left_out.get(matrix.members[0].name, NOT_SEEN)
-            for layer in self.surveyed.layers
-            for matrix in layer.forms[-1]
-            if matrix.name not in self.weighed
-        }
-        report = CalibrationReport(
-            kind=calibration.kind,
-            measure=calibration.measure,
-            said=calibration.said,
-            samples=calibration.samples,
-            held_out=0,
-            divergence=None,
-            unrelated=None,
-            agreement=None,
-            mix=mix,
-            left_out=left_out,
-        )
-        if rig is None:
-            return report
-        self._tell("measuring", 0, 1)
-        values = values_of(stands)
-        for one in others:
-            mpo = one.mpo(self.task.spool)
-            if mpo is not None:
-                values |= _member_values(one.report, mpo)
-        with rig.holding(values):
-            found = rig.compared(rig.held_out)
-        return dataclasses.replace(
-            report,
-            held_out=rig.batches.held_out_samples,
-            divergence=found.divergence,
-            unrelated=rig.unrelated(rig.held_out),
-            agreement=found.agreement,
-        )
+        before, after = error**2, coarse_error**2
+        if rig is not None:
+            before = unrounded
+            after = divergence_with(rig, updated_tensors({**approximations, name: coarse}.values()))
+        # Written so that a NaN counts as too much.
+        exceeds = error_limit is not None and not coarse_error <= error_limit
+        if exceeds or not after - before <= max(ROUNDING_COST * before, free):
+            dtypes[name] = INSTEAD_OF_INT8
+    return dtypes
 
 
-def _members(stands: Sequence[Stand]) -> set[str]:
-    return {member.name for stand in stands for member in stand.weighed.matrix.members}
+def _store(
+    approximation: Approximation,
+    choice: BondChoice,
+    job: CompressionJob,
+    squared_norm: float,
+    *,
+    dtype: str,
+    sensitivity: float | None,
+) -> tuple[CompressedMatrix, Approximation | None]:
+    """Round cores to their dtype, measure their error, and write them to the spool.
+
+    Returns:
+        The finished matrix, and the approximation with the rounded cores; None if the matrix stays dense.
+    """
+    stored = quantise(approximation.mpo) if dtype == INT8 else approximation.mpo.to(torch_dtype(dtype))
+    mpo = restore(stored) if isinstance(stored, QuantisedMPO) else stored
+    weight = FiniteMatrix(entries=read_matrix(choice.matrix, job.checkpoint), squared_norm=squared_norm)
+    error = measured_error(weight, mpo)
+    reason = reason_to_keep_dense(choice.matrix, mpo, error, dtype)
+    if reason:
+        dense = dense_report(choice.layer, choice.kind, choice.matrix, squared_norm, reason)
+        return CompressedMatrix(report=dense), None
+    weighted = approximation.weighted
+    report = compressed_report(
+        choice,
+        squared_norm,
+        mpo,
+        error,
+        dtype,
+        weighted_error=weighted.error(mpo.to(torch.float32).to_matrix()),
+        sensitivity=sensitivity,
+        corrected_bias=weighted.unit.bias if weighted.bias is not None else "",
+    )
+    return spool_matrix(report, stored, job.spool), dataclasses.replace(approximation, mpo=mpo)
 
 
-def _member_values(report: MatrixReport, mpo: MPO) -> dict[str, Tensor]:
-    """The dense weights that cores stand for, in the shape they have in the checkpoint."""
-    dense = mpo.to(torch.promote_types(mpo.cores[0].dtype, torch.float32)).to_matrix()
-    parts = torch.split(dense, list(report.member_columns), dim=1)
-    return {name: part.T if report.transposed else part for name, part in zip(report.members, parts, strict=True)}
+def _biases(approximations: Sequence[Approximation], job: CompressionJob) -> dict[str, Tensor]:
+    """Return the corrected biases, in the dtypes of the checkpoint."""
+    members = {name for approximation in approximations for name in approximation.weighted.matrix.member_names}
+    return {
+        name: tensor.to(torch_dtype(job.checkpoint.tensors[name].dtype))
+        for name, tensor in updated_tensors(approximations).items()
+        if name not in members
+    }
+
+
+def _dense_tensors(matrices: Iterable[CompressedMatrix], job: CompressionJob) -> dict[str, Tensor]:
+    """Return the dense weights of compressed matrices, in the shapes of the checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for matrix in matrices:
+        mpo = matrix.mpo(job.spool)
+        if mpo is not None:
+            tensors |= split_members(mpo.to_matrix(precise=True), matrix.report)
+    return tensors
+
+
+def _calibration_report(
+    calibration: Calibration, survey: CheckpointSurvey, weighted: Mapping[str, WeightedMatrix], mix: float
+) -> CalibrationReport:
+    """Return the calibration section of the report, without the divergence of the outputs."""
+    left_out = {
+        matrix.name: calibration.left_out.get(matrix.members[0].name, NOT_SEEN)
+        for layer in survey.layers
+        for matrix in layer.forms[-1]
+        if matrix.name not in weighted
+    }
+    return CalibrationReport(
+        kind=calibration.kind,
+        measure=calibration.measure,
+        said=calibration.said,
+        samples=calibration.samples,
+        held_out=0,
+        divergence=None,
+        unrelated=None,
+        agreement=None,
+        mix=mix,
+        left_out=left_out,
+    )
+
+
+def _with_divergence(report: CalibrationReport, rig: Rig, tensors: Mapping[str, Tensor]) -> CalibrationReport:
+    """Add the divergence of the outputs of the compressed model, on inputs that nothing was fitted to."""
+    with rig.holding(tensors):
+        comparison = rig.compared(rig.held_out)
+    return dataclasses.replace(
+        report,
+        held_out=rig.batches.held_out_samples,
+        divergence=comparison.divergence,
+        unrelated=rig.unrelated(rig.held_out),
+        agreement=comparison.agreement,
+    )
+
+
+def _notify(progress: Progress | None, step: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(step, done, total)

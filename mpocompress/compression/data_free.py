@@ -1,22 +1,19 @@
-"""Compressing every matrix by its weights alone."""
+"""Compress every matrix of a checkpoint by its weights alone."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from functools import partial
 
-from torch import Tensor
-
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
-from mpocompress.compression.job import Done, Task, put_aside
-from mpocompress.compression.reporting import compressed_report, dense_report, no_fewer_bytes
+from mpocompress.compression.job import CompressedMatrix, CompressionJob, Outcome, spool_matrix
+from mpocompress.compression.reporting import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.survey import (
+    FLOAT32_BYTES,
     LayerSurvey,
-    Surveyed,
     find_layers,
-    put_together,
+    join_surveys,
     read_matrix,
     survey_checkpoint,
     survey_layer,
@@ -26,123 +23,131 @@ from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.specs import LayerSpec
 from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.quantisation import quantise, rounded
-from mpocompress.mpo.sites import low_rank
-from mpocompress.mpo.tt_svd import Decomposition, factorise, factorise_within, measured_error
-from mpocompress.planning.plan import MatrixPlan, Survey, check_patterns, make_plan
+from mpocompress.mpo.tt_svd import FiniteMatrix, factorise, factorise_within, measured_error
+from mpocompress.planning.bond_choice import BondChoice, check_globs, choose_bonds
+from mpocompress.planning.curves import MatrixCurves
 from mpocompress.reports.compression import INT8, ROUNDING_TOLERANCE
 
+SWEEP_COPIES = 3
+"""Copies in float32 of a matrix that exist at once while it is decomposed."""
 
-def carry_out(task: Task, *, jobs: int, progress: Progress | None) -> tuple[Surveyed, tuple[Done, ...]]:
-    """Decompose every matrix of a checkpoint.
 
-    A target for every matrix alone is reached layer by layer, each weight read once. A budget over all of them needs
-    all surveys before the first bond is chosen.
+def compress_data_free(job: CompressionJob, *, jobs: int, progress: Progress | None) -> Outcome:
+    """Compress every matrix of a checkpoint by its weights alone.
 
     Args:
-        task: what is to be done.
-        jobs: layers or matrices worked on at the same time.
-        progress: told how far the work is.
-
-    Returns:
-        The survey, and every matrix of the chosen forms, in file order.
+        job: the compression.
+        jobs: layers or matrices processed at the same time.
+        progress: called with the progress of the work.
 
     Raises:
-        CheckpointError: nothing to compress, or compressed already.
-        SelectionError: a pattern that matches nothing.
-        TargetError: a target that no choice of bonds meets.
-        OutputError: cores cannot be put aside.
+        CheckpointError: nothing can be compressed, or the checkpoint is compressed.
+        SelectionError: a glob that matches nothing.
+        TargetError: a target that no bonds meet.
+        OutputError: the disk is full.
     """
-    size = partial(working_bytes, truncations=[task.truncation])
-    if not task.truncation.is_budget:
-        found = find_layers(task.checkpoint, task.selection, task.model)
-        check_patterns(found.layers, task.truncation)
-        visit = partial(_visit, task=task)
-        with keeping_memory():
-            visits = run_jobs(visit, found.layers, jobs=jobs, step="decomposing", progress=progress, size_bytes=size)
-        surveyed = put_together(task.checkpoint, found, [look for look, _ in visits])
-        check_patterns(surveyed.layers, task.truncation)
-        return surveyed, tuple(done for _, results in visits for done in results)
-    surveyed = survey_checkpoint(
-        task.checkpoint,
-        selection=task.selection,
-        sites=task.sites,
-        truncations=[task.truncation],
+    by_budget = job.target.is_budget
+    return (_compress_by_budget if by_budget else _compress_by_layer)(job, jobs=jobs, progress=progress)
+
+
+def _compress_by_layer(job: CompressionJob, *, jobs: int, progress: Progress | None) -> Outcome:
+    """Compress layer by layer: the target applies to every matrix separately, so each layer is finished at once."""
+    discovery = find_layers(job.checkpoint, job.selection, job.model)
+    check_globs(discovery.layers, job.target)
+    compress_layer = partial(_compress_layer, job=job)
+    size = partial(working_bytes, targets=[job.target])
+    with keeping_memory():
+        layers = run_jobs(
+            compress_layer, discovery.layers, jobs=jobs, step="decomposing", progress=progress, size_bytes=size
+        )
+    survey = join_surveys(job.checkpoint, discovery, [layer for layer, _ in layers])
+    # Again, because layers whose weights hold NaN or Inf were lost in between: a glob may have matched these alone.
+    check_globs(survey.layers, job.target)
+    return Outcome(survey=survey, matrices=tuple(matrix for _, matrices in layers for matrix in matrices))
+
+
+def _compress_by_budget(job: CompressionJob, *, jobs: int, progress: Progress | None) -> Outcome:
+    """Survey all layers, then share the budget among them, then compress matrix by matrix."""
+    survey = survey_checkpoint(
+        job.checkpoint,
+        selection=job.selection,
+        sites=job.sites,
+        targets=[job.target],
         jobs=jobs,
-        model=task.model,
+        model=job.model,
         progress=progress,
     )
-    plan = make_plan(surveyed.layers, surveyed.surveys, task.truncation, surveyed.other_parameters)
-    done = run_jobs(
-        partial(decomposed, task=task, surveys=surveyed.surveys),
-        plan.matrices,
+    matrices = run_jobs(
+        partial(compress_matrix, job=job, curves=survey.curves),
+        choose_bonds(survey.layers, survey.curves, job.target, survey.other_parameters),
         jobs=jobs,
         step="decomposing",
         progress=progress,
-        size_bytes=lambda entry: 3 * 4 * entry.matrix.dense_parameters,
+        size_bytes=lambda choice: SWEEP_COPIES * FLOAT32_BYTES * choice.matrix.dense_parameters,
     )
-    return surveyed, tuple(done)
+    return Outcome(survey=survey, matrices=tuple(matrices))
 
 
-def _visit(layer: LayerSpec, *, task: Task) -> tuple[LayerSurvey, tuple[Done, ...]]:
-    """Survey, plan and decompose one layer; what is handed back holds no weights."""
-    look = survey_layer(
+def _compress_layer(layer: LayerSpec, *, job: CompressionJob) -> tuple[LayerSurvey, tuple[CompressedMatrix, ...]]:
+    """Survey one layer, choose its bonds, and compress its matrices."""
+    survey = survey_layer(
         layer,
-        checkpoint=task.checkpoint,
-        selection=task.selection,
-        sites=task.sites,
-        truncations=[task.truncation],
+        checkpoint=job.checkpoint,
+        selection=job.selection,
+        sites=job.sites,
+        targets=[job.target],
         predict=False,
     )
-    if look.layer is None:
-        return look, ()
-    plan = make_plan([look.layer], look.surveys, task.truncation, 0, check=False)
-    straight = all(entry.sites == low_rank(*entry.matrix.shape) for entry in plan.matrices)
-    # Reordered, it is read again: both orders at once would take twice the memory.
-    weight, look = (look.matrix if straight else None), look.without_weights()
-    return look, tuple(decomposed(entry, task=task, surveys=look.surveys, weight=weight) for entry in plan.matrices)
+    if survey.layer is None:
+        return survey, ()
+    choices = choose_bonds([survey.layer], survey.curves, job.target, 0, check=False)
+    return survey, tuple(compress_matrix(choice, job=job, curves=survey.curves) for choice in choices)
 
 
-def decomposed(entry: MatrixPlan, *, task: Task, surveys: Mapping[str, Survey], weight: Tensor | None = None) -> Done:
-    """Carry out the plan of one matrix, measure what it lost, and put its cores aside.
+def compress_matrix(choice: BondChoice, *, job: CompressionJob, curves: Mapping[str, MatrixCurves]) -> CompressedMatrix:
+    """Decompose one matrix, measure its error, and write its cores to the spool; or keep it dense.
 
     Args:
-        entry: the plan.
-        task: what is to be done.
-        surveys: what is known of every matrix.
-        weight: the matrix, where it was read already.
+        choice: its site shape and bonds.
+        job: the compression.
+        curves: the error curves of every matrix, by name.
 
-    Returns:
-        What became of it.
+    Raises:
+        OutputError: the disk is full.
     """
-    norm = surveys[entry.matrix.name].squared_norm
-    dense = dense_report(entry.layer, entry.kind, entry.matrix, norm)
-    if entry.sites is None:
-        return Done(report=dataclasses.replace(dense, reason=entry.reason))
-    source = entry.matrix.members[0].dtype
-    stored, budget = task.dtype or source, task.truncation.error_budget
-    weight = read_matrix(entry.matrix, task.checkpoint) if weight is None else weight
-    if budget is None:
-        result = factorise(weight, entry.sites, bonds=entry.bonds, norm=norm)
+    norm = curves[choice.matrix.name].squared_norm
+    dense = dense_report(choice.layer, choice.kind, choice.matrix, norm)
+    if choice.sites is None:
+        return CompressedMatrix(report=dataclasses.replace(dense, reason=choice.reason))
+    stored, error_limit = job.dtype or choice.matrix.members[0].dtype, job.target.error_limit
+    weight = FiniteMatrix(entries=read_matrix(choice.matrix, job.checkpoint), squared_norm=norm)
+    if error_limit is None:
+        result = factorise(weight, choice.sites, bonds=choice.bonds)
         mpo = rounded(result.mpo, torch_dtype(stored))
-        error = measured_error(weight, mpo, norm)
+        error = measured_error(weight, mpo)
     else:
         result, mpo, error = factorise_within(
-            weight, entry.sites, relative_error=budget, stored=torch_dtype(stored), norm=norm
+            weight, choice.sites, relative_error=error_limit, stored=torch_dtype(stored)
         )
-    reason = ""
-    if not math.isfinite(error) or _lost_in_rounding(result, error, stored):
-        reason = f"its cores cannot be stored as {stored} without losing more than the truncation"
-    elif too_large := no_fewer_bytes(entry.matrix, mpo.parameters, mpo.bonds, stored):
-        reason = too_large
-    elif budget is not None and (error > budget or mpo.parameters >= entry.matrix.dense_parameters):
-        reason = f"no smaller MPO in {stored} keeps a relative error of {budget:.4g}"
+    # What storing the cores in their dtype adds to the error; a little negative if rounding happens to reduce it.
+    rounding_weight = error**2 * norm - sum(result.discarded_weights)
+    reason = reason_to_keep_dense(
+        choice.matrix,
+        mpo,
+        error,
+        stored,
+        error_limit=error_limit,
+        is_lost=abs(rounding_weight) > ROUNDING_TOLERANCE[stored] * norm,
+    )
     if reason:
-        return Done(report=dataclasses.replace(dense, reason=reason))
-    made = quantise(result.mpo) if stored == INT8 else mpo
-    return put_aside(compressed_report(entry, result, mpo, error, stored), made, task.spool)
-
-
-def _lost_in_rounding(result: Decomposition, error: float, stored: str) -> bool:
-    """Whether rounding the cores to their dtype lost what it may not: their numbers are too small or large for it."""
-    rounding = error**2 * result.squared_norm - sum(result.discarded_weights)
-    return abs(rounding) > ROUNDING_TOLERANCE[stored] * result.squared_norm
+        return CompressedMatrix(report=dataclasses.replace(dense, reason=reason))
+    report = compressed_report(
+        choice,
+        norm,
+        mpo,
+        error,
+        stored,
+        discarded_weights=result.discarded_weights,
+        rounding_weight=rounding_weight,
+    )
+    return spool_matrix(report, quantise(result.mpo) if stored == INT8 else mpo, job.spool)

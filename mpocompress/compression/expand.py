@@ -1,4 +1,4 @@
-"""Writing an ordinary dense checkpoint from a compressed one."""
+"""Write a dense checkpoint from a compressed one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mpocompress.checkpoint.checkpoint import TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.dtypes import DTYPES
-from mpocompress.checkpoint.output import carried_notes, check_target, container_for, write_target
+from mpocompress.checkpoint.output import Output
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing.in_place import write_replaced
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.format import _shards, dense_tensors, places_of_members
+from mpocompress.compression.format import dense_tensors, shards_of, shards_of_members
 from mpocompress.compression.options import ExpandOptions
 from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import CheckpointError, OutputError
@@ -27,74 +27,72 @@ from mpocompress.user.options import with_keywords
 
 @with_keywords(ExpandOptions)
 def expand(source: StrPath, target: StrPath, options: ExpandOptions) -> Report:
-    """Write an ordinary dense checkpoint from a compressed one: original names, dtypes and nesting.
+    """Write a dense checkpoint from a compressed one, with the original names, dtypes and nesting.
 
     Args:
         source: a file or folder that `compress` wrote.
-        target: what to write; a name ending in `.safetensors` makes a safetensors file, any other a torch file. If the
-            source is a folder, a name that does not end like a file (`.pt`, `.bin` and so on) makes a folder.
+        target: the output; a name ending in `.safetensors` gives a safetensors file, any other a torch file. If the
+            source is a folder, a name without the ending of a file (`.pt`, `.bin` and so on) gives a folder.
         options: the fields of `ExpandOptions`.
 
     Returns:
-        The report that the compressed file holds; its notes say what the new file could not keep.
+        The report inside the compressed file; its notes list what the new file does not contain.
 
     Raises:
         CheckpointError: the source cannot be read.
         FormatError: not a compressed file, or one that contradicts itself.
         ReportError: figures in it that do not add up.
-        OutputError: the target cannot be written, or the dense tensors would not fit beside it.
+        OutputError: the target cannot be written, or the disk is too small for the dense tensors.
     """
-    named, source, target = target, Path(source), Path(target)
-    like, overwrite = options.like, options.overwrite
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(Path(source)) as checkpoint:
         report = stored_report(checkpoint)
-        # In the form of the original it is one file that holds whatever the original does.
-        container = container_for(named, checkpoint.layout) if like is None else TORCH_ZIP
-        check_target(target, container=container, overwrite=overwrite, checkpoint=checkpoint)
-        _check_room(report, target)
-        with Spool(target) as spool, one_blas_thread():
-            tensors = dense_tensors(report, checkpoint.tensors, checkpoint.tensor, where=source.name, spool=spool)
-            if like is not None:
-                return _expand_like(checkpoint, report, tensors, like, target, overwrite)
-            ties = {name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None}
-            report = dataclasses.replace(report, notes=carried_notes(container, checkpoint))
-            write_target(
-                target,
-                container=container,
-                checkpoint=checkpoint,
+        output = Output.named(target, overwrite=options.overwrite, layout=checkpoint.layout)
+        if options.like is not None:  # one file in the form of the original, whatever that is
+            output = dataclasses.replace(output, container=TORCH_ZIP)
+        output.check(checkpoint)
+        _check_room(report, output.path)
+        with Spool(output.path) as spool, one_blas_thread():
+            tensors = dense_tensors(
+                report, checkpoint.tensors, checkpoint.tensor, where=checkpoint.path.name, spool=spool
+            )
+            if options.like is not None:
+                return _expand_like(checkpoint, report, tensors, options.like, output)
+            report = dataclasses.replace(report, notes=output.carried_notes(checkpoint))
+            output.write(
+                checkpoint,
                 tensors=tensors,
-                aliases={**ties, **report.aliases},
-                shards=places_of_members(report.compressed, _shards(checkpoint)),
+                aliases={**checkpoint.aliases, **report.aliases},
+                shards=shards_of_members(report.compressed, shards_of(checkpoint)),
                 key=report.source.key,
                 document=None,
-                overwrite=overwrite,
             )
     return report
 
 
 def _expand_like(
-    checkpoint: Checkpoint,
-    report: Report,
-    tensors: Mapping[str, Tensor],
-    like: StrPath,
-    target: Path,
-    overwrite: bool,
+    checkpoint: Checkpoint, report: Report, tensors: Mapping[str, Tensor], like: StrPath, output: Output
 ) -> Report:
     """Write the dense tensors into a copy of the original."""
     with _original(like, report) as original:
-        write_replaced(target, original=original, tensors=tensors, overwrite=overwrite, inputs=checkpoint.files)
-        same = original.sha256() == report.source.sha256
-        kept = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
+        write_replaced(
+            output.path,
+            original=original,
+            tensors=tensors,
+            overwrite=output.overwrite,
+            inputs=checkpoint.files,
+        )
+        is_same = original.sha256() == report.source.sha256
+        copies = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
     notes = []
-    if not same:
+    if not is_same:
         notes.append(f"{Path(like).name} has other bytes than the file that was compressed, but its tensors fit")
-    if kept:
-        notes.append(f"left as they were, since only the state dict is replaced: {', '.join(kept)}")
+    if copies:
+        notes.append(f"left as they were, since only the state dict is replaced: {', '.join(copies)}")
     return dataclasses.replace(report, notes=tuple(notes))
 
 
 def _original(like: StrPath, report: Report) -> Checkpoint:
-    """The file that was compressed, open at the state dict that was."""
+    """Open the original at the state dict that was compressed."""
     try:
         return open_checkpoint(like, key=report.source.key)
     except CheckpointError as error:
@@ -103,19 +101,19 @@ def _original(like: StrPath, report: Report) -> Checkpoint:
         raise CheckpointError(
             where=error.where,
             found=error.found,
-            why=f"there it was in the file that was compressed, {shown(report.source.file)}: this is another one",
-            action="Give the original file.",
+            why=f"the file that was compressed, {shown(report.source.file)}, had its state dict there",
+            action="Pass the original file.",
         ) from error
 
 
 def _check_room(report: Report, target: Path) -> None:
-    """Refuse to expand what the disk cannot hold, before anything is multiplied out: once put aside, once written."""
-    needed = 2 * sum(m.dense_parameters * DTYPES[m.source_dtype].itemsize for m in report.compressed)
+    """Refuse to expand a file whose dense weights do not fit on the disk twice: in the spool and in the output."""
+    needed = 2 * sum(matrix.dense_parameters * DTYPES[matrix.source_dtype].itemsize for matrix in report.compressed)
     free = shutil.disk_usage(target.resolve().parent).free
     if needed > free:
         raise OutputError(
             where=target.name,
-            found=f"{needed:,} bytes to write: the dense weights, and once more while they are put together",
+            found=f"{needed:,} bytes needed for the dense weights, in the output and in a temporary file",
             why=f"the disk has {free:,} bytes free",
-            action="Free some space, or write to another disk. If the file is not yours, it may be made to fill disks.",
+            action="Free some space, or write to another disk. A file from others may be crafted to fill disks.",
         )

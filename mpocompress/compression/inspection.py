@@ -13,7 +13,7 @@ from mpocompress.errors import SitesError
 from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.specs import LayerSpec, MatrixSpec
 from mpocompress.mpo.sites import SitesChoice, candidates
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.target import TruncationTarget
 from mpocompress.reports.compression import Report
 from mpocompress.reports.overview import Estimate, Held, Overview, Weight
 from mpocompress.text import StrPath
@@ -49,7 +49,7 @@ def inspect(source: StrPath, options: InspectOptions) -> Report | Overview:
 
 def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
     found = discover_layers(checkpoint, options.selection, options.model)
-    infos = [info for info in checkpoint.tensors.values() if info.alias_of is None]
+    infos = checkpoint.own_tensors
     parameters = sum(info.numel for info in infos)
     eligible = sum(layer.dense_parameters for layer in found.layers)
     return Overview(
@@ -66,16 +66,16 @@ def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
         dtypes=_held(infos),
         weights=_weights(checkpoint, found),
         skipped=found.skipped,
-        aliases={name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None},
+        aliases=checkpoint.aliases,
         estimates=tuple(
             Estimate(
-                kind=truncation.kind,
-                asked=truncation.asked or 0,
-                eligible_parameters_after=(after := eligible_after(found.layers, truncation, options.sites, eligible)),
+                kind=target.kind,
+                asked=target.value,
+                eligible_parameters_after=(after := parameters_left(found.layers, target, options.sites)),
                 parameters=parameters - eligible + after,
             )
-            for truncation in options.truncations
-            if truncation.keep is not None or truncation.max_bond is not None
+            for target in (truncation.target for truncation in options.truncations)
+            if target.is_countable and target.value is not None
         ),
         estimated_sites=f"{options.sites} sites" if isinstance(options.sites, int) else "low rank",
         notes=(*checkpoint.notes, *found.notes),
@@ -119,25 +119,25 @@ def _weights(checkpoint: Checkpoint, found: Discovery) -> tuple[Weight, ...]:
     return tuple(weights[name] for name in checkpoint.tensors if name in weights)
 
 
-def eligible_after(layers: Sequence[LayerSpec], truncation: Truncation, sites: SitesChoice, eligible: int) -> int:
-    """Parameters that a target leaves of the layers, in the form that has LSTM weights apart.
+def parameters_left(layers: Sequence[LayerSpec], target: TruncationTarget, sites: SitesChoice) -> int:
+    """Return the parameters that a countable target leaves of the layers, with LSTM weights as separate matrices.
 
     Args:
         layers: the layers.
-        truncation: a bond, or a fraction to keep.
-        sites: the site shape that bonds are counted in: a number of balanced sites, else low rank.
-        eligible: parameters of the layers.
+        target: the target.
+        sites: the site shape to count bonds in: a number of balanced sites, else low rank.
 
     Returns:
-        The parameters; an upper bound for a fraction.
+        The parameters; an upper bound for a budget.
     """
-    if truncation.keep is not None:
-        return int(truncation.keep * eligible)
-    return sum(_under_cap(layer, matrix, truncation, sites) for layer in layers for matrix in layer.forms[-1])
+    budget = target.budget(eligible=sum(layer.dense_parameters for layer in layers), other=0)
+    if budget is not None:
+        return budget.parameters
+    return sum(_under_cap(layer, matrix, target, sites) for layer in layers for matrix in layer.forms[-1])
 
 
-def _under_cap(layer: LayerSpec, matrix: MatrixSpec, truncation: Truncation, sites: SitesChoice) -> int:
-    cap = truncation.bond_cap(layer.name, matrix.name, *(name for member in matrix.members for name in member.names))
+def _under_cap(layer: LayerSpec, matrix: MatrixSpec, target: TruncationTarget, sites: SitesChoice) -> int:
+    cap = target.bond_cap(layer.name, matrix.name, *(name for member in matrix.members for name in member.names))
     if cap is None:
         return matrix.dense_parameters
     try:

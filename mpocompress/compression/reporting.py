@@ -1,84 +1,69 @@
-"""Figures into reports: what was done or planned, matrix by matrix, and the sums over the checkpoint."""
+"""Build the report of a compression: one entry per matrix, and the sums over the checkpoint."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from mpocompress._version import __version__
 from mpocompress.compression.job import Outcome
-from mpocompress.compression.survey import Surveyed
+from mpocompress.compression.survey import CheckpointSurvey
 from mpocompress.layers.specs import MatrixSpec
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import stored_size_bytes
-from mpocompress.mpo.tt_svd import Decomposition
-from mpocompress.planning.plan import MatrixPlan
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.bond_choice import BondChoice
+from mpocompress.planning.target import Matrices, TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
 from mpocompress.reports.compression import MatrixReport, Report, Target, Totals
-from mpocompress.reports.plan import PlannedMatrix
 
 
-def compressed_report(entry: MatrixPlan, result: Decomposition, mpo: MPO, error: float, dtype: str) -> MatrixReport:
-    """The report of a matrix that is stored as cores.
-
-    Args:
-        entry: its plan.
-        result: the sweep.
-        mpo: the cores as they come back from the file.
-        error: relative error measured on them.
-        dtype: dtype they are stored in.
-
-    Returns:
-        The report.
-    """
-    return dataclasses.replace(
-        dense_report(entry.layer, entry.kind, entry.matrix, result.squared_norm),
-        row_dims=mpo.sites.row_dims,
-        col_dims=mpo.sites.col_dims,
-        anti_aligned=mpo.sites.anti_aligned,
-        bonds=mpo.bonds,
-        parameters=mpo.parameters,
-        relative_error=error,
-        discarded_weights=result.discarded_weights,
-        rounding_weight=error**2 * result.squared_norm - sum(result.discarded_weights),
-        dtype=dtype,
-    )
-
-
-def weighted_report(
-    entry: MatrixPlan, squared_norm: float, mpo: MPO, error: float, dtype: str, *, weighted_error: float, bias: str
+def compressed_report(
+    choice: BondChoice,
+    squared_norm: float,
+    mpo: MPO,
+    error: float,
+    dtype: str,
+    *,
+    discarded_weights: tuple[float, ...] = (),
+    rounding_weight: float = 0.0,
+    weighted_error: float | None = None,
+    sensitivity: float | None = None,
+    corrected_bias: str = "",
 ) -> MatrixReport:
-    """The report of a matrix whose cores were found with calibration inputs.
+    """Return the report of a matrix that is stored as cores.
 
     Args:
-        entry: its plan.
+        choice: the choice of its site shape and bonds.
         squared_norm: squared Frobenius norm of the dense matrix.
-        mpo: the cores as they come back from the file.
+        mpo: the cores as they are read back from the file.
         error: relative error measured on them.
         dtype: dtype they are stored in.
-        weighted_error: the same in the metric of the calibration inputs.
-        bias: the bias that takes up the mean of the error; empty where none does.
-
-    Returns:
-        The report.
+        discarded_weights: weight discarded at each cut; empty for cores that were fitted to calibration data.
+        rounding_weight: squared error that storing the cores in `dtype` added.
+        weighted_error: the error weighted by the calibration; None without calibration data.
+        sensitivity: divergence of the model's outputs if this matrix alone is compressed; None if not measured.
+        corrected_bias: the bias that corrects the mean error; empty if none does.
     """
     return dataclasses.replace(
-        dense_report(entry.layer, entry.kind, entry.matrix, squared_norm),
+        dense_report(choice.layer, choice.kind, choice.matrix, squared_norm),
         row_dims=mpo.sites.row_dims,
         col_dims=mpo.sites.col_dims,
         anti_aligned=mpo.sites.anti_aligned,
         bonds=mpo.bonds,
         parameters=mpo.parameters,
         relative_error=error,
+        discarded_weights=discarded_weights,
+        rounding_weight=rounding_weight,
         dtype=dtype,
         weighted_error=weighted_error,
-        corrected_bias=bias,
+        sensitivity=sensitivity,
+        corrected_bias=corrected_bias,
     )
 
 
 def dense_report(layer: str, kind: str, matrix: MatrixSpec, squared_norm: float, reason: str = "") -> MatrixReport:
-    """The report of a matrix that stays dense.
+    """Return the report of a matrix that stays dense.
 
     Args:
         layer: path of the module.
@@ -86,16 +71,13 @@ def dense_report(layer: str, kind: str, matrix: MatrixSpec, squared_norm: float,
         matrix: its tensors.
         squared_norm: squared Frobenius norm.
         reason: why it stays dense.
-
-    Returns:
-        The report.
     """
     return MatrixReport(
         name=matrix.name,
         layer=layer,
         kind=kind,
-        members=tuple(member.name for member in matrix.members),
-        member_columns=tuple(member.shape[1] for member in matrix.members),
+        members=matrix.member_names,
+        member_columns=matrix.member_columns,
         shape=matrix.shape,
         row_dims=(),
         col_dims=(),
@@ -115,91 +97,42 @@ def dense_report(layer: str, kind: str, matrix: MatrixSpec, squared_norm: float,
     )
 
 
-def untouched_reports(found: Surveyed) -> tuple[MatrixReport, ...]:
-    """Every eligible matrix as it is, in the first form of its layer.
-
-    Args:
-        found: the surveyed checkpoint.
-
-    Returns:
-        One dense report for every matrix.
-    """
-    return tuple(
-        dense_report(layer.name, layer.kind, matrix, found.surveys[matrix.name].squared_norm)
-        for layer in found.layers
-        for matrix in layer.forms[0]
-    )
-
-
-def checkpoint_report(
-    found: Surveyed,
-    matrices: tuple[MatrixReport, ...],
+def reason_to_keep_dense(
+    matrix: MatrixSpec,
+    mpo: MPO,
+    error: float,
+    stored: str,
     *,
-    truncation: Truncation | None = None,
-    notes: tuple[str, ...] = (),
-    calibration: CalibrationReport | None = None,
-) -> Report:
-    """The report of a whole checkpoint, its sums checked.
+    error_limit: float | None = None,
+    is_lost: bool = False,
+) -> str:
+    """Return why finished cores are not stored; empty if they are.
 
     Args:
-        found: the surveyed checkpoint.
-        matrices: the report of every eligible matrix.
-        truncation: the target; None for a checkpoint as it is.
-        notes: what the reader should know beside what the survey noted.
-        calibration: what the model's outputs lost; None without calibration inputs.
-
-    Returns:
-        The report.
-
-    Raises:
-        ReportError: figures that contradict each other.
+        matrix: the matrix.
+        mpo: its cores as they are read back from the file.
+        error: relative error measured on them.
+        stored: dtype they would be stored in.
+        error_limit: the largest relative error of the target, or None.
+        is_lost: whether rounding to the dtype adds more error than it may.
     """
-    infos = [info for info in found.tensors.values() if info.alias_of is None]
-    before = sum(matrix.dense_parameters for matrix in matrices)
-    after = sum(matrix.parameters for matrix in matrices)
-    size = sum(info.size_bytes for info in infos)
-    saved = sum(
-        stored_size_bytes(m.dense_parameters, (), m.source_dtype) - stored_size_bytes(m.parameters, m.bonds, m.dtype)
-        for m in matrices
-    )
-    parameters = found.parameters - before + after
-    target = None if truncation is None else _target(truncation, matrices, parameters)
-    report = Report(
-        tool_version=__version__,
-        source=found.source,
-        target=target,
-        matrices=matrices,
-        skipped=found.skipped,
-        aliases={name: info.alias_of for name, info in found.tensors.items() if info.alias_of is not None},
-        totals=Totals(
-            dense_parameters=found.parameters,
-            parameters=parameters,
-            eligible_parameters=before,
-            eligible_parameters_after=after,
-            size_bytes_before=size,
-            size_bytes_after=size - saved,
-            file_size_bytes_before=found.source.file_size_bytes,
-            file_size_bytes_after=None,
-        ),
-        unmet=found.unmet if target is None else (*found.unmet, *_unmet(target, matrices)),
-        notes=(*found.notes, *notes),
-        calibration=calibration,
-    )
-    report.check()
-    return report
+    if is_lost or not math.isfinite(error):
+        return f"its cores cannot be stored as {stored} without losing more than the truncation"
+    if reason := no_fewer_bytes(matrix, mpo.parameters, mpo.bonds, stored):
+        return reason
+    if error_limit is not None and (error > error_limit or mpo.parameters >= matrix.dense_parameters):
+        return f"no smaller MPO in {stored} keeps a relative error of {error_limit:.4g}"
+    return ""
 
 
 def no_fewer_bytes(matrix: MatrixSpec, parameters: int, bonds: Sequence[int], stored: str) -> str:
-    """Why cores that take as many bytes as the weight are not kept.
+    """Return why cores with as many bytes as the weight are not stored; empty if they have fewer.
 
     Args:
         matrix: the matrix.
         parameters: entries of the cores.
         bonds: the bond of every cut.
         stored: dtype of the cores.
-
-    Returns:
-        The reason; empty where they take fewer.
     """
     dense = stored_size_bytes(matrix.dense_parameters, (), matrix.members[0].dtype)
     if stored_size_bytes(parameters, bonds, stored) < dense:
@@ -207,70 +140,111 @@ def no_fewer_bytes(matrix: MatrixSpec, parameters: int, bonds: Sequence[int], st
     return f"in {stored} its cores take no fewer bytes than the dense weight in {matrix.members[0].dtype}"
 
 
-def _target(
-    truncation: Truncation, matrices: Sequence[MatrixReport] | Sequence[PlannedMatrix], parameters: int | None
-) -> Target:
-    """What was asked, and what came out; `parameters` are those of the whole model, None when it cannot be done."""
-    errors = [_error(matrix) for matrix in matrices if matrix.bonds]
-    bonds = [bond for matrix in matrices for bond in matrix.bonds]
-    achieved: float | None = None
-    if truncation.kind == "bond":
-        achieved = max(bonds, default=None)
-    elif truncation.kind == "energy":
-        achieved = 1 - max(errors) ** 2 if errors else None
-    elif truncation.kind == "max_error":
-        achieved = max(errors, default=None)
-    elif truncation.kind == "max_params":
-        achieved = parameters
-    elif matrices:
-        achieved = sum(m.parameters for m in matrices) / sum(m.dense_parameters for m in matrices)
-    return Target(
-        kind=truncation.kind, asked=truncation.asked, achieved=achieved, by_layer=dict(truncation.bond_by_layer)
+def untouched_reports(survey: CheckpointSurvey) -> tuple[MatrixReport, ...]:
+    """Return a dense report for every eligible matrix, in the first form of its layer.
+
+    Args:
+        survey: the survey of the checkpoint.
+    """
+    return tuple(
+        dense_report(layer.name, layer.kind, matrix, survey.curves[matrix.name].squared_norm)
+        for layer in survey.layers
+        for matrix in layer.forms[0]
     )
 
 
-def _error(matrix: MatrixReport | PlannedMatrix) -> float:
-    """The error that a target is about: as the model feels it, where that is known."""
-    felt = matrix.weighted_error if isinstance(matrix, MatrixReport) else None
-    return matrix.relative_error if felt is None else felt
-
-
-def _unmet(target: Target, matrices: Sequence[MatrixReport] | Sequence[PlannedMatrix]) -> tuple[str, ...]:
-    """What was asked for and does not hold."""
-    if target.kind in ("keep", "max_params"):
-        if (target.achieved or 0.0) > (target.asked or 0.0):
-            return ("The budget is exceeded, because matrices that were to be compressed had to be kept dense.",)
-        return ()
-    if not any(matrix.bonds for matrix in matrices):
-        return ("No matrix could be made smaller under this target; all were kept dense.",)
-    return ()
-
-
-def outcome_report(came: Outcome, *, truncation: Truncation, notes: tuple[str, ...] = ()) -> Report:
-    """The report of what came of a compression.
+def checkpoint_report(
+    survey: CheckpointSurvey,
+    matrices: tuple[MatrixReport, ...],
+    *,
+    target: TruncationTarget | None = None,
+    notes: tuple[str, ...] = (),
+    calibration: CalibrationReport | None = None,
+) -> Report:
+    """Return the report of a whole checkpoint, with its sums checked.
 
     Args:
-        came: what came of it.
-        truncation: the target.
-        notes: what the reader should know beside what the survey noted.
-
-    Returns:
-        The report, its sums checked. A bias that took up a mean error is not called untouched.
+        survey: the survey of the checkpoint.
+        matrices: the report of every eligible matrix.
+        target: the target; None for an untouched checkpoint.
+        notes: notes beside those of the survey.
+        calibration: the calibration section; None without calibration data.
 
     Raises:
         ReportError: figures that contradict each other.
     """
-    matrices = tuple(one.report for one in came.done)
-    found = came.surveyed
-    moved = {one.corrected_bias for one in matrices}
+    before = sum(matrix.dense_parameters for matrix in matrices)
+    after = sum(matrix.parameters for matrix in matrices)
+    saved = sum(
+        stored_size_bytes(matrix.dense_parameters, (), matrix.source_dtype)
+        - stored_size_bytes(matrix.parameters, matrix.bonds, matrix.dtype)
+        for matrix in matrices
+    )
+    parameters = survey.parameters - before + after
+    outcome, unmet = target_outcome(target, matrices, parameters) if target is not None else (None, ())
+    report = Report(
+        tool_version=__version__,
+        source=survey.source,
+        target=outcome,
+        matrices=matrices,
+        skipped=survey.skipped,
+        aliases=survey.aliases,
+        totals=Totals(
+            dense_parameters=survey.parameters,
+            parameters=parameters,
+            eligible_parameters=before,
+            eligible_parameters_after=after,
+            size_bytes_before=survey.size_bytes,
+            size_bytes_after=survey.size_bytes - saved,
+            file_size_bytes_before=survey.source.file_size_bytes,
+            file_size_bytes_after=None,
+        ),
+        unmet=(*survey.unmet, *unmet),
+        notes=(*survey.notes, *notes),
+        calibration=calibration,
+    )
+    report.check()
+    return report
+
+
+def target_outcome(
+    target: TruncationTarget, matrices: Matrices, parameters: int | None
+) -> tuple[Target, tuple[str, ...]]:
+    """Return the target with the figure that was achieved, and what was not met, a sentence each.
+
+    Args:
+        target: the target.
+        matrices: every eligible matrix, finished or planned.
+        parameters: parameters of the whole model; None if the target cannot be met.
+    """
+    achieved = target.achieved(matrices, parameters)
+    outcome = Target(kind=target.kind, asked=target.value, achieved=achieved, by_layer=dict(target.by_layer))
+    return outcome, target.unmet(achieved, matrices)
+
+
+def outcome_report(outcome: Outcome, *, target: TruncationTarget, notes: tuple[str, ...] = ()) -> Report:
+    """Return the report of a compression, with its sums checked.
+
+    Args:
+        outcome: the result of the compression.
+        target: the target.
+        notes: notes beside those of the survey.
+
+    Raises:
+        ReportError: figures that contradict each other.
+    """
+    matrices = tuple(matrix.report for matrix in outcome.matrices)
+    corrected = {matrix.corrected_bias for matrix in matrices}
     skipped = (
-        dataclasses.replace(one, reason="a bias, moved by the mean error of its layer") if one.name in moved else one
-        for one in found.skipped
+        dataclasses.replace(tensor, reason="a bias, moved by the mean error of its layer")
+        if tensor.name in corrected
+        else tensor
+        for tensor in outcome.survey.skipped
     )
     return checkpoint_report(
-        dataclasses.replace(found, skipped=tuple(skipped)),
+        dataclasses.replace(outcome.survey, skipped=tuple(skipped)),
         matrices,
-        truncation=truncation,
-        notes=(*notes, *came.notes),
-        calibration=came.calibration,
+        target=target,
+        notes=(*notes, *outcome.notes),
+        calibration=outcome.calibration,
     )

@@ -1,36 +1,37 @@
-"""One compression, with or without calibration inputs."""
+"""Compress every matrix of a checkpoint, by its weights alone or with calibration data."""
 
 from __future__ import annotations
 
 from mpocompress.calibration.calibration import Calibration
-from mpocompress.compression.calibrated import _Work
-from mpocompress.compression.data_free import carry_out
-from mpocompress.compression.job import Outcome, Task
+from mpocompress.compression.calibrated import compress_calibrated
+from mpocompress.compression.data_free import compress_data_free
+from mpocompress.compression.job import CompressionJob, Outcome
 from mpocompress.jobs import Progress
 
 
-def work(
-    task: Task, calibration: Calibration | None, *, jobs: int, progress: Progress | None, measure: bool = False
+def compress_matrices(
+    job: CompressionJob,
+    calibration: Calibration | None,
+    *,
+    jobs: int,
+    progress: Progress | None,
+    measure: bool = False,
 ) -> Outcome:
-    """Decompose every matrix of a checkpoint.
+    """Compress every matrix of a checkpoint; the cores go to the spool.
 
     Args:
-        task: what is to be done.
-        calibration: what was measured with calibration inputs; None to do without.
-        jobs: layers or matrices worked on at the same time, without data.
-        progress: told how far the work is.
-        measure: whether sensitivities are wanted that this target does not need.
-
-    Returns:
-        What came of it.
+        job: the compression.
+        calibration: the calibration; None to compress by the weights alone.
+        jobs: layers or matrices processed at the same time, where no model is run.
+        progress: called with the progress of the work.
+        measure: whether to measure sensitivities that this target does not need.
 
     Raises:
-        CheckpointError: nothing to compress, or compressed already.
-        SelectionError: a pattern that matches nothing.
-        TargetError: a target that no choice of bonds meets.
-        OutputError: cores cannot be put aside.
+        CheckpointError: nothing can be compressed, or the checkpoint is compressed.
+        SelectionError: a glob that matches nothing.
+        TargetError: a target that no bonds meet.
+        OutputError: the disk is full.
     """
     if calibration is None:
-        surveyed, done = carry_out(task, jobs=jobs, progress=progress)
-        return Outcome(surveyed=surveyed, done=done)
-    return _Work(task, calibration, measure=measure, jobs=jobs, progress=progress).outcome()
+        return compress_data_free(job, jobs=jobs, progress=progress)
+    return compress_calibrated(job, calibration, measure=measure, jobs=jobs, progress=progress)

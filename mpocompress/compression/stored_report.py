@@ -10,7 +10,7 @@ from mpocompress.reports.compression import Report
 
 
 def stored_report(
-    checkpoint: Checkpoint, *, otherwise: str = "Give a file that mpocompress wrote, or compress this one."
+    checkpoint: Checkpoint, *, otherwise: str = "Pass a file that mpocompress wrote, or compress this one."
 ) -> Report:
     """Return the report inside a compressed file, its sums checked, with the size of the file.
 
@@ -25,8 +25,8 @@ def stored_report(
     if checkpoint.document is None:
         raise FormatError(
             where=checkpoint.path.name,
-            found="an ordinary checkpoint",
-            why="it holds no compression report",
+            found="the checkpoint is not compressed",
+            why="it has no compression report",
             action=otherwise,
         )
     report = Report.from_json(checkpoint.document, where=checkpoint.path.name)

@@ -1,4 +1,4 @@
-"""A checkpoint surveyed: its layers found, every matrix looked at, before any target is applied."""
+"""Survey a checkpoint: find its layers, and compute the error curves of every matrix, before a target is applied."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Skipped
 from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.sites import SitesChoice, candidates
-from mpocompress.mpo.tt_svd import computable
-from mpocompress.planning.curves import competing, survey, unknown
-from mpocompress.planning.plan import Survey
+from mpocompress.mpo.tt_svd import FiniteMatrix, finite_matrix
+from mpocompress.planning.curves import MatrixCurves, competing_shapes, error_curves, unknown_curve
 from mpocompress.planning.shortlist import shortlist
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.target import TruncationTarget
 from mpocompress.reports.compression import Source
 from mpocompress.user.model import UserModel
 
 NOT_FINITE = "holds NaN or Inf, or entries too large to square"
-FLOAT32_BYTES = 4
 LEFT_BEHIND = "small, and the weight it would be joined with holds NaN or Inf"
+FLOAT32_BYTES = 4
+SURVEY_COPIES = 3
+"""Copies in float32 of the largest matrix of a layer that exist at once while several forms are surveyed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surveyed:
-    """A checkpoint after the survey, before a target.
+class CheckpointSurvey:
+    """The layers of a checkpoint, the error curves of their matrices, and what the report says of the rest.
 
     Args:
-        source: the file.
+        source: the checkpoint.
         layers: the layers that can be decomposed.
-        surveys: what is known of every matrix of every form.
+        curves: the error curves of every matrix of every form, by name.
         skipped: the other tensors.
-        tensors: all tensors.
-        notes: what the reader left out or chose.
-        unmet: what was asked for and cannot be done.
+        parameters: parameters of the whole model; tied tensors count once.
+        size_bytes: bytes of all tensors; tied tensors count once.
+        aliases: tied tensors: name -> the first name of the same elements.
+        notes: what the reader of the checkpoint left out or chose.
+        unmet: what was requested and cannot be done.
     """
 
     source: Source
     layers: tuple[LayerSpec, ...]
-    surveys: Mapping[str, Survey]
+    curves: Mapping[str, MatrixCurves]
     skipped: tuple[Skipped, ...]
-    tensors: Mapping[str, TensorInfo]
+    parameters: int
+    size_bytes: int
+    aliases: Mapping[str, str]
     notes: tuple[str, ...]
     unmet: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the whole model; tied tensors count once."""
-        return sum(info.numel for info in self.tensors.values() if info.alias_of is None)
 
     @property
     def other_parameters(self) -> int:
@@ -65,72 +65,66 @@ class Surveyed:
         return self.parameters - sum(layer.dense_parameters for layer in self.layers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSurvey:
-    """One layer after the survey.
+    """One layer, and the error curves of its matrices.
 
     Args:
-        layer: the layer without the tensors that hold NaN or Inf; None when nothing is left of it.
-        surveys: what is known of its matrices, by name.
+        layer: the layer without tensors that hold NaN or Inf; None if nothing is left of it.
+        curves: the error curves of its matrices, by name.
         skipped: the tensors that were taken out.
-        matrix: its matrix in the dtype it is computed in, where it is the only one: to be decomposed at once.
     """
 
     layer: LayerSpec | None
-    surveys: Mapping[str, Survey]
+    curves: Mapping[str, MatrixCurves]
     skipped: tuple[Skipped, ...]
-    matrix: Tensor | None = None
-
-    def without_weights(self) -> LayerSurvey:
-        """The same, with no matrix."""
-        return dataclasses.replace(self, matrix=None)
 
 
 def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel | None = None) -> Discovery:
-    """The layers of a checkpoint that can be compressed.
+    """Find the layers of a checkpoint that can be compressed.
 
     Args:
         checkpoint: an open checkpoint.
         selection: which layers, and in what form.
-        model: the user's own model, to tell layers by their classes.
+        model: the user's model, to recognise layers by their classes.
 
     Returns:
-        The layers, one at least, and the tensors that were skipped.
+        At least one layer, and the tensors that were skipped.
 
     Raises:
-        CheckpointError: nothing to compress, or compressed already.
-        SelectionError: a pattern that matches nothing.
-        ModelError: the model cannot be built, or is another one.
+        CheckpointError: nothing can be compressed, or the checkpoint is compressed.
+        SelectionError: a glob that matches nothing.
+        ModelError: the model cannot be built, or does not fit the checkpoint.
     """
     if checkpoint.document is not None:
         raise CheckpointError(
             where=checkpoint.path.name,
-            found="a checkpoint that is compressed already",
-            why="compressing cores again would lose twice",
-            action="Give the original, or expand this one first.",
+            found="the checkpoint is already compressed",
+            why="compressing cores again would add a second error",
+            action="Compress the original, or expand this file first.",
         )
     if not checkpoint.tensors and _has_unnamed(checkpoint.extras):
         raise CheckpointError(
             where=checkpoint.path.name,
-            found="a state dict whose keys are no text",
-            why="layers are told by the names of their tensors",
-            action="Save the tensors under names, as model.state_dict() has them.",
+            found="a state dict with keys that are not strings",
+            why="layers are recognised by the names of their tensors",
+            action="Save the tensors under names, as model.state_dict() does.",
         )
-    found = discover_layers(checkpoint, selection, model)
-    if not found.layers:
+    discovery = discover_layers(checkpoint, selection, model)
+    if not discovery.layers:
         raise CheckpointError(
             where=checkpoint.path.name,
-            found=f"{len(checkpoint.tensors)} tensors, none of them a weight to compress",
-            why=_commonest(found),
-            action="Make the weights plain, as it says there, and come back with that file."
-            if found.unsupported
-            else "Allow smaller sides or other layers, or give a checkpoint with LSTM or Linear weights.",
+            found=f"{len(checkpoint.tensors)} tensors, none of them a weight that can be compressed",
+            why=_common_reasons(discovery),
+            action="Save the weights in a plain form, as described, and compress that file."
+            if discovery.unsupported
+            else "Lower the smallest side, select other layers, or pass a checkpoint with LSTM or Linear weights.",
         )
-    return found
+    return discovery
 
 
 def _has_unnamed(value: object) -> bool:
-    """Whether a tensor goes by a key that is no text, however deep inside."""
+    """Return whether a nested value holds a tensor under a key that is not a string."""
     if isinstance(value, list):
         return any(map(_has_unnamed, value))
     entries = value.items() if isinstance(value, Mapping) else ()
@@ -139,62 +133,59 @@ def _has_unnamed(value: object) -> bool:
     )
 
 
+def _common_reasons(discovery: Discovery) -> str:
+    """Return the most common reasons for which tensors were skipped."""
+    reasons = Counter(tensor.reason for tensor in discovery.skipped).most_common(3)
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons) or "the state dict is empty"
+
+
 def survey_checkpoint(
     checkpoint: Checkpoint,
     *,
     selection: Selection,
     sites: SitesChoice,
-    truncations: Sequence[Truncation],
+    targets: Sequence[TruncationTarget],
     jobs: int,
     model: UserModel | None = None,
     progress: Progress | None = None,
-) -> Surveyed:
-    """Find the layers of a checkpoint and survey their matrices.
+) -> CheckpointSurvey:
+    """Find the layers of a checkpoint, and compute the error curves of their matrices.
 
     Args:
         checkpoint: an open checkpoint.
         selection: which layers, and in what form.
-        sites: a site shape choice for every matrix.
-        truncations: the targets that are of interest.
-        jobs: matrices worked on at the same time.
-        model: the user's own model, to tell layers by their classes.
-        progress: told how far the work is.
-
-    Returns:
-        The survey.
+        sites: the site shape choice for every matrix.
+        targets: the targets that the curves are for.
+        jobs: layers processed at the same time.
+        model: the user's model, to recognise layers by their classes.
+        progress: called with the progress of the work.
 
     Raises:
-        CheckpointError: nothing to compress, or compressed already.
-        SelectionError: a pattern that matches nothing.
-        ModelError: the model cannot be built, or is another one.
+        CheckpointError: nothing can be compressed, or the checkpoint is compressed.
+        SelectionError: a glob that matches nothing.
+        ModelError: the model cannot be built, or does not fit the checkpoint.
     """
-    found = find_layers(checkpoint, selection, model)
-
-    def look(layer: LayerSpec) -> LayerSurvey:
-        return survey_layer(
-            layer, checkpoint=checkpoint, selection=selection, sites=sites, truncations=truncations, predict=True
-        ).without_weights()
-
-    size = partial(working_bytes, truncations=truncations)
+    discovery = find_layers(checkpoint, selection, model)
+    survey = partial(
+        survey_layer, checkpoint=checkpoint, selection=selection, sites=sites, targets=targets, predict=True
+    )
+    size = partial(working_bytes, targets=targets)
     with keeping_memory():
-        looks = run_jobs(look, found.layers, jobs=jobs, step="surveying", progress=progress, size_bytes=size)
-    return put_together(checkpoint, found, looks)
+        layers = run_jobs(survey, discovery.layers, jobs=jobs, step="surveying", progress=progress, size_bytes=size)
+    return join_surveys(checkpoint, discovery, layers)
 
 
-def put_together(checkpoint: Checkpoint, found: Discovery, looks: Sequence[LayerSurvey]) -> Surveyed:
-    """The survey of a checkpoint from those of its layers.
+def join_surveys(checkpoint: Checkpoint, discovery: Discovery, layers: Sequence[LayerSurvey]) -> CheckpointSurvey:
+    """Join the surveys of all layers of a checkpoint.
 
     Args:
         checkpoint: an open checkpoint.
-        found: its layers.
-        looks: one for every layer.
-
-    Returns:
-        The survey.
+        discovery: its layers and skipped tensors.
+        layers: one survey per layer.
     """
-    broken = [one for look in looks for one in look.skipped]
-    names = ", ".join(one.name for one in broken[:3]) + (", ..." if len(broken) > 3 else "")
-    return Surveyed(
+    broken = [tensor for layer in layers for tensor in layer.skipped]
+    names = ", ".join(tensor.name for tensor in broken[:3]) + (", ..." if len(broken) > 3 else "")
+    return CheckpointSurvey(
         source=Source(
             file=checkpoint.path.name,
             sha256=checkpoint.sha256(),
@@ -202,11 +193,13 @@ def put_together(checkpoint: Checkpoint, found: Discovery, looks: Sequence[Layer
             key=checkpoint.key,
             file_size_bytes=checkpoint.size_bytes,
         ),
-        layers=tuple(look.layer for look in looks if look.layer is not None),
-        surveys={name: one for look in looks for name, one in look.surveys.items()},
-        skipped=_in_order(checkpoint.tensors, (*found.skipped, *broken)),
-        tensors=checkpoint.tensors,
-        notes=(*checkpoint.notes, *found.notes),
+        layers=tuple(layer.layer for layer in layers if layer.layer is not None),
+        curves={name: curves for layer in layers for name, curves in layer.curves.items()},
+        skipped=_in_file_order(checkpoint.tensors, (*discovery.skipped, *broken)),
+        parameters=sum(info.numel for info in checkpoint.own_tensors),
+        size_bytes=sum(info.size_bytes for info in checkpoint.own_tensors),
+        aliases=checkpoint.aliases,
+        notes=(*checkpoint.notes, *discovery.notes),
         unmet=(f"Left alone because of NaN or Inf: {names} ({len(broken)} in all).",) if broken else (),
     )
 
@@ -217,161 +210,154 @@ def survey_layer(
     checkpoint: Checkpoint,
     selection: Selection,
     sites: SitesChoice,
-    truncations: Sequence[Truncation],
+    targets: Sequence[TruncationTarget],
     predict: bool,
 ) -> LayerSurvey:
-    """Survey the matrices of one layer, no further than the targets need.
+    """Compute the error curves of the matrices of one layer, as far as the targets need them.
+
+    Tensors that hold NaN or Inf are taken out first; what is left of the layer is surveyed tensor by tensor.
 
     Args:
         layer: the layer.
-        checkpoint: where to read it.
+        checkpoint: the checkpoint it is read from.
         selection: how small a weight may be.
-        sites: a site shape choice.
-        truncations: the targets that are of interest.
-        predict: whether errors must be known; without, a matrix with nothing to choose is not surveyed.
-
-    Returns:
-        The survey.
+        sites: the site shape choice.
+        targets: the targets that the curves are for.
+        predict: whether errors must be known; if not, a matrix with one possible shape gets an unknown curve.
     """
-    surveys: dict[str, Survey] = {}
-    held: Tensor | None = None
-    for form in layer.forms:
-        for matrix in form:
-            caps = _caps(layer, matrix, truncations) if len(layer.forms) == 1 else None
-            known, held = _survey(matrix, checkpoint, sites, max_bond_of_interest(truncations), caps, predict)
-            surveys |= {matrix.name: known} if known is not None else {}
-    forms = tuple(form for form in layer.forms if all(matrix.name in surveys for matrix in form))
-    if forms:
-        alone = len(layer.forms) == 1 and len(layer.forms[0]) == 1
-        return LayerSurvey(
-            layer=dataclasses.replace(layer, forms=forms), surveys=surveys, skipped=(), matrix=held if alone else None
-        )
-    sound, lost = _sound(layer, checkpoint, selection.min_side)
-    if sound is None:
-        return LayerSurvey(layer=None, surveys={}, skipped=lost)
-    again = survey_layer(
-        sound, checkpoint=checkpoint, selection=selection, sites=sites, truncations=truncations, predict=predict
-    )
-    return dataclasses.replace(again, skipped=lost)
+    skipped: tuple[Skipped, ...] = ()
+    norms = _squared_norms(layer, checkpoint)
+    if None in norms.values():
+        sound, skipped = _without_broken(layer, checkpoint, selection.min_side)
+        if sound is None:
+            return LayerSurvey(layer=None, curves={}, skipped=skipped)
+        layer, norms = sound, _squared_norms(sound, checkpoint)
+    curves = {}
+    for matrix in (matrix for form in layer.forms for matrix in form):
+        caps = _caps(layer, matrix, targets) if len(layer.forms) == 1 else None
+        finite = FiniteMatrix(entries=read_matrix(matrix, checkpoint), squared_norm=norms[matrix.name] or 0.0)
+        curves[matrix.name] = _matrix_curves(matrix, finite, sites, largest_bond(targets), caps, predict)
+    return LayerSurvey(layer=layer, curves=curves, skipped=skipped)
 
 
-def working_bytes(layer: LayerSpec, truncations: Sequence[Truncation]) -> int:
-    """Memory that the work on one layer takes at most, roughly.
+def _squared_norms(layer: LayerSpec, checkpoint: Checkpoint) -> dict[str, float | None]:
+    """Return the squared norm of every matrix of every form, by name; None if it is not finite."""
+    return {matrix.name: _squared_norm(read_matrix(matrix, checkpoint)) for form in layer.forms for matrix in form}
+
+
+def _squared_norm(weight: Tensor) -> float | None:
+    try:
+        return finite_matrix(weight).squared_norm
+    except DecompositionError:
+        return None
+
+
+def working_bytes(layer: LayerSpec, targets: Sequence[TruncationTarget]) -> int:
+    """Estimate the memory that the work on one layer needs at most.
 
     Args:
         layer: the layer.
-        truncations: the targets.
+        targets: the targets.
 
     Returns:
-        A number of bytes: one copy of its largest matrix and samples of that, or three copies where it has to be seen
-        in several ways.
+        Bytes: one copy of its largest matrix and samples of it, or three copies if several forms are compared or
+        errors are needed for every bond.
     """
-    largest = max(matrix.dense_parameters for form in layer.forms for matrix in form)
-    once = len(layer.forms) == 1 and all(one.kind == "bond" for one in truncations)
-    return largest * FLOAT32_BYTES * 5 // 4 if once else largest * FLOAT32_BYTES * 3
+    size_bytes = FLOAT32_BYTES * max(matrix.dense_parameters for form in layer.forms for matrix in form)
+    if len(layer.forms) == 1 and all(target.largest_bond is not None for target in targets):
+        return size_bytes * 5 // 4
+    return size_bytes * SURVEY_COPIES
 
 
-def max_bond_of_interest(truncations: Sequence[Truncation]) -> int | None:
-    """How far spectra must be known: twice the largest cap, since forms are compared at equal parameters.
+def largest_bond(targets: Sequence[TruncationTarget]) -> int | None:
+    """Return the largest bond whose error is needed: twice the largest cap, as forms are compared at equal parameters.
 
     Args:
-        truncations: the targets.
+        targets: the targets.
 
     Returns:
-        The largest bond of interest; None for all.
+        The bond; None if a target does not cap bonds, so that all are needed.
     """
-    if any(one.kind != "bond" for one in truncations):
-        return None
-    caps = [bond for one in truncations for bond in (one.max_bond, *one.bond_by_layer.values()) if bond is not None]
-    return 2 * max(caps, default=1)
+    caps = [target.largest_bond for target in targets]
+    known = [cap for cap in caps if cap is not None]
+    # A joint matrix with as many parameters as two separate ones has up to twice their bond.
+    return 2 * max(known, default=1) if len(known) == len(caps) else None
 
 
-def _caps(layer: LayerSpec, matrix: MatrixSpec, truncations: Sequence[Truncation]) -> tuple[int, ...] | None:
-    """The bond caps asked for a matrix; None where targets ask for other things too."""
-    if any(one.kind != "bond" for one in truncations):
+def _caps(layer: LayerSpec, matrix: MatrixSpec, targets: Sequence[TruncationTarget]) -> tuple[int, ...] | None:
+    """Return the bond caps of a matrix under all targets; None if a target does not cap bonds."""
+    if any(target.largest_bond is None for target in targets):
         return None
     names = [(layer.name, matrix.name, member.name) for member in matrix.members]
-    caps = {one.bond_cap(*known) for one in truncations for known in names}
+    caps = {target.bond_cap(*known) for target in targets for known in names}
     return tuple(sorted(cap for cap in caps if cap is not None))
 
 
-def _survey(
+def _matrix_curves(
     matrix: MatrixSpec,
-    checkpoint: Checkpoint,
+    finite: FiniteMatrix,
     sites: SitesChoice,
     max_bond: int | None,
     caps: Sequence[int] | None,
     predict: bool,
-) -> tuple[Survey | None, Tensor | None]:
-    """What is known of one matrix, and itself; None when it cannot be decomposed."""
+) -> MatrixCurves:
+    """Compute the error curves of one matrix, of the site shapes that are in question."""
+    norm = finite.squared_norm
     try:
-        weight, norm = computable(read_matrix(matrix, checkpoint))
         shapes = candidates(*matrix.shape, sites)
-    except DecompositionError:
-        return None, None
     except SitesError as error:
-        return Survey(curves=(), squared_norm=norm, problem=f"{error.found}: {error.why}"), None
-    columns = [member.shape[1] for member in matrix.members]
-    look = partial(survey, weight, max_bond=max_bond, member_columns=columns, norm=norm)
+        return MatrixCurves(curves=(), squared_norm=norm, problem=f"{error.found}: {error.why}")
+    if len(shapes) > 1:
+        finite = finite.widened()
+    curves = partial(error_curves, finite, max_bond=max_bond, member_columns=matrix.member_columns)
     if caps is None:
-        return Survey(curves=look(shapes), squared_norm=norm), weight
-    chosen = {shape for cap in caps for shape in shortlist(weight, competing(shapes, cap), cap)}
-    shapes = tuple(shape for shape in shapes if shape in chosen)
-    curves = look(shapes) if predict or len(shapes) > 1 else tuple(unknown(shape) for shape in shapes)
-    return Survey(curves=curves, squared_norm=norm), weight
+        return MatrixCurves(curves=curves(shapes), squared_norm=norm)
+    listed = {shape for cap in caps for shape in shortlist(finite.entries, competing_shapes(shapes, cap), cap)}
+    shapes = tuple(shape for shape in shapes if shape in listed)
+    if predict or len(shapes) > 1:
+        return MatrixCurves(curves=curves(shapes), squared_norm=norm)
+    return MatrixCurves(curves=tuple(map(unknown_curve, shapes)), squared_norm=norm)
 
 
-def _sound(layer: LayerSpec, checkpoint: Checkpoint, min_side: int) -> tuple[LayerSpec | None, tuple[Skipped, ...]]:
-    """A layer without the tensors that hold NaN or Inf, every one left by itself."""
+def _without_broken(
+    layer: LayerSpec, checkpoint: Checkpoint, min_side: int
+) -> tuple[LayerSpec | None, tuple[Skipped, ...]]:
+    """Return a layer without the tensors that hold NaN or Inf, every other tensor as a matrix; and those taken out."""
     members = [member for matrix in layer.forms[0] for member in matrix.members]
-    broken = {member.name for member in members if not _is_finite(checkpoint.tensor(member.name))}
-    alone = [
+    broken = {member.name for member in members if _squared_norm(checkpoint.tensor(member.name)) is None}
+    sound = [
         MatrixSpec(name=member.name, members=(member,), kind_from=layer.forms[0][0].kind_from)
         for member in members
         if member.name not in broken and min(member.shape) >= min_side
     ]
-    kept = {matrix.name for matrix in alone}
-    lost = tuple(
+    names = {matrix.name for matrix in sound}
+    skipped = tuple(
         Skipped(
             name=member.name,
             shape=checkpoint.tensors[member.name].shape,
             reason=NOT_FINITE if member.name in broken else LEFT_BEHIND,
         )
         for member in members
-        if member.name not in kept
+        if member.name not in names
     )
-    return (dataclasses.replace(layer, forms=(tuple(alone),)) if alone else None), lost
-
-
-def _is_finite(weight: Tensor) -> bool:
-    try:
-        computable(weight)
-    except DecompositionError:
-        return False
-    return True
+    return (dataclasses.replace(layer, forms=(tuple(sound),)) if sound else None), skipped
 
 
 def read_matrix(matrix: MatrixSpec, checkpoint: Checkpoint) -> Tensor:
-    """One matrix of a checkpoint, its members side by side.
+    """Read one matrix of a checkpoint, with its members side by side.
 
     Args:
         matrix: its tensors.
-        checkpoint: where to read them.
+        checkpoint: the checkpoint.
 
     Returns:
-        Shape (rows, columns); backed by the file where there is one member.
+        Shape (rows, columns); backed by the file if there is one member.
     """
     tensors = [(checkpoint.tensor(member.name), member.transposed) for member in matrix.members]
     parts = [tensor.T if transposed else tensor for tensor, transposed in tensors]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _in_order(tensors: Mapping[str, TensorInfo], skipped: tuple[Skipped, ...]) -> tuple[Skipped, ...]:
-    by_name = {one.name: one for one in skipped}
+def _in_file_order(tensors: Mapping[str, TensorInfo], skipped: tuple[Skipped, ...]) -> tuple[Skipped, ...]:
+    by_name = {tensor.name: tensor for tensor in skipped}
     return tuple(by_name[name] for name in tensors if name in by_name)
-
-
-def _commonest(found: Discovery) -> str:
-    """The reasons for which most tensors were skipped."""
-    reasons = Counter(one.reason for one in found.skipped).most_common(3)
-    return "; ".join(f"{count} x {reason}" for reason, count in reasons) or "the state dict is empty"

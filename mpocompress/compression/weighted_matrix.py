@@ -1,16 +1,15 @@
-"""Matrices with what calibration inputs say of them: errors, the best cores for a shape, what tensors become."""
+"""A weight matrix with its calibration metric: weighted error, best cores, updated tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.hooks import WeightGroup
-from mpocompress.layers.specs import MatrixSpec
+from mpocompress.layers.specs import MatrixSpec, split_members
 from mpocompress.mpo.fitting import STEPS, fit
 from mpocompress.mpo.metric import Metric, OutputWeights
 from mpocompress.mpo.mpo import MPO
@@ -19,22 +18,22 @@ from mpocompress.mpo.tt_svd import factorise
 from mpocompress.mpo.weighted_svd import WeightedProduct, weighted_product
 
 QUICK_STEPS = 20
-"""Steps of a fit that is only there to be compared."""
+"""Steps of a fit whose result is only compared."""
 CLEARLY = 0.98
-"""Share of the weighted error of a low-rank product that another shape has to be under, since it runs slower."""
+"""A site shape is taken in place of low rank only below this share of its weighted error, because it runs slower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Weighed:
-    """A matrix with its metric.
+class WeightedMatrix:
+    """A weight matrix with its metric.
 
     Args:
         matrix: its tensors.
-        weight: itself, shape (rows, cols).
-        unit: what it is multiplied in.
-        span: its columns there.
-        metric: of its inputs and outputs.
-        bias: the bias that takes up mean errors; None where none can.
+        weight: the matrix, shape (rows, cols).
+        unit: the calibrated product it is a part of.
+        span: first column of the matrix in the unit, and the one after its last.
+        metric: the metric of its inputs and outputs.
+        bias: the bias that can correct mean errors; None if there is none.
     """
 
     matrix: MatrixSpec
@@ -46,24 +45,24 @@ class Weighed:
 
     @property
     def centred(self) -> bool:
-        """Whether a bias takes up mean errors."""
+        """Whether a bias corrects mean errors, so that only the variation of the inputs counts."""
         return self.bias is not None
 
     def product(self) -> WeightedProduct:
-        """The matrix split by worth; not kept, since it is larger than the matrix."""
+        """Compute the weighted SVD; not cached, since it is larger than the matrix."""
         return weighted_product(self.weight, self.metric.inputs(centred=self.centred), self.metric.outputs)
 
     def error(self, dense: Tensor) -> float:
-        """The weighted error of what stands for the matrix, relative to the matrix."""
+        """Return the weighted error of an approximation of the matrix, relative to the matrix."""
         return self.metric.relative_error(self.weight, dense, centred=self.centred)
 
     def fitted(self, sites: Sites, bonds: Sequence[int], steps: int = STEPS) -> MPO:
-        """The best cores that are found for a site shape and bonds.
+        """Compute the cores with the least weighted error in a site shape.
 
         Args:
             sites: the site shape.
-            bonds: a bond for every cut.
-            steps: the most steps of a fit, where there is no closed form.
+            bonds: one bond per cut.
+            steps: the maximum number of steps of a fit, used where there is no closed form.
 
         Returns:
             The MPO, in float32 or float64.
@@ -73,110 +72,87 @@ class Weighed:
         start = factorise(self.weight, sites, bonds=bonds).mpo
         return fit(start, self.weight, self.metric.inputs(centred=self.centred), self.metric.outputs, steps)
 
-    def members(self, dense: Tensor) -> dict[str, Tensor]:
-        """What the tensors of the matrix become.
-
-        Args:
-            dense: what stands for the matrix.
-
-        Returns:
-            Name in the checkpoint -> values, in the shape that it has there.
-        """
-        parts = torch.split(dense, [member.shape[1] for member in self.matrix.members], dim=1)
-        return {
-            member.name: part.T if member.transposed else part
-            for member, part in zip(self.matrix.members, parts, strict=True)
-        }
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stand:
-    """What stands for a matrix, and between which inputs its mean error lies.
+class Approximation:
+    """An approximation of a matrix, with the input means that its bias correction needs.
 
     Args:
-        weighed: the matrix.
+        weighted: the matrix.
         mpo: its cores.
-        before: mean of the inputs that the original bias belongs to, shape (cols,).
-        after: mean of the inputs that the new bias belongs to, shape (cols,).
+        mean_before: mean of the inputs in the original model, shape (cols,).
+        mean_after: mean of the inputs in the compressed model, shape (cols,).
     """
 
-    weighed: Weighed
+    weighted: WeightedMatrix
     mpo: MPO
-    before: Tensor
-    after: Tensor
+    mean_before: Tensor
+    mean_after: Tensor
 
 
-def standing(weighed: Weighed, mpo: MPO) -> Stand:
-    """Cores that stand for a matrix on the inputs of the original model.
+def approximate(weighted: WeightedMatrix, mpo: MPO) -> Approximation:
+    """Return an approximation for the inputs of the original model.
 
     Args:
-        weighed: the matrix.
+        weighted: the matrix.
         mpo: its cores.
-
-    Returns:
-        Both.
     """
-    return Stand(weighed=weighed, mpo=mpo, before=weighed.metric.mean, after=weighed.metric.mean)
+    mean = weighted.metric.mean
+    return Approximation(weighted=weighted, mpo=mpo, mean_before=mean, mean_after=mean)
 
 
-def values_of(stands: Iterable[Stand]) -> dict[str, Tensor]:
-    """What the tensors of a model become when cores stand for its matrices.
+def updated_tensors(approximations: Iterable[Approximation]) -> dict[str, Tensor]:
+    """Return the new values of the tensors of a model whose matrices are approximated.
 
     Args:
-        stands: what stands for each.
+        approximations: at most one per matrix.
 
     Returns:
-        Name in the checkpoint -> values, in the shape that it has there. Biases take up the mean errors of all matrices
-        that they are added to.
+        Name in the checkpoint -> dense weight, in the shape that it has there, or bias. Every bias corrects the mean
+        errors of all matrices that it is added to.
     """
-    found: dict[str, Tensor] = {}
-    for stand in stands:
-        weighed = stand.weighed
-        dense = stand.mpo.to(torch.promote_types(stand.mpo.cores[0].dtype, torch.float32)).to_matrix()
-        found |= weighed.members(dense)
-        if weighed.bias is not None:
-            shift = weighed.weight.double() @ stand.before - dense.double() @ stand.after
-            name = weighed.unit.bias
-            found[name] = found.get(name, weighed.bias.double()) + shift
-    return found
+    tensors: dict[str, Tensor] = {}
+    for approximation in approximations:
+        weighted = approximation.weighted
+        dense = approximation.mpo.to_matrix(precise=True)
+        tensors |= split_members(dense, weighted.matrix)
+        if weighted.bias is not None:
+            shift = weighted.weight.double() @ approximation.mean_before - dense.double() @ approximation.mean_after
+            name = weighted.unit.bias
+            tensors[name] = tensors.get(name, weighted.bias.double()) + shift
+    return tensors
 
 
-def refitted_to(start: MPO, weight: Tensor, second: Tensor, outputs: OutputWeights) -> MPO:
-    """Cores of the same site shape and bonds fitted to another matrix, or in another metric.
+def refitted(start: MPO, weight: Tensor, second: Tensor, outputs: OutputWeights) -> MPO:
+    """Fit cores of the same site shape and bonds to another matrix, or in another metric.
 
     Args:
-        start: cores to start from, where there is no closed form.
+        start: the cores to start from, where there is no closed form.
         weight: the matrix, shape (rows, cols).
         second: second moment of its inputs.
-        outputs: how errors of the outputs are felt.
-
-    Returns:
-        The MPO.
+        outputs: weights of the output errors.
     """
     if start.sites == low_rank(*weight.shape):
         return weighted_product(weight, second, outputs).mpo(start.bonds[0])
     return fit(start, weight, second, outputs)
 
 
-def weigh(
+def with_metric(
     matrix: MatrixSpec, weight: Tensor, calibration: Calibration, bias_of: Callable[[str], Tensor | None]
-) -> Weighed | None:
-    """Bring a matrix and its metric together.
+) -> WeightedMatrix | None:
+    """Return a matrix with its metric; None if the calibration does not have one.
 
     Args:
         matrix: its tensors.
-        weight: itself.
-        calibration: what was measured.
-        bias_of: gives a bias by name; None where it cannot be changed.
-
-    Returns:
-        Both; None where it was not measured.
+        weight: the matrix.
+        calibration: the calibration.
+        bias_of: returns a bias by name; None if it cannot be changed.
     """
-    found = calibration.unit_of(tuple(member.name for member in matrix.members))
+    found = calibration.unit_of(matrix.member_names)
     if found is None:
         return None
     unit, span = found
-    return Weighed(
+    return WeightedMatrix(
         matrix=matrix,
         weight=weight,
         unit=unit,
@@ -186,29 +162,29 @@ def weigh(
     )
 
 
-def chosen_shape(
-    weighed: Weighed, sites: Sites, bonds: Sequence[int], candidates: Sequence[Sites]
+def best_shape(
+    weighted: WeightedMatrix, sites: Sites, bonds: Sequence[int], candidates: Sequence[Sites]
 ) -> tuple[Sites, tuple[int, ...]]:
-    """The site shape with the least weighted error at the parameters that a matrix got.
+    """Return the site shape, and its bonds, with the least weighted error at the same number of parameters.
 
     Args:
-        weighed: the matrix.
-        sites: the shape it has.
-        bonds: its bonds.
+        weighted: the matrix.
+        sites: the planned site shape.
+        bonds: the planned bonds.
         candidates: other shapes, fastest first.
 
     Returns:
-        A shape and its bonds; the one it has, unless another is clearly better.
+        The planned shape, unless another one is clearly better.
     """
     limit = sites.parameters(bonds)
-    best = (CLEARLY * weighed.error(weighed.fitted(sites, bonds).to_matrix()), sites, tuple(bonds))
+    best = (CLEARLY * weighted.error(weighted.fitted(sites, bonds).to_matrix()), sites, tuple(bonds))
     for shape in candidates:
         if shape == sites:
             continue
         cap = _largest_cap(shape, limit)
         if cap:
-            error = weighed.error(weighed.fitted(shape, shape.capped(cap), QUICK_STEPS).to_matrix())
-            best = min(best, (error, shape, shape.capped(cap)), key=lambda one: one[0])
+            error = weighted.error(weighted.fitted(shape, shape.capped(cap), QUICK_STEPS).to_matrix())
+            best = min(best, (error, shape, shape.capped(cap)), key=lambda candidate: candidate[0])
     return best[1], best[2]
 
 

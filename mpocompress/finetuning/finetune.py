@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mpocompress.checkpoint.checkpoint import Checkpoint
-from mpocompress.checkpoint.output import carried_notes, check_target, container_for, write_target
+from mpocompress.checkpoint.output import Output
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import FinetuneError, MPOCompressError, OutputExistsError
@@ -71,8 +71,7 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
         checkpoint = stack.enter_context(open_checkpoint(source_path))
         advice = f"Compress it first: mpocompress {shown(source_path.name)} --keep 1/8 -o small.pt"
         report = stored_report(checkpoint, otherwise=advice)
-        container = container_for(target, checkpoint.layout)
-        overwrite = _check_output(path, snapshot, container, checkpoint, report, options)
+        output = _checked_output(target, snapshot, checkpoint, report, options)
         build = model_factory(options.model)
         device = _usable_device(options.device)
         model = loaded(checkpoint, build())
@@ -92,33 +91,31 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
             notes=teacher.notes,
             round_weights=trained.round_weights,
         )
-        notes = [note for note in carried_notes(container, checkpoint) if note not in report.notes]
+        notes = [note for note in output.carried_notes(checkpoint) if note not in report.notes]
         report = dataclasses.replace(report, tuning=(*report.tuning, result.report), notes=(*report.notes, *notes))
         report.check()
         if not is_rank_zero():
             return report
-        size_bytes = write_target(
-            path,
-            container=container,
-            checkpoint=checkpoint,
+        size_bytes = output.write(
+            checkpoint,
             tensors=trained.tensors(),
-            aliases={name: info.alias_of for name, info in checkpoint.tensors.items() if info.alias_of is not None},
+            aliases=checkpoint.aliases,
             shards=checkpoint.layout.shards if checkpoint.layout is not None else {},
             key="state_dict",
             document=report.to_json(),
-            overwrite=overwrite,
         )
     if not result.report.is_interrupted:
         snapshot.unlink(missing_ok=True)
     return dataclasses.replace(report, totals=dataclasses.replace(report.totals, file_size_bytes_after=size_bytes))
 
 
-def _check_output(
-    path: Path, snapshot: Path, container: str, checkpoint: Checkpoint, report: Report, options: FinetuneOptions
-) -> bool:
-    """Refuse an output that cannot or must not be written, and return whether it may be overwritten."""
-    overwrite = options.overwrite or (options.resume and _is_of_interrupted_run(path, report))
-    check_target(path, container=container, overwrite=overwrite, checkpoint=checkpoint)
+def _checked_output(
+    target: StrPath, snapshot: Path, checkpoint: Checkpoint, report: Report, options: FinetuneOptions
+) -> Output:
+    """Return the output; refuse one that cannot or must not be written."""
+    overwrite = options.overwrite or (options.resume and _is_of_interrupted_run(Path(target), report))
+    output = Output.named(target, overwrite=overwrite, layout=checkpoint.layout)
+    output.check(checkpoint)
     if snapshot.exists() and not (options.resume or overwrite):
         raise OutputExistsError(
             where=snapshot.name,
@@ -126,7 +123,7 @@ def _check_output(
             why="a new run would overwrite it",
             action="Resume it, remove the file, or choose another name.",
         )
-    return overwrite
+    return output
 
 
 def _is_of_interrupted_run(path: Path, report: Report) -> bool:

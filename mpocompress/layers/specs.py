@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate, pairwise
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,16 @@ class MatrixSpec:
     kind_from: KindFrom = "name and shape"
 
     @property
+    def member_names(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return tuple(member.name for member in self.members)
+
+    @property
+    def member_columns(self) -> tuple[int, ...]:
+        """Columns of each member."""
+        return tuple(member.shape[1] for member in self.members)
+
+    @property
     def transposed(self) -> bool:
         """Whether the file holds the matrix as (columns, rows)."""
         return self.members[0].transposed
@@ -112,3 +124,68 @@ class LayerSpec:
     def dense_parameters(self) -> int:
         """Number of entries of its compressible tensors."""
         return sum(matrix.dense_parameters for matrix in self.forms[0])
+
+
+class Membership(Protocol):
+    """How a matrix is made of tensors; `MatrixSpec` and `MatrixReport` say it."""
+
+    @property
+    def member_names(self) -> Sequence[str]:
+        """Names of the tensors, left to right."""
+
+    @property
+    def member_columns(self) -> Sequence[int]:
+        """Columns of each tensor in the matrix."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix."""
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the file holds the tensors as (columns, rows)."""
+
+
+def member_shapes(matrix: Membership) -> dict[str, tuple[int, int]]:
+    """Return the shapes of the tensors of a matrix, as in the file.
+
+    Args:
+        matrix: the matrix.
+
+    Example:
+        >>> ih, hh = (Member(name=name, shape=(8, cols), dtype="float32") for name, cols in (("ih", 3), ("hh", 2)))
+        >>> member_shapes(MatrixSpec(name="joint", members=(ih, hh)))
+        {'ih': (8, 3), 'hh': (8, 2)}
+    """
+    rows = matrix.shape[0]
+    return {
+        name: (columns, rows) if matrix.transposed else (rows, columns)
+        for name, columns in zip(matrix.member_names, matrix.member_columns, strict=True)
+    }
+
+
+class _Matrix(Protocol):
+    """A torch tensor of two dimensions."""
+
+    @property
+    def T(self) -> Self: ...  # noqa: N802 - the name that torch uses
+
+    def __getitem__(self, part: Any, /) -> Self: ...
+
+
+_DenseMatrix = TypeVar("_DenseMatrix", bound=_Matrix)
+
+
+def split_members(dense: _DenseMatrix, matrix: Membership) -> dict[str, _DenseMatrix]:
+    """Split a dense matrix into its tensors, in the shapes that they have in the file.
+
+    Args:
+        dense: the matrix, shape (rows, columns).
+        matrix: its tensors.
+
+    Returns:
+        Name -> view of `dense`.
+    """
+    edges = pairwise(accumulate(matrix.member_columns, initial=0))
+    parts = (dense[:, start:stop] for start, stop in edges)
+    return {name: part.T if matrix.transposed else part for name, part in zip(matrix.member_names, parts, strict=True)}

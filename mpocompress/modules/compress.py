@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from mpocompress.calibration.calibrate import calibration_for
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.job import Task
+from mpocompress.compression.job import CompressionJob
 from mpocompress.compression.reporting import outcome_report
-from mpocompress.compression.run import work
+from mpocompress.compression.run import compress_matrices
 from mpocompress.compression.survey import find_layers
 from mpocompress.errors import ModelError
 from mpocompress.jobs import available_cores
@@ -70,10 +70,10 @@ def compress_module(model: nn.Module, options: CompressModuleOptions) -> tuple[n
     checkpoint = live_checkpoint(model)
     _check_layers(checkpoint, options.selection, model)
     with Spool(Path(gettempdir(), checkpoint.path.name)) as spool:
-        task = Task(
+        job = CompressionJob(
             checkpoint=checkpoint,
             spool=spool,
-            truncation=options.truncation,
+            target=options.truncation.target,
             sites=options.sites,
             selection=options.selection,
             model=None,
@@ -82,16 +82,16 @@ def compress_module(model: nn.Module, options: CompressModuleOptions) -> tuple[n
         calibration = None
         if options.calibration is not None:
             calibration = calibration_for(options.calibration, model, checkpoint, options.progress)
-        outcome = work(task, calibration, jobs=options.jobs or available_cores(), progress=options.progress)
+        outcome = compress_matrices(job, calibration, jobs=options.jobs or available_cores(), progress=options.progress)
         notes = calibration.notes if calibration is not None else ()
-        report = outcome_report(outcome, truncation=options.truncation, notes=notes)
-        mpos = {matrix.report.name: mpo for matrix in outcome.done if (mpo := matrix.mpo(spool)) is not None}
+        report = outcome_report(outcome, target=options.truncation.target, notes=notes)
+        mpos = {matrix.report.name: mpo for matrix in outcome.matrices if (mpo := matrix.mpo(spool)) is not None}
         changes = changes_for(_placed(slots_of(model), report))
         weights = made_weights(changes, mpos, report)
     clone = _copied(model, changes)
     moved = [dataclasses.replace(change, module=clone.get_submodule(change.path)) for change in changes]
     with swapped(clone, moved, weights, execution) as new:
-        _change(new, outcome.changed)
+        _change(new, outcome.biases)
         return new, report
 
 
@@ -110,7 +110,7 @@ def _check_uncompressed(model: nn.Module) -> None:
         raise ModelError(
             where=shown(path) or type(model).__name__,
             found="cores",
-            why="compressing them again would lose twice",
+            why="compressing them again would add a second error",
             action="Give the model as it was before it was compressed.",
         )
 

@@ -70,9 +70,17 @@ class MPO:
         """Number of entries of all cores."""
         return sum(core.numel() for core in self.cores)
 
-    def to_matrix(self) -> Tensor:
-        """The dense matrix, a new tensor of shape (rows, columns) in the dtype of the cores."""
-        return to_matrix(self.cores, self.sites)
+    def to_matrix(self, *, precise: bool = False) -> Tensor:
+        """Contract the cores to the dense matrix, a new tensor of shape (rows, columns).
+
+        Args:
+            precise: whether to contract half types in float32; the matrix then has that dtype.
+        """
+        return to_matrix(self.precise().cores if precise else self.cores, self.sites)
+
+    def precise(self) -> MPO:
+        """Return the MPO with its cores in float32 at least; cores that are so are shared."""
+        return self.to(torch.promote_types(self.cores[0].dtype, torch.float32))
 
     def to(self, dtype: torch.dtype) -> MPO:
         """The same MPO with its cores rounded to a dtype.

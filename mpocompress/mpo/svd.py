@@ -106,7 +106,7 @@ def spectrum(
         total = squared_norm(matrix)
         residual = total - squared_norm(s)
         if residual < FLOAT32_FLOOR**2 * total:
-            residual = missed(matrix, u, s[:, None] * v)
+            residual = squared_residual(matrix, u, s[:, None] * v)
         return Spectrum(values=s.double().numpy(), residual=residual)
     gram = _precise_gram(matrix) if short <= GRAM_SIDE else _gram(matrix)
     eigenvalues = torch.linalg.eigvalsh(gram)
@@ -144,7 +144,7 @@ def squared_norm(
     return norm
 
 
-def missed(
+def squared_residual(
     matrix: Tensor,  # shape: (p, q)
     left: Tensor,  # shape: (p, n)
     right: Tensor,  # shape: (n, q)

@@ -1,4 +1,4 @@
-"""Matrix to MPO: the TT-SVD sweep, on tensorly's SVD interface with our own fast SVD as its method."""
+"""Decompose a matrix into an MPO: the TT-SVD sweep, on tensorly's SVD interface with our own SVD as its method."""
 
 from __future__ import annotations
 
@@ -18,28 +18,102 @@ from mpocompress.mpo.memory import to_dtype
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import rounded
 from mpocompress.mpo.sites import Sites
-from mpocompress.mpo.svd import BLOCK_ENTRIES, LARGE_NORM, SMALL_NORM, missed, spectrum, squared_norm, truncated_svd
+from mpocompress.mpo.svd import (
+    BLOCK_ENTRIES,
+    LARGE_NORM,
+    SMALL_NORM,
+    spectrum,
+    squared_norm,
+    squared_residual,
+    truncated_svd,
+)
 from mpocompress.mpo.truncation import choose_bond, tail_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-
 ROUNDING_TRIES = 5
-"""How often bonds are raised when rounding the cores breaks an error target."""
-
-
+"""How often the bonds are raised if rounding the cores exceeds an error limit."""
 SMALL_SHARE = 1e-4
-"""A discarded weight below this share of the norm is measured, not taken as a difference of two large numbers."""
+"""A discarded weight below this share of the norm is measured, not computed as a difference of two large numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FiniteMatrix:
+    """A matrix that can be decomposed, with its squared Frobenius norm.
+
+    Args:
+        entries: the matrix, shape (rows, cols), in float16, bfloat16, float32 or float64.
+        squared_norm: its squared Frobenius norm; finite.
+    """
+
+    entries: Tensor
+    squared_norm: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        rows, cols = self.entries.shape
+        return rows, cols
+
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """The dtype to compute in: float32 or float64, and float64 if float32 cannot hold the squares."""
+        safe = self.squared_norm == 0.0 or SMALL_NORM < self.squared_norm < LARGE_NORM
+        return torch.promote_types(self.entries.dtype, torch.float32) if safe else torch.float64
+
+    def widened(self) -> FiniteMatrix:
+        """Return the matrix in the dtype to compute in; a copy only if it has another."""
+        return FiniteMatrix(entries=to_dtype(self.entries, self.computed_dtype), squared_norm=self.squared_norm)
+
+
+def finite_matrix(
+    weight: Tensor,  # shape: (rows, cols)
+) -> FiniteMatrix:
+    """Check that a matrix can be decomposed, and compute its norm.
+
+    Args:
+        weight: the matrix, in float16, bfloat16, float32 or float64.
+
+    Returns:
+        The matrix in float32 or float64, see `FiniteMatrix.computed_dtype`.
+
+    Raises:
+        DecompositionError: not a matrix, not floating, empty, with NaN or Inf or entries too large.
+
+    Example:
+        >>> matrix = finite_matrix(torch.ones(2, 2, dtype=torch.bfloat16))
+        >>> matrix.entries.dtype, matrix.squared_norm
+        (torch.float32, 4.0)
+    """
+    where = f"matrix {' x '.join(map(str, weight.shape))}"
+    if weight.dim() != 2 or weight.numel() == 0 or weight.dtype not in DTYPES:
+        raise DecompositionError(
+            where=where,
+            found=f"a {weight.dim()}-D tensor of {str(weight.dtype).removeprefix('torch.')}",
+            why="only a non-empty matrix of floating point numbers can be decomposed",
+            action="Pass a 2-D weight in float16, bfloat16, float32 or float64.",
+        )
+    entries = to_dtype(weight.detach(), torch.promote_types(weight.dtype, torch.float32))
+    norm = squared_norm(entries)
+    if not math.isfinite(norm):
+        broken = int((~torch.isfinite(entries)).sum())
+        raise DecompositionError(
+            where=where,
+            found=f"{broken:,} entries that are NaN or Inf" if broken else "entries above 1e150",
+            why="such a matrix has no singular values" if broken else "their squares exceed the range of float64",
+            action="Repair the weight, or exclude this layer.",
+        )
+    return FiniteMatrix(entries=entries, squared_norm=norm).widened()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decomposition:
-    """An MPO and what the sweep dropped on the way to it.
+    """An MPO, and the weights that the sweep discarded.
 
     Args:
         mpo: the cores, left-canonical: every core but the last is an isometry.
-        discarded_weights: for every cut, the sum of the squared singular values dropped there. They add up to the
-            squared Frobenius error.
+        discarded_weights: for every cut, the sum of the squared singular values dropped there. Their sum is the squared
+            Frobenius error.
         squared_norm: squared Frobenius norm of the dense matrix.
     """
 
@@ -54,25 +128,23 @@ class Decomposition:
 
 
 def factorise(
-    weight: Tensor,  # shape: (rows, cols)
+    weight: Tensor | FiniteMatrix,  # shape: (rows, cols)
     sites: Sites,
     *,
     bonds: Sequence[int] | None = None,
     relative_error: float | None = None,
-    norm: float | None = None,
 ) -> Decomposition:
-    """Sweep a matrix from the first site to the last, truncating every cut.
+    """Decompose a matrix by one sweep from the first site to the last, truncating at every cut.
 
     Args:
-        weight: a finite matrix of a floating dtype; half types are computed in float32.
+        weight: the matrix; a tensor is checked first. Half types are computed in float32.
         sites: the site shape.
-        bonds: a bond for every cut, or
-        relative_error: the smallest bonds whose relative Frobenius error stays within this, for the whole matrix: every
-            cut may use an even share of what the cuts before it left over.
-        norm: its squared Frobenius norm, where `computable` found it already; it is then not looked through again.
+        bonds: one bond per cut, or
+        relative_error: the smallest bonds with at most this relative Frobenius error of the whole matrix: every cut
+            takes an even share of what the cuts before it left.
 
     Returns:
-        The decomposition, cores in the dtype of the computation (float32 or float64).
+        The decomposition, with cores in the dtype of the computation (float32 or float64).
 
     Raises:
         DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
@@ -86,14 +158,14 @@ def factorise(
         >>> round(result.relative_error, 6), round(result.discarded_weights[0], 6)
         (0.5, 1.0)
     """
-    if norm is None or sites.shape != tuple(weight.shape):
-        weight, norm = computable(weight, sites)
-    total = norm
+    matrix = _finite(weight)
+    check_sites(matrix.shape, sites)
+    total = matrix.squared_norm
     allowance = math.inf if relative_error is None else relative_error**2 * total
     dims = sites.dims
     cores: list[Tensor] = []
     discarded: list[float] = []
-    rest, rest_weight, left = to_site_tensor(weight.detach(), sites, _precise(weight.dtype, total)), total, 1
+    rest, rest_weight, left = to_site_tensor(matrix.entries.detach(), sites, matrix.computed_dtype), total, 1
     with tl.backend_context("pytorch", local_threadsafe=True):
         for cut in range(len(dims) - 1):
             unfolding = rest.reshape(left * dims[cut], -1)
@@ -116,25 +188,23 @@ def factorise(
 
 
 def factorise_within(
-    weight: Tensor,  # shape: (rows, cols)
+    weight: Tensor | FiniteMatrix,  # shape: (rows, cols)
     sites: Sites,
     *,
     relative_error: float,
     stored: torch.dtype,
-    norm: float | None = None,
 ) -> tuple[Decomposition, MPO, float]:
-    """The smallest bonds whose error stays within a limit once the cores are rounded to the dtype they are stored in.
+    """Decompose with the smallest bonds whose error is within a limit after the cores are rounded to their dtype.
 
     Args:
-        weight: a finite matrix of a floating dtype.
+        weight: the matrix; a tensor is checked first.
         sites: the site shape.
-        relative_error: what is allowed.
-        stored: dtype of the cores; floating, or int8.
-        norm: its squared Frobenius norm, where that is known.
+        relative_error: the limit.
+        stored: dtype of the stored cores; floating, or int8.
 
     Returns:
-        The decomposition, its MPO as it comes back from the stored dtype, and the relative error measured on that; more
-        than was allowed only where no bond is enough.
+        The decomposition, its MPO as it is read back from the stored dtype, and the relative error measured on that
+        MPO; the error exceeds the limit only if no bonds suffice.
 
     Raises:
         DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
@@ -147,33 +217,32 @@ def factorise_within(
         >>> mpo.bonds, round(error, 3)
         ((3,), 0.5)
     """
+    matrix = _finite(weight)
     allowed = relative_error
     for _ in range(ROUNDING_TRIES):
-        result = factorise(weight, sites, relative_error=allowed, norm=norm)
+        result = factorise(matrix, sites, relative_error=allowed)
         mpo = rounded(result.mpo, stored)
-        error = measured_error(weight, mpo, norm)
+        error = measured_error(matrix, mpo)
         if error <= relative_error or not math.isfinite(error):
             break
-        # What rounding added is no matter of bonds: leave room for it, and truncate less.
+        # Bonds do not change what rounding adds: leave room for it, and truncate less.
         rounding = error**2 - result.relative_error**2
         allowed = min(math.sqrt(max(relative_error**2 - 1.02 * rounding, 0.0)), 0.999 * allowed)
     return result, mpo, error
 
 
 def measured_error(
-    weight: Tensor,  # shape: (rows, cols)
+    weight: Tensor | FiniteMatrix,  # shape: (rows, cols)
     mpo: MPO,
-    norm: float | None = None,
 ) -> float:
-    """Relative Frobenius error of an MPO, measured entry by entry on the matrix it multiplies out to.
+    """Measure the relative Frobenius error of an MPO, entry by entry.
 
     Args:
-        weight: the dense matrix.
-        mpo: its decomposition, in any dtype; multiplied out in float32 at least, a large one some rows at a time.
-        norm: the squared Frobenius norm of `weight`, where `computable` found it already.
+        weight: the dense matrix; a tensor is checked first.
+        mpo: its decomposition, in any dtype; contracted in float32 or float64, by blocks of rows if it is large.
 
     Returns:
-        The Frobenius norm of the difference over that of `weight`; 0 for a zero matrix that came out as zero.
+        The Frobenius norm of the difference over that of `weight`; 0 if both are zero.
 
     Raises:
         DecompositionError: not a matrix, not floating, empty, or with NaN or Inf.
@@ -183,78 +252,43 @@ def measured_error(
         >>> round(measured_error(torch.eye(4), mpo), 6)
         0.5
     """
-    if norm is None:
-        weight, norm = computable(weight)
-    precise = _precise(weight.dtype, norm)
-    if weight.numel() > LARGE_ENTRIES and has_row_blocks(mpo.sites):
-        blocks = row_blocks(mpo.to(precise).cores, mpo.sites, BLOCK_ENTRIES)
+    matrix = _finite(weight)
+    entries, norm, dtype = matrix.entries.detach(), matrix.squared_norm, matrix.computed_dtype
+    if entries.numel() > LARGE_ENTRIES and has_row_blocks(mpo.sites):
+        blocks = row_blocks(mpo.to(dtype).cores, mpo.sites, BLOCK_ENTRIES)
         squares = sum(
-            squared_norm(block.sub_(weight[start : start + len(block)].to(precise))) for start, block in blocks
+            squared_norm(block.sub_(entries[start : start + len(block)].to(dtype))) for start, block in blocks
         )
     else:
-        squares = squared_norm(mpo.to(precise).to_matrix().sub_(weight.detach().to(precise)))
+        squares = squared_norm(mpo.to(dtype).to_matrix().sub_(entries.to(dtype)))
     return math.sqrt(squares / norm) if norm else math.sqrt(squares)
 
 
-def _precise(dtype: torch.dtype, norm: float) -> torch.dtype:
-    """The dtype to compute in: float32 at least, float64 where squares would not fit into that."""
-    safe = norm == 0.0 or SMALL_NORM < norm < LARGE_NORM
-    return torch.promote_types(dtype, torch.float32) if safe else torch.float64
+def check_sites(shape: tuple[int, int], sites: Sites) -> None:
+    """Refuse sites for a matrix of another shape.
+
+    Args:
+        shape: (rows, columns) of the matrix.
+        sites: the site shape.
+
+    Raises:
+        SitesError: sites that do not fit the matrix.
+    """
+    if sites.shape != shape:
+        raise SitesError(
+            where=f"matrix {shape[0]} x {shape[1]}",
+            found=f"sites for {sites.shape[0]} x {sites.shape[1]}",
+            why="the products of the row and column dims must be the shape of the matrix",
+            action="Choose dims whose products are its rows and columns.",
+        )
+
+
+def _finite(weight: Tensor | FiniteMatrix) -> FiniteMatrix:
+    return weight if isinstance(weight, FiniteMatrix) else finite_matrix(weight)
 
 
 def _discarded_weight(unfolding: Tensor, u: Tensor, rest: Tensor, difference: float, total: float) -> float:
-    """The squared Frobenius norm of what a truncation left out of an unfolding."""
+    """Return the squared Frobenius norm of what a truncation dropped from an unfolding."""
     if len(rest) == min(unfolding.shape):
         return 0.0
-    return missed(unfolding, u, rest) if difference < SMALL_SHARE * total else difference
-
-
-def computable(
-    weight: Tensor,  # shape: (rows, cols)
-    sites: Sites | None = None,
-) -> tuple[Tensor, float]:
-    """A matrix in the dtype it is decomposed in, checked.
-
-    Args:
-        weight: a matrix.
-        sites: site dims that it must fit; None to check the matrix alone.
-
-    Returns:
-        The matrix in float32, or in float64 where its entries are that or too large or small to be squared in float32;
-        and its squared Frobenius norm.
-
-    Raises:
-        DecompositionError: not a matrix, not floating, empty, with NaN or Inf or entries too large.
-        SitesError: sites for another shape.
-
-    Example:
-        >>> matrix, norm = computable(torch.ones(2, 2, dtype=torch.bfloat16))
-        >>> matrix.dtype, norm
-        (torch.float32, 4.0)
-    """
-    where = f"matrix {' x '.join(map(str, weight.shape))}"
-    if weight.dim() != 2 or weight.numel() == 0 or weight.dtype not in DTYPES:
-        raise DecompositionError(
-            where=where,
-            found=f"a {weight.dim()}-D tensor of {str(weight.dtype).removeprefix('torch.')}",
-            why="an MPO is made of a non-empty matrix of floating point numbers",
-            action="Give a 2-D weight in float16, bfloat16, float32 or float64.",
-        )
-    if sites is not None and sites.shape != tuple(weight.shape):
-        raise SitesError(
-            where=where,
-            found=f"sites for {sites.shape[0]} x {sites.shape[1]}",
-            why="the products of the row and column dims are the sides of the matrix",
-            action="Choose dims whose products are its sides.",
-        )
-    matrix = to_dtype(weight.detach(), torch.promote_types(weight.dtype, torch.float32))
-    norm = squared_norm(matrix)
-    if not math.isfinite(norm):
-        broken = int((~torch.isfinite(matrix)).sum())
-        raise DecompositionError(
-            where=where,
-            found=f"{broken:,} entries that are NaN or Inf" if broken else "entries above 1e150",
-            why="singular values of such a matrix do not exist" if broken else "their squares do not fit into float64",
-            action="Repair the weight, or leave this layer out.",
-        )
-    return matrix.to(_precise(weight.dtype, norm)), norm
+    return squared_residual(unfolding, u, rest) if difference < SMALL_SHARE * total else difference

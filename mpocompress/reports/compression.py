@@ -151,6 +151,11 @@ class MatrixReport:
         return bool(self.bonds)
 
     @property
+    def member_names(self) -> tuple[str, ...]:
+        """Original tensor names, as `MatrixSpec` has them."""
+        return self.members
+
+    @property
     def sites(self) -> Sites:
         """The site shape of a compressed matrix."""
         return Sites(row_dims=self.row_dims, col_dims=self.col_dims, anti_aligned=self.anti_aligned)

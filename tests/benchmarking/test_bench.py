@@ -353,7 +353,7 @@ def test_a_file_without_a_compressed_layer_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_ordinary_file_and_a_damaged_one_are_refused(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="an ordinary checkpoint; there is no compression report in it"):
+    with pytest.raises(FormatError, match="the checkpoint is not compressed; it has no compression report"):
         bench(small.with_name("model.pt"))
     changes: tuple[tuple[Callable[[Any], object], str], ...] = (
         (lambda state: state.pop("rnn.bias_hh_l1"), r"rnn: tensors bias_hh_l0 .* do not make a layer of kind lstm"),

@@ -278,7 +278,7 @@ def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: 
         (["none.pt", "--bond", "4", "-o", "x.pt"], "Error: none.pt: no such file"),
         (["broken.pt", "--bond", "4", "-o", "x.pt"], "Error: broken.pt: "),
         (["text.pt", "--bond", "4", "-o", "x.pt"], "Error: text.pt: a file of unknown form"),
-        (["tiny.pt", "--bond", "4", "-o", "x.pt"], "none of them a weight to compress; 1 x a side of 8"),
+        (["tiny.pt", "--bond", "4", "-o", "x.pt"], "none of them a weight that can be compressed; 1 x a side of 8"),
         (["model.pt", "--bond", "4", "-o", "model.pt", "--force"], "writing would destroy it"),
         (["model.pt", "--bond", "4", "-o", "text.pt"], "--force replaces it."),
         (["model.pt", "--bond", "4", "-o", "no/x.pt"], "no folder"),
@@ -288,7 +288,7 @@ def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: 
         (["inspect", "model.pt", "--include", "zz*"], "Patterns are given with --include"),
         (["inspect", "model.pt", "--model", "none.py:build"], "The model is given with --model."),
         (["plan", "model.pt", "--dry-run", "--model", "none.py"], "no name after a colon"),
-        (["expand", "model.pt", "-o", "x.pt"], "an ordinary checkpoint"),
+        (["expand", "model.pt", "-o", "x.pt"], "the checkpoint is not compressed"),
         (["bench", "none.pt"], "none.pt: no such file"),
         (["bench", "broken.pt"], "Error: broken.pt: "),
         (["bench", "small.safetensors", "--layer", "zz"], "and --layer."),
@@ -297,7 +297,7 @@ def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: 
             ["bench", "small.safetensors", "--model", "torch.nn:ReLU", "--input", "os:zz"],
             "made with --input net.py:batch.",
         ),
-        (["bench", "model.pt"], "model.pt: an ordinary checkpoint; there is no compression report in it"),
+        (["bench", "model.pt"], "model.pt: the checkpoint is not compressed; it has no compression report"),
     ],
 )
 def test_what_is_refused_is_exit_1_in_words_and_leaves_nothing(run: Run, words: list[str], message: str) -> None:

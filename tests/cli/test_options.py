@@ -63,7 +63,7 @@ def declarations() -> Iterator[tuple[str, Field[Any]]]:
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_click_option_is_declared_by_an_option_class(command: str) -> None:
     declared = dict(declared_options(OPTIONS[command]))
-    targets = {target.name: target.flag for target in TARGETS} if command == "compress" else {}
+    targets = {target.name: target.flag for target in TARGETS.values()} if command == "compress" else {}
 
     shown = click_options(command)
 

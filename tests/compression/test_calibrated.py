@@ -115,7 +115,7 @@ def test_outputs_change_less_than_without_data_at_the_same_size(tmp_path: Path, 
         Truncation(energy=0.9),
         Truncation(max_error=0.5),
     ],
-    ids=lambda one: one.kind,
+    ids=lambda truncation: truncation.target.kind,
 )
 def test_every_target_is_met_and_what_is_reported_is_what_loads(
     tmp_path: Path, tagger: Tagger, truncation: Truncation, sites: Any, lstm: Any
@@ -136,11 +136,11 @@ def test_every_target_is_met_and_what_is_reported_is_what_loads(
     assert Report.from_json(report.to_json()) == report
     assert (report_in(small).matrices, report_in(small).calibration) == (report.matrices, found)
     assert not found.left_out
-    if truncation.kind == "bond":
+    if truncation.target.kind == "bond":
         assert max(bond for matrix in report.compressed for bond in matrix.bonds) <= 4
-    if truncation.kind == "keep":
+    if truncation.target.kind == "keep":
         assert report.totals.eligible_parameters_after <= 0.4 * report.totals.eligible_parameters
-    if truncation.kind == "max_params":
+    if truncation.target.kind == "max_params":
         assert report.totals.parameters <= 1200
     for matrix in report.compressed:
         assert matrix.weighted_error is not None

@@ -154,7 +154,7 @@ def test_every_target_is_kept_and_every_figure_is_true(tmp_path: Path, target: d
         # The rounding to float32 is no part of the promise: cut by cut the discarded weights are the squared error.
         assert sum(matrix.discarded_weights) / matrix.squared_norm == pytest.approx(matrix.relative_error**2, abs=1e-5)
     assert report.target is not None
-    assert report.target.asked == Truncation(**target).asked
+    assert report.target.asked == Truncation(**target).target.value
     check_target(report, target)
 
 
@@ -177,9 +177,9 @@ def check_target(report: Report, target: dict[str, Any]) -> None:
         assert achieved == report.totals.parameters <= target["max_params"]
         assert_within_one_step(report, target["max_params"] - report.totals.parameters)
     else:
-        truncation = Truncation(**target)
+        asked = Truncation(**target).target
         for matrix in report.compressed:
-            caps = {truncation.bond_cap(matrix.layer, name) for name in matrix.members}
+            caps = {asked.bond_cap(matrix.layer, name) for name in matrix.members}
             assert {min(cap or 0, max(matrix.sites.max_bonds)) for cap in caps} == {max(matrix.bonds)}
         bonds = [bond for matrix in report.compressed for bond in matrix.bonds]
         assert achieved == max(bonds, default=None)
@@ -530,7 +530,7 @@ def test_a_file_of_pieces_says_what_to_do_with_them(tmp_path: Path) -> None:
     source = save(tmp_path / "m.pt", nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)).state_dict())
 
     with pytest.raises(
-        CheckpointError, match=r"2 x parametrized: call .*remove_parametrizations.* Make the weights plain"
+        CheckpointError, match=r"2 x parametrized: call .*remove_parametrizations.* Save the weights in a plain form"
     ):
         plan(source)
 
@@ -540,7 +540,9 @@ def test_keys_that_are_no_text_are_said_to_be_that(key: str | None, tmp_path: Pa
     state = {0: torch.randn(64, 64), 1: torch.randn(64, 64)}
     places: dict[str | None, Any] = {None: state, "model": {"model": state}, "models.0": {"models": [state]}}
     torch.save(places[key], tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match=r"m.pt: a state dict whose keys are no text; .* Save the tensors under"):
+    with pytest.raises(
+        CheckpointError, match=r"m.pt: a state dict with keys that are not strings; .* Save the tensors under"
+    ):
         plan(tmp_path / "m.pt", key=key)
 
 
@@ -802,22 +804,22 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
     "compress a compressed file": (
         lambda made, out: compress(made("small.pt"), out, truncation=FOUR),
         CheckpointError,
-        r"small.pt: a checkpoint that is compressed already; compressing cores again would lose twice\. Give the",
+        r"small.pt: the checkpoint is already compressed; compressing cores again would add a second error\. Comp",
     ),
     "plan a compressed file": (
         lambda made, out: plan(made("small.safetensors")),
         CheckpointError,
-        "small.safetensors: a checkpoint that is compressed already",
+        "small.safetensors: the checkpoint is already compressed",
     ),
     "expand an ordinary file": (
         lambda made, out: expand(made("model.pt"), out),
         FormatError,
-        "model.pt: an ordinary checkpoint; there is no compression report in it. Give a file that mpocompress wrote",
+        "model.pt: the checkpoint is not compressed; it has no compression report. Pass a file that mpocompress wrote",
     ),
     "nothing to compress": (
         lambda made, out: compress(made("bias.pt"), out, truncation=FOUR),
         CheckpointError,
-        "bias.pt: 3 tensors, none of them a weight to compress; 1 x .* Allow smaller sides or other layers",
+        "bias.pt: 3 tensors, none of them a weight that can be compressed; 1 x .* Lower the smallest side, select",
     ),
     "dtype": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, dtype="int4"),
@@ -849,12 +851,12 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
             made("model.pt"), out, truncation=Truncation(max_bond=4, bond_by_layer={"lstm*": 2})
         ),
         SelectionError,
-        r"'lstm\*': matches no",
+        r"bond cap for 'lstm\*': the glob matches no layer that can be compressed; a cap .*\. Use names such as fc,",
     ),
     "budget": (
         lambda made, out: compress(made("model.pt"), out, truncation=Truncation(keep=0.001)),
         TargetError,
-        r"keep 0.001: a budget of 5 parameters; the smallest bonds already need \d+\. Ask for more",
+        r"keep 0.001: a budget of 5 parameters; the smallest bonds already need \d+\. Allow more",
     ),
     "output is input": (
         lambda made, out: compress(made("model.pt"), made("model.pt"), truncation=FOUR, overwrite=True),

@@ -14,13 +14,13 @@ from torch import nn
 
 import mpocompress
 from mpocompress.checkpoint.checkpoint import Checkpoint
-from mpocompress.compression.inspection import eligible_after
+from mpocompress.compression.inspection import parameters_left
 from mpocompress.errors import ModelError, SelectionError, SitesError
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Member
 from mpocompress.mpo.sites import SitesChoice, candidates
-from mpocompress.planning.curves import survey
-from mpocompress.planning.plan import Survey, make_plan
+from mpocompress.planning.bond_choice import choose_bonds
+from mpocompress.planning.curves import MatrixCurves, error_curves
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.reports.overview import Overview
@@ -127,10 +127,11 @@ def test_a_count_is_what_a_plan_comes_to(bond: int, sites: SitesChoice) -> None:
     rows, cols = 96, 64
     matrix = MatrixSpec(name="w", members=(Member(name="w", shape=(rows, cols), dtype="float32"),))
     layer = LayerSpec(name="", kind="linear", forms=((matrix,),))
-    known = Survey(curves=survey(torch.eye(rows, cols), candidates(rows, cols, sites)), squared_norm=cols)
-    target = Truncation(max_bond=bond)
+    known = MatrixCurves(curves=error_curves(torch.eye(rows, cols), candidates(rows, cols, sites)), squared_norm=cols)
+    target = Truncation(max_bond=bond).target
+    (choice,) = choose_bonds([layer], {"w": known}, target, 0)
 
-    assert make_plan([layer], {"w": known}, target, 0).parameters == eligible_after([layer], target, sites, 0)
+    assert choice.parameters == parameters_left([layer], target, sites)
 
 
 def test_inspecting_a_compressed_file_returns_its_report(model: Path, tmp_path: Path) -> None:

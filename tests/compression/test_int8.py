@@ -215,7 +215,7 @@ def test_it_is_benched_and_looked_at_like_any_other(tmp_path: Path) -> None:
     compressed_ones = [one for one in case.contenders if one.kind == "compressed"]
     assert all((one.largest_difference or 0.0) < 1e-4 for one in compressed_ones)
     assert any("stored as int8" in note for note in benched.notes)
-    with pytest.raises(CheckpointError, match="compressed already"):
+    with pytest.raises(CheckpointError, match="the checkpoint is already compressed"):
         plan(small)
 
 
@@ -278,7 +278,7 @@ def test_the_name_of_a_scale_is_never_that_of_another_tensor(tmp_path: Path, tak
     torch.save({"fc.weight": decaying(64, 64, 0).float(), taken: torch.ones(3)}, tmp_path / "m.pt")
 
     with pytest.raises(
-        CheckpointError, match=rf"^{taken}: a tensor of this name .*; the name belongs to the cores of fc"
+        CheckpointError, match=rf"^{taken}: a tensor of this name .*; the name is reserved for the cores of fc"
     ):
         compress(tmp_path / "m.pt", tmp_path / "s.pt", truncation=FOUR, sites="lowrank", dtype=dtype, jobs=1)
     assert not (tmp_path / "s.pt").exists()

@@ -1,4 +1,4 @@
-"""Matrices weighed with data: errors and losses for every bond, and what tensors become."""
+"""Matrices weighted with data: errors and losses for every bond, and what tensors become."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from torch import Tensor, nn
 from mpocompress.calibration.calibrate import calibrate
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.checkpoint.reader import open_checkpoint
-from mpocompress.compression.sensitivity import FRACTIONS, divergence_with, survey_with_data
+from mpocompress.compression.sensitivity import FRACTIONS, divergence_with, weighted_curves
 from mpocompress.compression.survey import find_layers
 from mpocompress.compression.weighted_matrix import (
     CLEARLY,
-    Stand,
-    Weighed,
-    chosen_shape,
-    refitted_to,
-    standing,
-    values_of,
-    weigh,
+    Approximation,
+    WeightedMatrix,
+    approximate,
+    best_shape,
+    refitted,
+    updated_tensors,
+    with_metric,
 )
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import MatrixSpec
 from mpocompress.mpo.sites import balanced, candidates, low_rank
-from mpocompress.planning.curves import Curve
-from mpocompress.planning.plan import Survey
+from mpocompress.planning.curves import ErrorCurve, MatrixCurves
 from mpocompress.reports.calibration import BEYOND
 from tests.calibration.rigs import inputs, saved, seeded, two_layers
 
@@ -45,9 +44,11 @@ class Case:
     calibration: Calibration
     matrices: dict[str, MatrixSpec]
 
-    def weighed(self, name: str, *, bias: bool = True) -> Weighed:
+    def weighted(self, name: str, *, bias: bool = True) -> WeightedMatrix:
         state = self.model.state_dict()
-        found = weigh(self.matrices[name], state[name], self.calibration, lambda one: state[one] if bias else None)
+        found = with_metric(
+            self.matrices[name], state[name], self.calibration, lambda one: state[one] if bias else None
+        )
         assert found is not None
         return found
 
@@ -62,67 +63,67 @@ def case(tmp_path: Path) -> Case:
     return Case(model=model, calibration=calibrate(source, inputs(), model), matrices=matrices)
 
 
-def survey_of(weighed: Weighed, *shapes: object) -> Survey:
-    sites = shapes or (low_rank(*weighed.matrix.shape),)
-    curves = tuple(Curve(sites=one, tails=(np.linspace(1.0, 0.0, 11),)) for one in sites)  # type: ignore[arg-type]
-    return Survey(squared_norm=1.0, curves=curves)
+def curves_of(weighted: WeightedMatrix, *shapes: object) -> MatrixCurves:
+    sites = shapes or (low_rank(*weighted.matrix.shape),)
+    curves = tuple(ErrorCurve(sites=one, tails=(np.linspace(1.0, 0.0, 11),)) for one in sites)  # type: ignore[arg-type]
+    return MatrixCurves(squared_norm=1.0, curves=curves)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_errors_of_the_survey_are_those_of_the_cores(case: Case, bias: bool) -> None:
-    weighed = case.weighed("2.weight", bias=bias)
-    (curve,) = survey_with_data(weighed, survey_of(weighed), case.calibration, measure=False).curves
+    weighted = case.weighted("2.weight", bias=bias)
+    (curve,) = weighted_curves(weighted, curves_of(weighted), case.calibration, measure=False).curves
 
     assert len(curve.losses) == 0
     for bond in (1, 3, 7):
-        dense = weighed.fitted(low_rank(10, 16), (bond,)).to_matrix()
-        assert weighed.error(dense) == pytest.approx(curve.error((bond,)), abs=EXACT)
+        dense = weighted.fitted(low_rank(10, 16), (bond,)).to_matrix()
+        assert weighted.error(dense) == pytest.approx(curve.error((bond,)), abs=EXACT)
 
 
 def test_losses_go_through_what_was_measured_and_fall(case: Case) -> None:
-    weighed = case.weighed("2.weight")
-    (curve,) = survey_with_data(weighed, survey_of(weighed), case.calibration, measure=True).curves
+    weighted = case.weighted("2.weight")
+    (curve,) = weighted_curves(weighted, curves_of(weighted), case.calibration, measure=True).curves
     points = [point for point in case.calibration.points.values() if point.matrix == "2.weight"]
 
     assert len(curve.losses) == curve.max_cap
     assert {point.bond for point in points} == {curve.cap_for_parameters(int(share * 160)) for share in FRACTIONS} - {0}
     for point in points:
-        stand = standing(weighed, weighed.fitted(low_rank(10, 16), (point.bond,)))
+        stand = approximate(weighted, weighted.fitted(low_rank(10, 16), (point.bond,)))
         rig = case.calibration.rig
         assert rig is not None
-        assert point.divergence == pytest.approx(divergence_with(rig, values_of([stand])))
+        assert point.divergence == pytest.approx(divergence_with(rig, updated_tensors([stand])))
         assert curve.losses[point.bond - 1] == pytest.approx(max(point.divergence, 1e-12), rel=1e-9)
     assert all(np.isfinite(curve.losses))
 
 
 def test_points_are_measured_once(case: Case) -> None:
-    weighed = case.weighed("2.weight")
-    survey_with_data(weighed, survey_of(weighed), case.calibration, measure=True)
+    weighted = case.weighted("2.weight")
+    weighted_curves(weighted, curves_of(weighted), case.calibration, measure=True)
     before = dict(case.calibration.points)
     without_model = dataclasses.replace(case.calibration, rig=None)
-    (curve,) = survey_with_data(weighed, survey_of(weighed), without_model, measure=True).curves
+    (curve,) = weighted_curves(weighted, curves_of(weighted), without_model, measure=True).curves
 
     assert without_model.points == before
     assert len(curve.losses) == curve.max_cap
 
 
 def test_without_points_the_loss_is_the_weighted_square(case: Case) -> None:
-    weighed = case.weighed("2.weight")
+    weighted = case.weighted("2.weight")
     unmeasured = dataclasses.replace(case.calibration, rig=None, points={})
-    (curve,) = survey_with_data(weighed, survey_of(weighed), unmeasured, measure=True).curves
-    product = weighed.product()
+    (curve,) = weighted_curves(weighted, curves_of(weighted), unmeasured, measure=True).curves
+    product = weighted.product()
 
     np.testing.assert_allclose(curve.losses, product.tails[1 : curve.max_cap + 1] * product.total, rtol=1e-9)
 
 
 def test_points_beyond_comparison_say_nothing(case: Case) -> None:
-    weighed = case.weighed("2.weight")
+    weighted = case.weighted("2.weight")
     points = [
         Point(matrix="2.weight", sites=low_rank(10, 16).label, bond=bond, divergence=divergence)
         for bond, divergence in ((1, BEYOND), (3, 0.5), (99, 0.1))
     ]
     known = dataclasses.replace(case.calibration, rig=None, points={point.key: point for point in points})
-    (curve,) = survey_with_data(weighed, survey_of(weighed), known, measure=True).curves
+    (curve,) = weighted_curves(weighted, curves_of(weighted), known, measure=True).curves
 
     assert curve.losses[2] == pytest.approx(0.5)
     assert curve.losses.max() < BEYOND
@@ -131,21 +132,21 @@ def test_points_beyond_comparison_say_nothing(case: Case) -> None:
 
 
 def test_of_other_shapes_the_plain_errors_stay(case: Case) -> None:
-    weighed = case.weighed("2.weight")
-    survey = survey_of(weighed, balanced(10, 16, 2))
-    (curve,) = survey_with_data(weighed, survey, case.calibration, measure=True).curves
+    weighted = case.weighted("2.weight")
+    survey = curves_of(weighted, balanced(10, 16, 2))
+    (curve,) = weighted_curves(weighted, survey, case.calibration, measure=True).curves
 
     assert curve.sites == balanced(10, 16, 2)
     assert curve.tails is survey.curves[0].tails
     assert len(curve.losses) == curve.max_cap
-    nothing = Survey(squared_norm=0.0, curves=(), problem="it holds NaN")
-    assert survey_with_data(weighed, nothing, case.calibration, measure=True) is nothing
+    nothing = MatrixCurves(squared_norm=0.0, curves=(), problem="it holds NaN")
+    assert weighted_curves(weighted, nothing, case.calibration, measure=True) is nothing
 
 
 def test_a_bias_takes_up_the_mean_error(case: Case) -> None:
-    weighed = case.weighed("0.weight")
-    stand = standing(weighed, weighed.fitted(low_rank(16, 12), (2,)))
-    values = values_of([stand])
+    weighted = case.weighted("0.weight")
+    stand = approximate(weighted, weighted.fitted(low_rank(16, 12), (2,)))
+    values = updated_tensors([stand])
     rig = case.calibration.rig
     assert rig is not None
     x = torch.cat([batch.inputs for batch in rig.rest if isinstance(batch.inputs, Tensor)]).double()
@@ -155,14 +156,14 @@ def test_a_bias_takes_up_the_mean_error(case: Case) -> None:
 
     torch.testing.assert_close(after.mean(0), before.mean(0), rtol=EXACT, atol=EXACT)
     assert set(values) == {"0.weight", "0.bias"}
-    assert set(values_of([standing(case.weighed("0.weight", bias=False), stand.mpo)])) == {"0.weight"}
+    assert set(updated_tensors([approximate(case.weighted("0.weight", bias=False), stand.mpo)])) == {"0.weight"}
 
 
 def test_two_matrices_of_one_bias_both_move_it(case: Case) -> None:
-    weighed = case.weighed("0.weight")
-    stand = standing(weighed, weighed.fitted(low_rank(16, 12), (2,)))
+    weighted = case.weighted("0.weight")
+    stand = approximate(weighted, weighted.fitted(low_rank(16, 12), (2,)))
     bias = case.model.state_dict()["0.bias"].double()
-    once, twice = values_of([stand])["0.bias"] - bias, values_of([stand, stand])["0.bias"] - bias
+    once, twice = updated_tensors([stand])["0.bias"] - bias, updated_tensors([stand, stand])["0.bias"] - bias
 
     torch.testing.assert_close(twice, 2 * once)
 
@@ -170,33 +171,33 @@ def test_two_matrices_of_one_bias_both_move_it(case: Case) -> None:
 def test_what_was_not_seen_is_not_weighed(case: Case) -> None:
     blind = dataclasses.replace(case.calibration, units=(), metrics={})
 
-    assert weigh(case.matrices["0.weight"], torch.zeros(16, 12), blind, lambda _: None) is None
+    assert with_metric(case.matrices["0.weight"], torch.zeros(16, 12), blind, lambda _: None) is None
 
 
 def test_the_chosen_shape_fits_and_is_clearly_better(case: Case) -> None:
-    weighed = case.weighed("2.weight")
+    weighted = case.weighted("2.weight")
     start = low_rank(10, 16)
-    sites, bonds = chosen_shape(weighed, start, (2,), candidates(10, 16, "auto"))
+    sites, bonds = best_shape(weighted, start, (2,), candidates(10, 16, "auto"))
 
     assert sites.parameters(bonds) <= start.parameters((2,))
     if sites != start:
-        errors = [weighed.error(weighed.fitted(*one).to_matrix()) for one in ((start, (2,)), (sites, bonds))]
+        errors = [weighted.error(weighted.fitted(*one).to_matrix()) for one in ((start, (2,)), (sites, bonds))]
         assert errors[1] < CLEARLY * errors[0]
 
 
 def test_a_refit_keeps_sites_and_bonds(case: Case) -> None:
-    weighed = case.weighed("2.weight")
+    weighted = case.weighted("2.weight")
     for sites in (low_rank(10, 16), balanced(10, 16, 2)):
-        start = weighed.fitted(sites, sites.capped(2), 5)
-        found = refitted_to(start, weighed.weight, torch.eye(16).double(), weighed.metric.outputs)
+        start = weighted.fitted(sites, sites.capped(2), 5)
+        found = refitted(start, weighted.weight, torch.eye(16).double(), weighted.metric.outputs)
         assert (found.sites, found.bonds) == (sites, start.bonds)
 
 
 def test_after_a_refit_the_mean_error_lies_between_two_means(case: Case) -> None:
-    weighed = case.weighed("0.weight")
+    weighted = case.weighted("0.weight")
     before, after = torch.ones(12).double(), torch.arange(12).double()
-    mpo = weighed.fitted(low_rank(16, 12), (2,))
-    values = values_of([Stand(weighed=weighed, mpo=mpo, before=before, after=after)])
+    mpo = weighted.fitted(low_rank(16, 12), (2,))
+    values = updated_tensors([Approximation(weighted=weighted, mpo=mpo, mean_before=before, mean_after=after)])
     state = case.model.state_dict()
 
     wanted = state["0.bias"] + state["0.weight"].double() @ before - mpo.to_matrix().double() @ after

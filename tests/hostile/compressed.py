@@ -176,7 +176,7 @@ def large_document(folder: Path, canary: Path) -> Path:
     return saved(folder, {"mpocompress": " " * 70_000_000, "state_dict": weights(), "extras": {}})
 
 
-@cases.refused("a file compressed twice", "compressed already")
+@cases.refused("a file compressed twice", "already compressed")
 def again(folder: Path, canary: Path) -> Path:
     return edited(folder, lambda document, tensors: None)
 

@@ -90,7 +90,7 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
 
     with pytest.raises(OutputError, match=r"are needed and 1 bytes are free; the disk would be full\. Free some space"):
         compress(source, tmp_path / "out.pt", truncation=FOUR, jobs=1)
-    with pytest.raises(OutputError, match=r"bytes to write: the dense weights, .* 1 bytes free\. Free some"):
+    with pytest.raises(OutputError, match=r"bytes needed for the dense weights, .* 1 bytes free\. Free some"):
         expand(tmp_path / "small.pt", tmp_path / "out.pt")
     assert sorted(tmp_path.iterdir()) == before
 

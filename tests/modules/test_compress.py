@@ -305,7 +305,7 @@ def tied_half() -> nn.Module:
                 r"and the new one is a copy\. Compress a file with its state dict, and load that\.$"
             ),
         ),
-        (nn.ReLU, {}, CheckpointError, r"^ReLU: 0 tensors, none of them a weight to compress"),
+        (nn.ReLU, {}, CheckpointError, r"^ReLU: 0 tensors, none of them a weight that can be compressed"),
         (lambda: nn.Sequential(linear()), {"selection": Selection(include=("x",))}, SelectionError, r"x"),
         (
             lambda: nn.Sequential(linear()),
@@ -340,6 +340,6 @@ def test_a_model_is_not_compressed_twice() -> None:
     model, _ = mpocompress.compress_module(nn.Sequential(linear()), truncation=Truncation(max_bond=2), selection=SMALL)
 
     with pytest.raises(
-        ModelError, match=r"^0\.weight: cores; compressing them again would lose twice\. Give the model as it"
+        ModelError, match=r"^0\.weight: cores; compressing them again would add a second error\. Give the model as it"
     ):
         compress_module(model, Truncation(max_bond=2), selection=SMALL)

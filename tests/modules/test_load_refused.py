@@ -230,7 +230,7 @@ def test_an_ordinary_checkpoint_is_none_of_ours(tmp_path: Path) -> None:
     refused(
         path,
         Net(),
-        r"model\.pt: an ordinary checkpoint; there is no compression report in it\. Load it with "
+        r"model\.pt: the checkpoint is not compressed; it has no compression report\. Load it with "
         r"model\.load_state_dict, or "
         r"compress it first\.$",
         FormatError,
@@ -374,7 +374,7 @@ CORE = "fc.weight.core.1"
             lambda document, state: state.update({"fc.weight": torch.ones(2, 2)}),
             r"both 'fc\.weight' and the cores it is",
         ),
-        (spoil(CORE), r"bad\.pt, fc\.weight: cores that hold NaN or Inf; none is ever written"),
+        (spoil(CORE), r"bad\.pt, fc\.weight: cores that hold NaN or Inf; mpocompress never writes such values"),
         (spoil("head.weight.core.0"), r"bad\.pt, head\.weight: cores that hold NaN or Inf"),
         (lambda document, state: document.update(version=99), r"version 99"),
         (lambda document, state: document["totals"].update(parameters=5), r"only eligible matrices change"),

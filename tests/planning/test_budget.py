@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Member
 from mpocompress.mpo.sites import candidates, low_rank
-from mpocompress.planning.budget import LEAST_ENERGY, Choice, least_parameters, spread
-from mpocompress.planning.curves import Curve, survey
+from mpocompress.planning.budget import LEAST_ENERGY, BudgetShare, fewest_parameters, share_budget
+from mpocompress.planning.curves import ErrorCurve, error_curves
 from tests.draw import decaying, random_matrix
 
 Ways = dict[int, float]
@@ -22,10 +22,10 @@ Ways = dict[int, float]
 
 
 @cache
-def curves_of(rows: int, cols: int, first: int, kind: str, every_shape: bool) -> tuple[Curve, ...]:
+def curves_of(rows: int, cols: int, first: int, kind: str, every_shape: bool) -> tuple[ErrorCurve, ...]:
     """Curves of the columns from `first` on of one random matrix."""
     part = random_matrix(rows, 16, seed=rows, kind=kind)[:, first : first + cols].contiguous()
-    return survey(part, candidates(rows, cols, "auto") if every_shape else (low_rank(rows, cols),))
+    return error_curves(part, candidates(rows, cols, "auto") if every_shape else (low_rank(rows, cols),))
 
 
 class Model:
@@ -33,7 +33,7 @@ class Model:
 
     def __init__(self, kinds: list[tuple[int, int, str]], every_shape: bool) -> None:
         self.layers: list[LayerSpec] = []
-        self.curves: dict[str, tuple[Curve, ...]] = {}
+        self.curves: dict[str, tuple[ErrorCurve, ...]] = {}
         for number, (rows, cols, kind) in enumerate(kinds):
             specs = []
             for part, width, first in (("joint", cols, 0), ("ih", cols // 2, 0), ("hh", cols // 2, cols // 2)):
@@ -43,15 +43,15 @@ class Model:
                 specs.append(MatrixSpec(name=name, members=(member,)))
             forms = ((specs[0],), (specs[1], specs[2])) if number % 2 == 0 else ((specs[0],),)
             self.layers.append(LayerSpec(name=str(number), kind="lstm", forms=forms))
-        self.least = least_parameters(self.layers, self.curves)
+        self.least = fewest_parameters(self.layers, self.curves)
         self.dense_parameters = sum(layer.dense_parameters for layer in self.layers)
 
     def __repr__(self) -> str:
         shapes = [layer.forms[0][0].shape for layer in self.layers]
         return f"Model of {shapes} with {[len(self.curves[f'{n}.joint']) for n in range(len(shapes))]} shapes"
 
-    def spread(self, budget: int) -> tuple[Choice, ...]:
-        return spread(self.layers, self.curves, budget)
+    def share_budget(self, budget: int) -> tuple[BudgetShare, ...]:
+        return share_budget(self.layers, self.curves, budget)
 
     def best_loss(self, budget: int) -> float:
         """The least loss of all choices of form, shape and cap, by trying them."""
@@ -82,11 +82,11 @@ def buy(ways: Ways, cost: int, loss: float) -> None:
     ways[cost] = min(ways.get(cost, math.inf), loss)
 
 
-def loss_of(curve: Curve, bonds: tuple[int, ...]) -> float:
+def loss_of(curve: ErrorCurve, bonds: tuple[int, ...]) -> float:
     return -math.log(max(1 - curve.error(bonds) ** 2, LEAST_ENERGY))
 
 
-def loss_of_all(choices: tuple[Choice, ...]) -> float:
+def loss_of_all(choices: tuple[BudgetShare, ...]) -> float:
     return sum(loss_of(choice.curve, choice.bonds) for choice in choices if choice.curve is not None)
 
 
@@ -105,7 +105,7 @@ def budget_of(model: Model, share: float) -> int:
 def test_the_budget_is_never_exceeded_and_no_bond_could_be_raised(model: Model, share: float) -> None:
     budget = budget_of(model, share)
 
-    choices = model.spread(budget)
+    choices = model.share_budget(budget)
 
     spent = sum(choice.parameters for choice in choices)
     assert spent <= budget
@@ -123,7 +123,7 @@ def test_the_budget_is_never_exceeded_and_no_bond_could_be_raised(model: Model, 
 
 @given(models, shares)
 def test_every_layer_has_exactly_one_of_its_forms(model: Model, share: float) -> None:
-    chosen = [choice.matrix for choice in model.spread(budget_of(model, share))]
+    chosen = [choice.matrix for choice in model.share_budget(budget_of(model, share))]
     used = [form for layer in model.layers for form in layer.forms if all(matrix in chosen for matrix in form)]
 
     assert len(used) == len(model.layers)
@@ -137,7 +137,7 @@ def test_the_loss_is_near_the_least_there_is(model: Model, share: float) -> None
     # A Lagrangian misses what lies off the convex hull: less than one step of one layer, and these layers are small.
     step = max(layer.dense_parameters for layer in model.layers) // 4
 
-    loss = loss_of_all(model.spread(budget))
+    loss = loss_of_all(model.share_budget(budget))
 
     assert loss <= max(1.3 * model.best_loss(budget), model.best_loss(max(model.least, budget - step))) + 1e-9
 
@@ -146,19 +146,19 @@ def test_the_loss_is_near_the_least_there_is(model: Model, share: float) -> None
 def test_the_least_budget_can_be_met_and_is_the_least(model: Model) -> None:
     cheapest = sum(min(sum(min(model.ways(m)) for m in form) for form in layer.forms) for layer in model.layers)
 
-    assert sum(choice.parameters for choice in model.spread(model.least)) == model.least == cheapest
+    assert sum(choice.parameters for choice in model.share_budget(model.least)) == model.least == cheapest
 
 
 @given(models)
 def test_the_whole_budget_loses_nothing(model: Model) -> None:
-    assert loss_of_all(model.spread(model.dense_parameters)) <= 1e-12
+    assert loss_of_all(model.share_budget(model.dense_parameters)) <= 1e-12
 
 
 @given(models, st.tuples(shares, shares))
 def test_a_larger_budget_never_loses_much_more(model: Model, pair: tuple[float, float]) -> None:
     small, large = sorted(budget_of(model, share) for share in pair)
 
-    assert loss_of_all(model.spread(large)) <= 1.3 * loss_of_all(model.spread(small)) + 1e-9
+    assert loss_of_all(model.share_budget(large)) <= 1.3 * loss_of_all(model.share_budget(small)) + 1e-9
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.7])
@@ -166,7 +166,7 @@ def test_equal_layers_get_equal_bonds_to_within_one(share: float) -> None:
     model = Model([(16, 12, "gaussian"), (16, 12, "gaussian"), (16, 12, "gaussian")], every_shape=False)
     model.layers = [LayerSpec(name=layer.name, kind="linear", forms=layer.forms[:1]) for layer in model.layers]
 
-    bonds = [choice.bonds[0] for choice in model.spread(int(share * model.dense_parameters)) if choice.curve]
+    bonds = [choice.bonds[0] for choice in model.share_budget(int(share * model.dense_parameters)) if choice.curve]
 
     assert max(bonds) - min(bonds) <= 1
 
@@ -178,12 +178,12 @@ def test_the_forms_of_a_layer_are_compared_by_one_measure(share: float) -> None:
     members = [Member(name=name, shape=(64, 24), dtype="float64") for name in ("ih", "hh")]
     joint = (MatrixSpec(name="joint", members=tuple(members)),)
     apart = tuple(MatrixSpec(name=member.name, members=(member,)) for member in members)
-    curves = {"ih": survey(ih, [low_rank(64, 24)]), "hh": survey(hh, [low_rank(64, 24)])}
-    curves["joint"] = survey(torch.cat([ih, hh], dim=1), [low_rank(64, 48)], member_columns=[24, 24])
+    curves = {"ih": error_curves(ih, [low_rank(64, 24)]), "hh": error_curves(hh, [low_rank(64, 24)])}
+    curves["joint"] = error_curves(torch.cat([ih, hh], dim=1), [low_rank(64, 48)], member_columns=[24, 24])
 
     def loss(*forms: tuple[MatrixSpec, ...]) -> float:
         total = 0.0
-        for one in spread([LayerSpec(name="l", kind="lstm", forms=forms)], curves, int(share * 64 * 48)):
+        for one in share_budget([LayerSpec(name="l", kind="lstm", forms=forms)], curves, int(share * 64 * 48)):
             if one.curve is not None:
                 tails = one.curve.member_tails or one.curve.tails
                 total += sum(-math.log(1 - float(tail[one.bonds[0]])) for tail in tails)
@@ -194,14 +194,14 @@ def test_the_forms_of_a_layer_are_compared_by_one_measure(share: float) -> None:
 
 
 def test_without_layers_there_is_nothing_to_share() -> None:
-    assert least_parameters([], {}) == 0
-    assert spread([], {}, 0) == ()
+    assert fewest_parameters([], {}) == 0
+    assert share_budget([], {}, 0) == ()
 
 
 def test_a_matrix_without_a_shape_stays_dense() -> None:
     matrix = MatrixSpec(name="m", members=(Member(name="m", shape=(4, 4), dtype="float32"),))
     layer = LayerSpec(name="m", kind="linear", forms=((matrix,),))
 
-    assert least_parameters([layer], {"m": ()}) == 16
-    (choice,) = spread([layer], {"m": ()}, 16)
+    assert fewest_parameters([layer], {"m": ()}) == 16
+    (choice,) = share_budget([layer], {"m": ()}, 16)
     assert (choice.curve, choice.bonds, choice.parameters) == (None, (), 16)

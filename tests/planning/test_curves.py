@@ -11,7 +11,14 @@ from torch import Tensor
 
 from mpocompress.mpo.sites import Sites, balanced, candidates, low_rank
 from mpocompress.mpo.tt_svd import factorise
-from mpocompress.planning.curves import TIE, Curve, best_under_cap, best_under_error, best_under_parameters, survey
+from mpocompress.planning.curves import (
+    TIE,
+    ErrorCurve,
+    best_under_cap,
+    best_under_parameters,
+    best_within_error,
+    error_curves,
+)
 from tests.draw import COMPUTED, random_matrix, shaped_matrices
 
 FLOAT32_ERROR = 2e-3
@@ -21,7 +28,7 @@ FLOAT32_ERROR = 2e-3
 @given(shaped_matrices(most_sites=3), st.integers(1, 25))
 def test_the_predicted_error_is_that_of_the_decomposition(drawn: tuple[Tensor, Sites], cap: int) -> None:
     weight, sites = drawn
-    (curve,) = survey(weight, [sites])
+    (curve,) = error_curves(weight, [sites])
     bonds = sites.capped(cap)
     real = factorise(weight, sites, bonds=bonds).relative_error
 
@@ -34,7 +41,7 @@ def test_the_predicted_error_is_that_of_the_decomposition(drawn: tuple[Tensor, S
 @given(shaped_matrices(dtypes=(torch.float64,)))
 def test_the_table_says_the_same_as_the_curve(drawn: tuple[Tensor, Sites]) -> None:
     weight, sites = drawn
-    (curve,) = survey(weight, [sites])
+    (curve,) = error_curves(weight, [sites])
 
     parameters, squares = curve.table()
 
@@ -49,7 +56,7 @@ def test_the_table_says_the_same_as_the_curve(drawn: tuple[Tensor, Sites]) -> No
 @given(shaped_matrices(dtypes=(torch.float64,)), st.integers(0, 2000))
 def test_the_cap_under_a_parameter_limit_is_the_largest(drawn: tuple[Tensor, Sites], limit: int) -> None:
     weight, sites = drawn
-    (curve,) = survey(weight, [sites])
+    (curve,) = error_curves(weight, [sites])
     fitting = [cap for cap in range(1, max(sites.max_bonds) + 1) if sites.parameters(sites.capped(cap)) <= limit]
 
     assert curve.cap_for_parameters(limit) == max(fitting, default=0)
@@ -58,7 +65,7 @@ def test_the_cap_under_a_parameter_limit_is_the_largest(drawn: tuple[Tensor, Sit
 @given(shaped_matrices(dtypes=(torch.float64,)), st.floats(0, 0.99))
 def test_bonds_for_an_error_keep_it_and_no_smaller_ones_do(drawn: tuple[Tensor, Sites], allowed: float) -> None:
     weight, sites = drawn
-    (curve,) = survey(weight, [sites])
+    (curve,) = error_curves(weight, [sites])
     bonds = curve.bonds_for_error(allowed)
 
     assert curve.error(bonds) <= allowed + 1e-7  # the root of a float64 rounding of the squared norm
@@ -67,8 +74,8 @@ def test_bonds_for_an_error_keep_it_and_no_smaller_ones_do(drawn: tuple[Tensor, 
         assert bond == 1 or tail[bond - 1] > share
 
 
-def curves_of(seed: int, rows: int = 24, cols: int = 16, kind: str = "gaussian") -> tuple[Curve, ...]:
-    return survey(random_matrix(rows, cols, seed, kind), candidates(rows, cols, "auto"))
+def curves_of(seed: int, rows: int = 24, cols: int = 16, kind: str = "gaussian") -> tuple[ErrorCurve, ...]:
+    return error_curves(random_matrix(rows, cols, seed, kind), candidates(rows, cols, "auto"))
 
 
 settings_of_curves = st.builds(
@@ -81,7 +88,7 @@ settings_of_curves = st.builds(
 
 
 @given(settings_of_curves, st.integers(1, 30))
-def test_the_shape_under_a_cap_loses_least_of_the_fewest_sites(curves: tuple[Curve, ...], cap: int) -> None:
+def test_the_shape_under_a_cap_loses_least_of_the_fewest_sites(curves: tuple[ErrorCurve, ...], cap: int) -> None:
     chosen = best_under_cap(curves, cap)
     smaller = [c for c in curves if len(c.tails) == 1 and c.sites.parameters(c.sites.capped(cap)) < c.dense_parameters]
 
@@ -94,8 +101,8 @@ def test_the_shape_under_a_cap_loses_least_of_the_fewest_sites(curves: tuple[Cur
 
 
 @given(settings_of_curves, st.floats(0.01, 0.9))
-def test_the_shape_within_an_error_costs_least(curves: tuple[Curve, ...], allowed: float) -> None:
-    chosen = best_under_error(curves, allowed)
+def test_the_shape_within_an_error_costs_least(curves: tuple[ErrorCurve, ...], allowed: float) -> None:
+    chosen = best_within_error(curves, allowed)
     costs = [c.sites.parameters(c.bonds_for_error(allowed)) for c in curves]
 
     if chosen is None:
@@ -106,7 +113,7 @@ def test_the_shape_within_an_error_costs_least(curves: tuple[Curve, ...], allowe
 
 
 @given(settings_of_curves, st.integers(1, 400))
-def test_the_shape_under_a_parameter_limit_loses_least(curves: tuple[Curve, ...], limit: int) -> None:
+def test_the_shape_under_a_parameter_limit_loses_least(curves: tuple[ErrorCurve, ...], limit: int) -> None:
     best = best_under_parameters(curves, limit)
     every = [
         (curve.error(curve.sites.capped(cap)), curve, cap)
@@ -127,7 +134,7 @@ def test_a_tie_goes_to_the_first_shape() -> None:
     tails = (np.array([1.0, 0.5, 0.25, 0.0]),)
     almost = (np.array([1.0, 0.5, 0.25 * (1 - 1e-4), 0.0]),)
     better = (np.array([1.0, 0.5, 0.2, 0.0]),)
-    first, tied, last = (Curve(sites=low_rank(16, 16), tails=tail) for tail in (tails, almost, better))
+    first, tied, last = (ErrorCurve(sites=low_rank(16, 16), tails=tail) for tail in (tails, almost, better))
 
     assert best_under_cap([first, tied], 2) is first
     assert best_under_cap([first, tied, last], 2) is last
@@ -136,8 +143,8 @@ def test_a_tie_goes_to_the_first_shape() -> None:
 
 def test_more_sites_do_not_compete_under_a_cap() -> None:
     """At the same cap they cost several times the parameters, so that a smaller error would say nothing."""
-    few = Curve(sites=low_rank(16, 16), tails=(np.array([1.0, 0.5, 0.25]),))
-    more = Curve(sites=balanced(16, 16, 3), tails=(np.array([1.0, 0.1, 0.0]), np.array([1.0, 0.1, 0.0])))
+    few = ErrorCurve(sites=low_rank(16, 16), tails=(np.array([1.0, 0.5, 0.25]),))
+    more = ErrorCurve(sites=balanced(16, 16, 3), tails=(np.array([1.0, 0.1, 0.0]), np.array([1.0, 0.1, 0.0])))
 
     assert best_under_cap([few, more], 2) is few
     assert best_under_cap([more], 2) is more
@@ -145,15 +152,15 @@ def test_more_sites_do_not_compete_under_a_cap() -> None:
 
 def test_nothing_to_choose_from_is_nothing_chosen() -> None:
     assert best_under_cap([], 4) is None
-    assert best_under_error([], 0.1) is None
+    assert best_within_error([], 0.1) is None
     assert best_under_parameters([], 100) is None
 
 
 @pytest.mark.parametrize("dtype", COMPUTED)
 def test_a_curve_cut_at_a_cap_agrees_with_the_whole_one(dtype: torch.dtype) -> None:
     weight = random_matrix(32, 24, seed=3).to(dtype)
-    (whole,) = survey(weight, [low_rank(32, 24)])
-    (cut,) = survey(weight, [low_rank(32, 24)], max_bond=6)
+    (whole,) = error_curves(weight, [low_rank(32, 24)])
+    (cut,) = error_curves(weight, [low_rank(32, 24)], max_bond=6)
 
     assert cut.max_cap == 6
     for bond in range(1, 7):
@@ -162,14 +169,14 @@ def test_a_curve_cut_at_a_cap_agrees_with_the_whole_one(dtype: torch.dtype) -> N
 
 
 def test_a_matrix_that_cannot_get_smaller_has_no_cap() -> None:
-    (curve,) = survey(torch.eye(1), [low_rank(1, 1)])
+    (curve,) = error_curves(torch.eye(1), [low_rank(1, 1)])
 
     assert curve.max_cap == 0
     assert [column.shape for column in curve.table()] == [(0,), (1, 0)]
 
 
 def test_zeros_lose_nothing() -> None:
-    (curve,) = survey(torch.zeros(8, 8), [low_rank(8, 8)])
+    (curve,) = error_curves(torch.zeros(8, 8), [low_rank(8, 8)])
 
     assert curve.error((1,)) == 0.0
     assert curve.bonds_for_error(0.0) == (1,)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from mpocompress.errors import TargetError
 from mpocompress.mpo.truncation import choose_bond, tail_weights
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.target import TARGETS, TargetValues, Truncation
 
 spectra = st.lists(st.floats(0, 1e6), min_size=1, max_size=12).map(lambda values: sorted(values, reverse=True))
 
@@ -77,7 +80,8 @@ def test_a_target_says_its_kind_and_value(
 ) -> None:
     truncation = Truncation(**given_)
 
-    assert (truncation.kind, truncation.asked, truncation.error_budget) == (kind, asked, budget)
+    target = truncation.target
+    assert (target.kind, target.value, target.error_limit) == (kind, asked, budget)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +89,18 @@ def test_a_target_says_its_kind_and_value(
     [
         (
             {},
-            r"truncation target: none given; a compression has exactly one\. Give one of: bond, energy, max_error",
+            r"truncation: no target; a compression has exactly one\. Pass one of: max_bond, energy, max_error, keep, ",
         ),
-        ({"max_bond": 4, "keep": 0.5}, r"2 given \(bond, keep\); a compression has exactly one"),
+        ({"max_bond": 4, "keep": 0.5}, r"truncation: 2 targets \(max_bond, keep\); a compression has exactly one"),
         (
             {"keep": 0.5, "bond_by_layer": {"a": 1}},
-            "bonds for single layers together with keep; keep chooses every bond itself",
+            r"bond caps of single layers together with keep; keep chooses every bond\. Pass bond_by_layer with ",
         ),
-        ({"max_bond": 0}, "bond: got 0; it must be an integer of 1 or more"),
-        ({"max_bond": -3}, "bond: got -3"),
-        ({"max_bond": 2.5}, "bond: got 2.5"),
-        ({"max_bond": math.inf}, "bond: got inf; it must be an integer"),
-        ({"max_bond": math.nan}, "bond: got nan"),
+        ({"max_bond": 0}, r"^max_bond: got 0; it must be an integer of 1 or more, below 1e15\. Pass such a value\.$"),
+        ({"max_bond": -3}, "max_bond: got -3"),
+        ({"max_bond": 2.5}, "max_bond: got 2.5"),
+        ({"max_bond": math.inf}, "max_bond: got inf; it must be an integer"),
+        ({"max_bond": math.nan}, "max_bond: got nan"),
         ({"max_params": 0}, "max_params: got 0; it must be an integer of 1 or more"),
         ({"max_params": math.inf}, "max_params: got inf"),
         ({"bond_by_layer": {"lstm*": 0}}, r"lstm\*: got 0; it must be an integer of 1 or more"),
@@ -118,19 +122,86 @@ def test_a_target_that_nothing_can_meet_is_refused(given_: dict[str, Any], messa
 def test_the_last_pattern_that_matches_gives_the_bond() -> None:
     truncation = Truncation(max_bond=16, bond_by_layer={"lstm*": 8, "*hh*": 4})
 
-    assert truncation.bond_cap("lstm", "lstm.weight_ih_l0") == 8
-    assert truncation.bond_cap("lstm", "lstm.weight_hh_l0") == 4
-    assert truncation.bond_cap("fc", "fc.weight") == 16
+    assert truncation.target.bond_cap("lstm", "lstm.weight_ih_l0") == 8
+    assert truncation.target.bond_cap("lstm", "lstm.weight_hh_l0") == 4
+    assert truncation.target.bond_cap("fc", "fc.weight") == 16
 
 
 def test_without_a_cap_only_the_named_layers_get_a_bond() -> None:
     truncation = Truncation(bond_by_layer={"lstm": 8})
 
-    assert truncation.bond_cap("lstm", "lstm.weight_ih_l0") == 8
-    assert truncation.bond_cap("fc", "fc.weight") is None
+    assert truncation.target.bond_cap("lstm", "lstm.weight_ih_l0") == 8
+    assert truncation.target.bond_cap("fc", "fc.weight") is None
 
 
 def test_a_pattern_that_is_a_name_means_that_name() -> None:
     truncation = Truncation(max_bond=16, bond_by_layer={"layers[0].weight": 8})
 
-    assert truncation.bond_cap("layers[0].weight") == 8
+    assert truncation.target.bond_cap("layers[0].weight") == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("bond", "16", 16),
+        ("energy", "0.9", 0.9),
+        ("energy", "1", 1.0),
+        ("max_error", "0", 0.0),
+        ("max_error", "1e-2", 0.01),
+        ("keep", "1/8", 0.125),
+        ("max_params", "7000000000", 7_000_000_000),
+    ],
+)
+def test_a_value_is_read_from_text(kind: str, text: str, value: float) -> None:
+    parsed = TARGETS[kind].parse(text)
+
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "allowed"),
+    [
+        ("bond", ("0", "-1", "2.5", "1/2", "", "x", "1" * 16, "1" * 5000), "an integer of 1 or more, below 1e15"),
+        ("energy", ("0", "1.01", "nan", "1/0", "a/b", ""), "a number above 0 and at most 1"),
+        ("max_error", ("1", "-0.1", "inf", "x"), "a number from 0 to below 1"),
+        ("keep", ("0", "3/2", "1/", "/2"), "a number above 0 and at most 1"),
+        ("max_params", ("0", "1e6", " "), "an integer of 1 or more, below 1e15"),
+    ],
+)
+def test_text_that_is_no_value_is_refused(kind: str, texts: tuple[str, ...], allowed: str) -> None:
+    for text in texts:
+        with pytest.raises(ValueError, match=f"^{allowed}$"):
+            TARGETS[kind].parse(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "texts"),
+    [
+        ("bond", 1024, ("1,024", "1,024", "largest bond 1024")),
+        ("energy", 0.95, ("0.95", "0.95", "0.95")),
+        ("max_error", 0.123456789, ("0.123457", "0.123457", "0.12346")),
+        ("keep", 0.125, ("0.125", "1/8", "0.125")),
+        ("keep", 0.3, ("0.3", "0.3", "0.3")),
+        ("max_params", 123456, ("123,456", "123,456", "123,456")),
+    ],
+)
+def test_a_value_is_shown_in_the_form_of_its_kind(kind: str, value: float, texts: tuple[str, str, str]) -> None:
+    target = TARGETS[kind]
+
+    assert (target.show(value), target.show_short(value), target.show_achieved(value)) == texts
+
+
+def test_every_target_is_an_argument_of_truncation_for_type_checkers_and_help() -> None:
+    names = [target.name for target in TARGETS.values()]
+
+    assert list(TargetValues.__annotations__) == names
+    assert list(inspect.signature(Truncation).parameters) == [*names, "bond_by_layer"]
+
+
+def test_a_truncation_is_a_value() -> None:
+    truncation = Truncation(max_bond=16, bond_by_layer={"fc": 4})
+
+    assert repr(truncation) == "Truncation(max_bond=16, bond_by_layer={'fc': 4})"
+    assert repr(Truncation(bond_by_layer={"fc": 4})) == "Truncation(bond_by_layer={'fc': 4})"
+    assert truncation == copy.deepcopy(truncation) == pickle.loads(pickle.dumps(truncation))
+    assert truncation != Truncation(max_bond=16)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mpocompress.layers.specs import Skipped
 from mpocompress.mpo.sites import Sites
+from mpocompress.planning.target import TARGETS
 from mpocompress.reports.compression import Report, Target
 from mpocompress.text import printable
 
@@ -31,14 +32,6 @@ KIND_SOURCES = {
     "name and shape": "by name and shape",
 }
 """How sure it is what a matrix belongs to, the surest first."""
-
-TARGET_NAMES = {
-    "bond": "bond",
-    "energy": "energy",
-    "max_error": "max error",
-    "keep": "keep",
-    "max_params": "max parameters",
-}
 
 FORMS = {
     "torch-zip": "a torch file",
@@ -86,23 +79,6 @@ def seconds(*values: float) -> str:
 
 def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
-
-
-def fraction(value: float) -> str:
-    """A fraction that is often one over a whole number.
-
-    Args:
-        value: the fraction.
-
-    Returns:
-        Text.
-
-    Example:
-        >>> fraction(0.125), fraction(0.3)
-        ('1/8', '0.3')
-    """
-    inverse = round(1 / value) if value else 0
-    return f"1/{inverse}" if inverse > 1 and abs(value * inverse - 1) < 1e-9 else f"{value:g}"
 
 
 def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
@@ -243,11 +219,10 @@ def asked(target: Target) -> str:
         >>> asked(Target(kind="keep", asked=0.25, achieved=0.249, by_layer={}))
         'keep 0.25'
     """
-    value = (
-        "" if target.asked is None else f" {target.asked:,}" if target.kind == "max_params" else f" {target.asked:g}"
-    )
+    kind = TARGETS[target.kind]
+    value = "" if target.asked is None else f" {kind.show(target.asked)}"
     layers = printable(", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items()))
-    return f"{TARGET_NAMES[target.kind]}{value}" + (f" ({layers})" if layers else "")
+    return f"{kind.title}{value}" + (f" ({layers})" if layers else "")
 
 
 def achieved(target: Target) -> str:
@@ -263,11 +238,7 @@ def achieved(target: Target) -> str:
         >>> achieved(Target(kind="keep", asked=0.25, achieved=0.24912, by_layer={}))
         '0.24912'
     """
-    if target.achieved is None:
-        return "nothing"
-    if target.kind == "bond":
-        return f"largest bond {target.achieved:.0f}"
-    return f"{target.achieved:,}" if target.kind == "max_params" else f"{target.achieved:.5g}"
+    return "nothing" if target.achieved is None else TARGETS[target.kind].show_achieved(target.achieved)
 
 
 def kinds(sources: Iterable[str]) -> str:

@@ -14,16 +14,15 @@ from mpocompress.cli.render.formatting import (
     FORMS,
     KIND_NAMES,
     KIND_SOURCES,
-    TARGET_NAMES,
     counted,
     fitted,
-    fraction,
     kinds,
     labelled,
     left_alone,
     shape,
     times,
 )
+from mpocompress.planning.target import TARGETS
 from mpocompress.reports.overview import Overview
 from mpocompress.text import printable, shown_size
 
@@ -143,7 +142,7 @@ def _estimates(overview: Overview) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for one in overview.estimates:
         table.add_row(
-            f"{TARGET_NAMES[one.kind]} {fraction(one.asked) if one.kind == 'keep' else f'{one.asked:,}'}",
+            f"{TARGETS[one.kind].title} {TARGETS[one.kind].show_short(one.asked)}",
             f"{one.eligible_parameters_after:,}",
             times(overview.eligible_parameters, one.eligible_parameters_after),
             f"{one.parameters:,}",

@@ -9,16 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from mpocompress.cli.render.formatting import (
-    TARGET_NAMES,
     counted,
     fitted,
-    fraction,
     kinds,
     labelled,
     shape,
     skipped,
     times,
 )
+from mpocompress.planning.target import TARGETS
 from mpocompress.reports.compression import Target
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import printable
@@ -48,7 +47,7 @@ def show_plan(plan: PlanReport, console: Console) -> None:
         choices = [choice for choice in plan.choices if choice.target.kind == kind and choice.matrices]
         if choices:
             what = "Felt error" if any(choice.divergence is not None for choice in choices) else "Relative error"
-            console.print(f"\n[bold]{what} of each matrix, by {TARGET_NAMES[kind]}[/]")
+            console.print(f"\n[bold]{what} of each matrix, by {TARGETS[kind].title}[/]")
             table, whole = _matrices(choices, console.width)
             console.print(table)
             if whole:
@@ -62,7 +61,7 @@ def show_plan(plan: PlanReport, console: Console) -> None:
     felt = any(choice.divergence is not None for choice in plan.choices)
     if felt:
         said = "What divergence your task bears shows when you compress at two or three targets and measure them on it."
-    elif any(choice.target.kind in ("keep", "max_params") for choice in plan.choices):
+    elif any(TARGETS[choice.target.kind].is_budget for choice in plan.choices):
         said += (
             " A keep target leaves the first layer of a stack dense where that takes at most half of the budget, and "
             "shares the rest out, which models take better than one bond for all, whatever the errors say."
@@ -130,10 +129,10 @@ def _error(matrix: PlannedMatrix | None) -> str:
 
 
 def _short(target: Target) -> str:
-    return f"{TARGET_NAMES[target.kind]} {_value(target)}"
+    return f"{TARGETS[target.kind].title} {_value(target)}"
 
 
 def _value(target: Target) -> str:
     if target.asked is None:
         return printable(", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items()))
-    return fraction(target.asked) if target.kind == "keep" else f"{target.asked:,}"
+    return TARGETS[target.kind].show_short(target.asked)

@@ -15,8 +15,8 @@ from mpocompress.layers.specs import LayerSpec, MatrixSpec, Member
 from mpocompress.mpo.sites import candidates, low_rank
 from mpocompress.mpo.svd import squared_norm
 from mpocompress.mpo.tt_svd import factorise
-from mpocompress.planning.curves import survey
-from mpocompress.planning.plan import Plan, Survey, make_plan
+from mpocompress.planning.bond_choice import BondChoice, choose_bonds
+from mpocompress.planning.curves import MatrixCurves, error_curves
 from mpocompress.planning.target import Truncation
 from tests.draw import decaying, random_matrix
 
@@ -51,16 +51,23 @@ class Model:
             LayerSpec(name="lstm", kind="lstm", forms=((joint,), apart)),
             LayerSpec(name="fc", kind="linear", forms=((matrix_spec("fc.weight", fc),),)),
         ]
-        self.surveys = {
-            name: Survey(
-                curves=survey(weight, candidates(weight.shape[0], weight.shape[1], "auto")),
+        self.curves = {
+            name: MatrixCurves(
+                curves=error_curves(weight, candidates(weight.shape[0], weight.shape[1], "auto")),
                 squared_norm=squared_norm(weight),
             )
             for name, weight in self.weights.items()
         }
 
-    def plan(self, other_parameters: int = 0, **target: Any) -> Plan:
-        return make_plan(self.layers, self.surveys, Truncation(**target), other_parameters)
+    def choices(self, other_parameters: int = 0, **target: Any) -> tuple[BondChoice, ...]:
+        return choose_bonds(self.layers, self.curves, Truncation(**target).target, other_parameters)
+
+
+def parameters(choices: tuple[BondChoice, ...]) -> int:
+    return sum(choice.parameters for choice in choices)
+
+
+ELIGIBLE = 48 * 24 + 20 * 24
 
 
 MODEL = Model(random_matrix(48, 12, 0), random_matrix(48, 12, 1), random_matrix(20, 24, 2))
@@ -77,12 +84,12 @@ targets = st.one_of(
 
 @given(st.sampled_from([MODEL, SMOOTH]), targets)
 def test_a_plan_holds_what_it_says_when_carried_out(model: Model, target: dict[str, Any]) -> None:
-    made = model.plan(**target)
-    members = [member.name for entry in made.matrices for member in entry.matrix.members]
+    choices = model.choices(**target)
+    members = [member.name for entry in choices for member in entry.matrix.members]
 
     assert members == ["lstm.weight_ih", "lstm.weight_hh", "fc.weight"]
-    assert made.eligible_parameters == 48 * 24 + 20 * 24
-    for entry in made.matrices:
+    assert sum(entry.matrix.dense_parameters for entry in choices) == ELIGIBLE
+    for entry in choices:
         if entry.sites is None:
             assert entry.bonds == ()
             assert entry.parameters == entry.matrix.dense_parameters
@@ -101,59 +108,59 @@ def test_a_plan_holds_what_it_says_when_carried_out(model: Model, target: dict[s
 
 @given(st.sampled_from([MODEL, SMOOTH]), st.floats(0.2, 1))
 def test_keep_counts_the_eligible_parameters(model: Model, keep: float) -> None:
-    made = model.plan(keep=keep)
+    choices = model.choices(keep=keep)
 
-    assert made.parameters <= keep * made.eligible_parameters
+    assert parameters(choices) <= keep * ELIGIBLE
 
 
 @given(st.integers(400, 3000), st.integers(0, 300))
 def test_the_other_parameters_count_under_max_params(limit: int, other: int) -> None:
-    made = MODEL.plan(max_params=limit + other, other_parameters=other)
+    choices = MODEL.choices(max_params=limit + other, other_parameters=other)
 
-    assert made.parameters + other <= limit + other
-    assert made.matrices == MODEL.plan(max_params=limit).matrices
+    assert parameters(choices) + other <= limit + other
+    assert choices == MODEL.choices(max_params=limit)
 
 
 @given(st.sampled_from([MODEL, SMOOTH]), st.floats(0.01, 0.99))
 def test_energy_is_an_error_in_other_words(model: Model, energy: float) -> None:
-    one = model.plan(energy=energy)
-    other = model.plan(max_error=float((1 - energy) ** 0.5))
+    one = model.choices(energy=energy)
+    other = model.choices(max_error=float((1 - energy) ** 0.5))
 
-    assert [entry.bonds for entry in one.matrices] == [entry.bonds for entry in other.matrices]
-    assert all(entry.relative_error**2 <= (1 - energy) * (1 + 1e-9) for entry in one.matrices)
+    assert [entry.bonds for entry in one] == [entry.bonds for entry in other]
+    assert all(entry.relative_error**2 <= (1 - energy) * (1 + 1e-9) for entry in one)
 
 
 def test_a_bond_cap_is_used_up_in_every_matrix() -> None:
-    made = MODEL.plan(max_bond=3)
+    choices = MODEL.choices(max_bond=3)
 
-    assert [entry.bonds for entry in made.matrices] == [(3,)] * len(made.matrices)
+    assert [entry.bonds for entry in choices] == [(3,)] * len(choices)
 
 
 def test_a_matrix_that_would_not_shrink_stays_dense_and_says_so() -> None:
-    made = MODEL.plan(max_bond=20)
+    choices = MODEL.choices(max_bond=20)
 
-    assert made.matrices[-1].reason == "at bond 20 no site shape is smaller than the dense 480 parameters"
-    made = MODEL.plan(max_error=0.0)
-    assert {entry.reason.partition(" no site")[0] for entry in made.matrices} == {"within a relative error of 0"}
+    assert choices[-1].reason == "at bond 20 no site shape is smaller than the dense 480 parameters"
+    choices = MODEL.choices(max_error=0.0)
+    assert {entry.reason.partition(" no site")[0] for entry in choices} == {"within a relative error of 0"}
 
 
 def test_bonds_by_layer_leave_the_others_dense() -> None:
-    made = MODEL.plan(bond_by_layer={"fc": 2})
+    choices = MODEL.choices(bond_by_layer={"fc": 2})
 
-    assert [(entry.bonds, entry.reason) for entry in made.matrices][-1] == ((2,), "")
-    assert {entry.reason for entry in made.matrices[:-1]} == {"no bond was asked for it"}
+    assert [(entry.bonds, entry.reason) for entry in choices][-1] == ((2,), "")
+    assert {entry.reason for entry in choices[:-1]} == {"no bond was asked for it"}
 
 
 def test_bonds_by_layer_come_before_the_cap() -> None:
-    made = MODEL.plan(max_bond=5, bond_by_layer={"fc*": 2})
+    choices = MODEL.choices(max_bond=5, bond_by_layer={"fc*": 2})
 
-    assert [max(entry.bonds) for entry in made.matrices] == [5] * (len(made.matrices) - 1) + [2]
+    assert [max(entry.bonds) for entry in choices] == [5] * (len(choices) - 1) + [2]
 
 
 def test_a_bond_for_one_weight_of_an_lstm_leaves_the_other_alone() -> None:
-    made = MODEL.plan(bond_by_layer={"*weight_hh": 2})
+    choices = MODEL.choices(bond_by_layer={"*weight_hh": 2})
 
-    bonds = {member.name: entry.bonds for entry in made.matrices for member in entry.matrix.members}
+    bonds = {member.name: entry.bonds for entry in choices for member in entry.matrix.members}
     assert bonds == {"lstm.weight_ih": (), "lstm.weight_hh": (2,), "fc.weight": ()}
 
 
@@ -162,9 +169,9 @@ def test_two_bonds_in_an_lstm_are_two_bonds(rank: int) -> None:
     """Also where the weights share their range, so that joined they would lose less."""
     basis = random_matrix(48, rank, 3)
     model = Model(basis @ random_matrix(rank, 12, 4), basis @ random_matrix(rank, 12, 5), random_matrix(20, 24, 2))
-    made = model.plan(max_bond=5, bond_by_layer={"*weight_hh": 2})
+    choices = model.choices(max_bond=5, bond_by_layer={"*weight_hh": 2})
 
-    bonds = {member.name: entry.bonds for entry in made.matrices for member in entry.matrix.members}
+    bonds = {member.name: entry.bonds for entry in choices for member in entry.matrix.members}
     assert bonds == {"lstm.weight_ih": (5,), "lstm.weight_hh": (2,), "fc.weight": (5,)}
 
 
@@ -175,21 +182,21 @@ def test_weights_that_share_their_range_are_joined_and_others_are_not() -> None:
 
     targets: list[dict[str, Any]] = [{"max_bond": 4}, {"max_error": 1e-3}, {"keep": 0.4}]
     for target in targets:
-        assert shared.plan(**target).matrices[0].matrix.name == "lstm.joint", target
+        assert shared.choices(**target)[0].matrix.name == "lstm.joint", target
     for allowed in (0.1, 0.4):
-        assert unlike.plan(max_error=allowed).matrices[0].matrix.name == "lstm.weight_ih"
+        assert unlike.choices(max_error=allowed)[0].matrix.name == "lstm.weight_ih"
 
 
 def test_an_lstm_that_only_shrinks_joined_is_joined() -> None:
     ih, hh = random_matrix(32, 8, 0), random_matrix(32, 8, 1)
     model = Model(ih, hh, random_matrix(20, 24, 2))
     shapes = {name: (low_rank(*weight.shape),) for name, weight in model.weights.items()}
-    model.surveys = {
-        name: Survey(curves=survey(weight, shapes[name]), squared_norm=squared_norm(weight))
+    model.curves = {
+        name: MatrixCurves(curves=error_curves(weight, shapes[name]), squared_norm=squared_norm(weight))
         for name, weight in model.weights.items()
     }
 
-    assert [entry.bonds for entry in model.plan(max_bond=8).matrices] == [(8,), (8,)]
+    assert [entry.bonds for entry in model.choices(max_bond=8)] == [(8,), (8,)]
 
 
 @pytest.mark.parametrize(
@@ -198,9 +205,13 @@ def test_an_lstm_that_only_shrinks_joined_is_joined() -> None:
         (
             {"keep": 0.01},
             0,
-            r"keep 0.01: a budget of 16 parameters; the smallest bonds already need \d+\. Ask for more",
+            r"keep 0.01: a budget of 16 parameters; the smallest bonds already need \d+\. Allow more",
         ),
-        ({"max_params": 10}, 0, r"max_params 10: a budget of 10 parameters; the smallest bonds already need \d+\. Ask"),
+        (
+            {"max_params": 10},
+            0,
+            r"max_params 10: a budget of 10 parameters; the smallest bonds already need \d+\. Allow",
+        ),
         (
             {"max_params": 1000},
             5000,
@@ -210,18 +221,18 @@ def test_an_lstm_that_only_shrinks_joined_is_joined() -> None:
 )
 def test_a_budget_below_the_least_is_refused(target: dict[str, Any], other: int, message: str) -> None:
     with pytest.raises(TargetError, match=message):
-        MODEL.plan(other_parameters=other, **target)
+        MODEL.choices(other_parameters=other, **target)
 
 
 def test_a_matrix_without_a_shape_stays_dense_with_its_problem() -> None:
     fc = MODEL.layers[1]
-    surveys = {"fc.weight": Survey(curves=(), squared_norm=1.0, problem="too few divisors")}
+    curves = {"fc.weight": MatrixCurves(curves=(), squared_norm=1.0, problem="too few divisors")}
 
-    for target in (Truncation(max_bond=2), Truncation(max_error=0.5), Truncation(keep=1)):
-        (entry,) = make_plan([fc], surveys, target, 0).matrices
+    for truncation in (Truncation(max_bond=2), Truncation(max_error=0.5), Truncation(keep=1)):
+        (entry,) = choose_bonds([fc], curves, truncation.target, 0)
         assert (entry.sites, entry.reason, entry.parameters) == (None, "too few divisors", 480)
 
 
 def test_no_layers_are_an_empty_plan() -> None:
-    for target in (Truncation(max_bond=2), Truncation(max_error=0.5), Truncation(keep=0.5)):
-        assert make_plan([], {}, target, 0).matrices == ()
+    for truncation in (Truncation(max_bond=2), Truncation(max_error=0.5), Truncation(keep=0.5)):
+        assert choose_bonds([], {}, truncation.target, 0) == ()
