@@ -22,7 +22,7 @@ FILE_ENDINGS = (
     ".safetensors",
     *(".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th", ".tar", ".pt2", ".ptl", ".zip"),
 )
-"""Endings that ask for a file where a folder is read; what else follows a dot is part of the name of a folder."""
+"""Endings of an output that mean a file even if a folder is read; any other ending is part of a folder's name."""
 _MOST_SHOWN = 12
 
 

@@ -206,10 +206,10 @@ def _compressed_and_not(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty": (_touch(), r"an empty folder; there is nothing to read"),
+    "empty": (_touch(), r"an empty folder; nothing can be read"),
     "nothing": (
         _touch("readme.md"),
-        r"a folder without weights; it was searched for \*\.safetensors, .*pytorch_model\.bin\.index\.json",
+        r"a folder without weights; it has none of \*\.safetensors, .*pytorch_model\.bin\.index\.json",
     ),
     "distributed": (
         _touch(".metadata", "__0_0.distcp"),
@@ -222,10 +222,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "deepspeed": (_touch("zero_to_fp32.py", "latest"), r"a DeepSpeed checkpoint; .*the zero_to_fp32\.py"),
     "cache": (_touch("snapshots/x", "blobs/y"), r"a download cache of Hugging Face; .*folders in \S+snapshots"),
-    "lightning": (_touch("epoch=1.ckpt", "hparams.yaml"), r"but epoch=1\.ckpt; .* Name the file"),
+    "lightning": (_touch("epoch=1.ckpt", "hparams.yaml"), r"but epoch=1\.ckpt; .* Give the file"),
     "inner": (
         _touch("unet/model.safetensors", "vae/model.safetensors", "model_index.json"),
-        r"some in unet/, vae/; .* Name one of those",
+        r"some in unet/, vae/; .* Give one of those",
     ),
     "other library": (_touch("tf_model.h5"), r"another library \(tf_model\.h5\); .*Convert"),
     "no index": (

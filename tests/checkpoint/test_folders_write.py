@@ -216,7 +216,7 @@ def test_an_index_that_could_not_be_read_again_is_not_written(
 ) -> None:
     before = tree(tmp_path)
     monkeypatch.setattr(folder_writer, "MAX_INDEX_BYTES", 1000)
-    with pytest.raises(OutputError, match=r"an index of .*; more than 1\.0 kB would not be read again") as caught:
+    with pytest.raises(OutputError, match=r"an index of .*; an index above 1\.0 kB could not be read back") as caught:
         small(model)
     assert caught.value.where == str(tmp_path / "small" / "model.mpo.safetensors.index.json")
     assert tree(tmp_path) == before
@@ -261,8 +261,12 @@ def test_a_folder_of_one_file_is_closed_with_it(tmp_path: Path) -> None:
     ("name", "value", "message"),
     [
         ("c", torch.ones(2, dtype=torch.complex128), "c is of type complex128; safetensors cannot hold"),
-        ("fc\ud800.weight", torch.ones(64, 64), "a tensor named fc\\\\ud800.weight.*; half a character"),
-        ("__metadata__", torch.ones(2), "a tensor named __metadata__; safetensors keeps this name"),
+        (
+            "fc\ud800.weight",
+            torch.ones(64, 64),
+            "a tensor named fc\\\\ud800.weight.*; safetensors cannot hold half a character",
+        ),
+        ("__metadata__", torch.ones(2), "a tensor named __metadata__; safetensors reserves this name"),
     ],
 )
 def test_what_safetensors_cannot_hold_is_refused_before_the_work(
@@ -330,11 +334,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a file in the input": (lambda at: at / "model" / "out.pt", r"the output is the folder being read"),
     "a link": (lambda at: _link(at / "out", at / "model"), r"the output is the folder being read"),
     "around the input": (lambda at: at, r"is being read from there; replacing the output would"),
-    "not ours": (lambda at: make_folder(at / "out", [weights()]), r"a folder that was not written here"),
+    "not ours": (lambda at: make_folder(at / "out", [weights()]), r"a folder that was not written by mpocompress"),
     "more in it": (lambda at: _file(_written(at / "out") / "mine").parent, r"mine in it was not written"),
     "hidden in it": (lambda at: _file(_written(at / "out") / ".mine").parent, r"\.mine in it was not"),
     "folder in it": (lambda at: _in_it(_written(at / "out")), r"config\.json in it was not written"),
-    "nowhere": (lambda at: at / "gone" / "out", r"no folder \S+/gone; the output has nowhere to go"),
+    "nowhere": (lambda at: at / "gone" / "out", r"no folder \S+/gone; the output has no parent folder"),
 }
 
 
@@ -374,7 +378,7 @@ def test_an_output_is_refused_before_anything_is_touched(case: str, model: Path,
 def test_a_folder_is_not_replaced_unasked(model: Path, tmp_path: Path) -> None:
     _written(tmp_path / "small")
     before = tree(tmp_path)
-    with pytest.raises(OutputExistsError, match="the folder exists; it is not replaced unasked"):
+    with pytest.raises(OutputExistsError, match="the folder exists; an existing folder is replaced only on request"):
         small(model)
     assert tree(tmp_path) == before
 

@@ -179,7 +179,9 @@ def test_arguments_that_do_not_fit_are_refused(job: _Job, message: str, tmp_path
 def test_an_existing_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "out.pt"
     path.write_text("old")
-    with pytest.raises(OutputExistsError, match=r"out\.pt: the file exists; it is not replaced unasked"):
+    with pytest.raises(
+        OutputExistsError, match=r"out\.pt: the file exists; an existing file is replaced only on request"
+    ):
         _Job().write(path)
     assert path.read_text() == "old"
     _Job(overwrite=True).write(path)
@@ -205,7 +207,7 @@ def test_an_output_that_is_an_input_is_refused_even_when_overwriting(link: str, 
 def test_places_that_take_no_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a folder; the output is one file"):
         check_output(tmp_path, overwrite=True, inputs=[])
-    with pytest.raises(OutputError, match=r"no folder .*gone; the file has nowhere to go"):
+    with pytest.raises(OutputError, match=r"no folder .*gone; the file has no folder"):
         check_output(tmp_path / "gone" / "out.pt", overwrite=True, inputs=[])
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="a device, pipe or socket; it would be replaced by a file"):

@@ -72,14 +72,14 @@ LIES = {
 
 for title, count in LIES.items():
 
-    @cases.refused(f"a storage of {title}", "damaged|cut off|harm|elements")
+    @cases.refused(f"a storage of {title}", "damaged|truncated|elements")
     def lie(folder: Path, canary: Path, count: int = count) -> Path:
         data = bytearray(whole(folder))
         struct.pack_into("<q", data, lengths(data)[0], count)
         return written(folder, bytes(data))
 
 
-@cases.refused("a name of a storage that is not there", "damaged|cut off|storage")
+@cases.refused("a name of a storage that is not there", "damaged|truncated|storage")
 def missing_name(folder: Path, canary: Path) -> Path:
     data = whole(folder)
     ends = parts(data)
@@ -87,14 +87,14 @@ def missing_name(folder: Path, canary: Path) -> Path:
     return written(folder, data[: ends[3]] + pickle.dumps(names[:1], 2) + data[ends[4] :])
 
 
-@cases.refused("names of storages that are no list", "damaged|cut off|storage|followed")
+@cases.refused("names of storages that are no list", "damaged|truncated|storage|cannot be read")
 def names_no_list(folder: Path, canary: Path) -> Path:
     data = whole(folder)
     ends = parts(data)
     return written(folder, data[: ends[3]] + pickle.dumps(7, 2) + data[ends[4] :])
 
 
-@cases.refused("a storage named twice", "damaged|twice|storage|cut off|elements")
+@cases.refused("a storage named twice", "damaged|twice|storage|truncated|elements")
 def named_twice(folder: Path, canary: Path) -> Path:
     data = whole(folder)
     ends = parts(data)

@@ -147,7 +147,7 @@ def _config_file(layout: Layout) -> tuple[Path, ...]:
 def _config(layout: Layout) -> Mapping[str, object]:
     action = "Download the folder again, or move the file out of it."
     files = _config_file(layout)
-    return read_json(files[0], largest=MAX_CONFIG_BYTES, what="configuration", action=action) if files else {}
+    return read_json(files[0], largest=MAX_CONFIG_BYTES, kind="configuration", action=action) if files else {}
 
 
 def _several(folder: Path, names: list[str]) -> CheckpointError:

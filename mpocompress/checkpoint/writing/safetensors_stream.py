@@ -1,7 +1,7 @@
-"""Writing safetensors, one tensor at a time and always in the same order.
+"""Write safetensors, one tensor at a time and always in the same order.
 
 The library's own `save_file` writes the entries of `__metadata__` in an order that changes from run to run (safetensors
-0.8), and wants all tensors in memory at once.
+0.8), and needs all tensors in memory at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _RESERVED = "__metadata__"
 
 
 def check_storable(dtypes: Mapping[str, DType], where: str) -> None:
-    """Refuse tensors that safetensors cannot hold, by their names and types.
+    """Refuse tensors that safetensors cannot hold, by their names and dtypes.
 
     Args:
         dtypes: name -> element type.
         where: the output, for messages.
 
     Raises:
-        OutputError: a dtype has no safetensors type, a name is the reserved one or holds half a character.
+        OutputError: safetensors has no such dtype, or a name is reserved or contains half a character.
 
     Example:
         >>> from mpocompress.checkpoint.dtypes import FLOAT32
@@ -41,11 +41,11 @@ def check_storable(dtypes: Mapping[str, DType], where: str) -> None:
         if dtype.safetensors is None:
             found, why = f"{shown(name)} is of type {dtype}", "safetensors cannot hold tensors of this type"
         elif name == _RESERVED:
-            found, why = f"a tensor named {name}", "safetensors keeps this name for its texts"
+            found, why = f"a tensor named {name}", "safetensors reserves this name for text entries"
         elif any("\ud800" <= char <= "\udfff" for char in name):
             found, why = (
                 f"a tensor named {shown(name)}",
-                "half a character (a lone surrogate) is no text in safetensors",
+                "safetensors cannot hold half a character (a lone surrogate)",
             )
         else:
             continue
@@ -55,10 +55,10 @@ def check_storable(dtypes: Mapping[str, DType], where: str) -> None:
 def write_safetensors(
     stream: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], where: str
 ) -> None:
-    """Write tensors and text entries as safetensors, in the order the library uses: wide types first, then by name.
+    """Write tensors and text entries as safetensors, in the order of the library: wide types first, then by name.
 
     Args:
-        stream: where to write, from its current position on.
+        stream: written to from its current position on.
         tensors: dense tensors; shared ones are written as copies.
         metadata: text entries of the header, sorted on writing.
         where: the output, for messages.
