@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint import Checkpoint, Output, open_checkpoint
-from mpocompress.compression.format import stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.output import Output
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import FinetuneError, MPOCompressError, OutputExistsError
 from mpocompress.finetuning.finetune_module import train_model
 from mpocompress.finetuning.options import FinetuneOptions

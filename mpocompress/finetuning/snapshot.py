@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mpocompress._version import __version__
-from mpocompress.checkpoint import replacing
+from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FinetuneError, FormatError
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.precision import MatmulDtypes

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from mpocompress.checkpoint import Checkpoint, open_checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import FinetuneError, MPOCompressError
 from mpocompress.modules.load import load_into
 from mpocompress.reports.compression import Report

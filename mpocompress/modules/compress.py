@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.calibrate import calibration_for
-from mpocompress.checkpoint import Checkpoint, Spool
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.compression.job import CompressionJob
 from mpocompress.compression.reporting import outcome_report
 from mpocompress.compression.run import compress_matrices

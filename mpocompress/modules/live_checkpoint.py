@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mpocompress.checkpoint import Checkpoint, open_state
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.in_memory import open_state
 from mpocompress.errors import ModelError
 from mpocompress.layers.model_classes import class_name
 from mpocompress.text import shown
@@ -44,5 +45,5 @@ def live_checkpoint(model: nn.Module) -> Checkpoint:
         tensors,
         name=type(model).__name__,
         classes={strip_wrappers(path): class_name(module) for path, module in paths},
-        beside={name: value for name, value in state.items() if name not in tensors},
+        entries={name: value for name, value in state.items() if name not in tensors},
     )

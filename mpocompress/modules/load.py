@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mpocompress.checkpoint import Checkpoint, open_checkpoint, state_extras
-from mpocompress.compression.format import check_cores, stored_mpo, stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.contents.extras import state_extras
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.format import check_cores, stored_mpo
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import ModelError
 from mpocompress.modules.compatibility import check_changeable, check_replaceable
 from mpocompress.modules.name_matching import EXTRA_STATE, match_tensors, parameter_refs, stored_tensors

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import full_name, short_class
 from mpocompress.layers.specs import member_shapes

@@ -8,15 +8,11 @@ from os import PathLike
 
 from torch import Tensor, nn
 
-from mpocompress.checkpoint import (
-    Checkpoint,
-    Output,
-    check_output,
-    left_out,
-    restore,
-    state_extras,
-    write_checkpoint,
-)
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.contents.extras import restore, state_extras
+from mpocompress.checkpoint.output import Output
+from mpocompress.checkpoint.torch_dtypes import dtype_of
+from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
 from mpocompress.errors import ModelError
 from mpocompress.modules.live_checkpoint import live_checkpoint
 from mpocompress.modules.provenance import provenance_of
@@ -164,7 +160,7 @@ def _check_values(weights: Sequence[SavedWeight], tensors: Mapping[str, Tensor])
     """Refuse cores that could not be read back from a file."""
     for saved in weights:
         names = saved.core_names(saved.path)
-        dtypes = {str(core.dtype).removeprefix("torch.") for core in saved.weight.cores}
+        dtypes = {dtype_of(core.dtype).name for core in saved.weight.cores}
         shapes = [tensors[name].shape if name in tensors else None for name in names]
         if shapes != [core.shape for core in saved.weight.cores]:
             found, why = "cores that are not in the state dict under their names", "they could not be read back"

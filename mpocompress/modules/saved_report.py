@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mpocompress._version import __version__
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.dtypes import DTYPES
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.layers.names import JOINT, core_name
 from mpocompress.layers.specs import Skipped, member_shapes
 from mpocompress.modules.provenance import Provenance
@@ -157,7 +158,7 @@ def _dense_matrices(
             if matrix.is_compressed or not all(member.startswith(old) for member in matrix.members):
                 continue
             names = tuple(new + member.removeprefix(old) for member in matrix.members)
-            dtypes = {str(tensors[name].dtype).removeprefix("torch.") for name in names if name in tensors}
+            dtypes = {dtype_of(tensors[name].dtype).name for name in names if name in tensors}
             shapes = [tuple(tensors[name].shape) for name in names if name in tensors]
             if shapes == list(member_shapes(matrix).values()) and len(dtypes) == 1:
                 (dtype,) = dtypes
@@ -174,8 +175,8 @@ def _totals(before: Report, matrices: Sequence[MatrixReport], tensors: Mapping[s
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     eligible = sum(matrix.dense_parameters for matrix in matrices)
     eligible_after = sum(matrix.parameters for matrix in matrices)
-    dense_size = sum(matrix.dense_parameters * _itemsize(matrix.source_dtype) for matrix in matrices)
-    stored_size = sum(matrix.parameters * _itemsize(matrix.dtype) for matrix in matrices)
+    dense_size = sum(matrix.dense_parameters * DTYPES[matrix.source_dtype].itemsize for matrix in matrices)
+    stored_size = sum(matrix.parameters * DTYPES[matrix.dtype].itemsize for matrix in matrices)
     return dataclasses.replace(
         before.totals,
         dense_parameters=after + eligible - eligible_after,
@@ -188,15 +189,10 @@ def _totals(before: Report, matrices: Sequence[MatrixReport], tensors: Mapping[s
     )
 
 
-def _itemsize(dtype: str) -> int:
-    size: int = getattr(torch, dtype).itemsize
-    return size
-
-
 def _matrix_report(saved: SavedWeight) -> MatrixReport:
     """Return the report of a compressed matrix, with its name and dtype in the model."""
     before, weight = saved.provenance.matrix, saved.weight
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = dtype_of(weight.dtype).name
     report = dataclasses.replace(
         before,
         name=saved.path,

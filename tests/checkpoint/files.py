@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 
 
 def state_dict() -> dict[str, torch.Tensor]:

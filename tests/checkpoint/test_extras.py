@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint import open_checkpoint
 from mpocompress.checkpoint.contents.structure import NOTHING, plain_part
+from mpocompress.checkpoint.reader import open_checkpoint
 from tests.checkpoint.files import state_dict
 
 

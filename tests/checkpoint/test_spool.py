@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpocompress.checkpoint import Spool
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.errors import OutputError
 
 
@@ -29,7 +29,7 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> No
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"finished tensors cannot be put aside .* Check the free space"):
+    with pytest.raises(OutputError, match=r"finished tensors cannot be stored .* Check the free space"):
         Spool(tmp_path / "none" / "small.pt")
 
 

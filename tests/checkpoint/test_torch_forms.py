@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import assert_same, contents, rezip, state_dict
 
@@ -134,7 +134,7 @@ def test_a_whole_module_gives_its_state_dict_and_its_classes(save: Callable[...,
         assert checkpoint.tensors["tied.weight"].alias_of == "blocks.0.weight"
         (note,) = checkpoint.notes
         assert note.startswith(
-            "the file is an object of class a_module_that_is_gone.Net: its weights are taken, the rest"
+            "the file is an object of class a_module_that_is_gone.Net: its weights are used, the rest"
         )
 
 
@@ -156,7 +156,7 @@ def test_a_module_inside_an_object_is_found(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "model.pt") as checkpoint:
         assert checkpoint.key == "model"
         assert_same(contents(checkpoint), expected)
-        assert "the file is an object of class types.SimpleNamespace: its model is taken" in checkpoint.notes[1]
+        assert "the file is an object of class types.SimpleNamespace: its model is used" in checkpoint.notes[1]
 
 
 def test_a_list_of_class_state_dict_and_settings_is_read(tmp_path: Path) -> None:
@@ -266,11 +266,11 @@ def _last_count(data: bytes, count: int, lie: int) -> bytes:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda data: _last_count(data, 9, 10), "is not as it is described"),
-        (lambda data: _last_count(data, 9, -1), "is not as it is described"),
+        (lambda data: _last_count(data, 9, 10), "does not match its description"),
+        (lambda data: _last_count(data, 9, -1), "does not match its description"),
         (lambda data: data[:-1], "and the file ends before"),
-        (lambda data: data.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1), "a head that no torch.save ever wrote"),
-        (lambda data: data.replace(b"K\x09", b"K\x08", 1), "not as it is described|needs"),
+        (lambda data: data.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1), "a head that torch.save never writes"),
+        (lambda data: data.replace(b"K\x09", b"K\x08", 1), "does not match its description|needs"),
     ],
     ids=["more", "negative", "cut off", "version", "fewer"],
 )
@@ -307,7 +307,7 @@ def test_what_fails_when_it_is_run_is_said(tmp_path: Path) -> None:
 
 
 class _Odd(torch.nn.Linear):
-    """A layer that is saved in a way of its own."""
+    """A layer with its own way of saving of its own."""
 
     def __getstate__(self) -> object:
         return (self.in_features, self.weight.detach())
@@ -316,7 +316,7 @@ class _Odd(torch.nn.Linear):
 @pytest.mark.parametrize("allow_pickle", [False, True])
 def test_a_module_that_is_saved_in_its_own_way_is_not_left_out_silently(allow_pickle: bool, tmp_path: Path) -> None:
     torch.save(torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "odd": _Odd(3, 3)}), tmp_path / "model.pt")
-    message = "running it failed" if allow_pickle else r"odd is a module of class \S+_Odd that is saved in a way"
+    message = "running it failed" if allow_pickle else r"odd is a module of class \S+_Odd with its own way of saving"
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path / "model.pt", allow_pickle=allow_pickle)
 
@@ -372,5 +372,5 @@ def test_a_list_of_pieces_that_are_no_names_is_refused(names: bytes, tmp_path: P
     whole = _stream({"w": torch.ones(3, 3)})
     start = whole.rindex(b"\x80\x02]")
     (tmp_path / "model.pt").write_bytes(whole[: start + 2] + names + whole[whole.index(b".", start) + 1 :])
-    with pytest.raises(CheckpointError, match=r"no list of its pieces of memory|cannot be followed"):
+    with pytest.raises(CheckpointError, match=r"no list of its pieces of memory|cannot be read"):
         open_checkpoint(tmp_path / "model.pt")

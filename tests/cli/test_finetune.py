@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.cli.main import main
 from tests.inspecting import report_in
 

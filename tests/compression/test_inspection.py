@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mpocompress
-from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.compression.inspection import parameters_left
 from mpocompress.errors import ModelError, SelectionError, SitesError
 from mpocompress.layers.selection import Selection
@@ -47,8 +47,8 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*words: object) -> Any:
         raise AssertionError(f"data was read: {words}")
 
-    monkeypatch.setattr(OpenedCheckpoint, "tensor", refuse)
-    monkeypatch.setattr(OpenedCheckpoint, "sha256", refuse)
+    monkeypatch.setattr(Checkpoint, "tensor", refuse)
+    monkeypatch.setattr(Checkpoint, "sha256", refuse)
 
 
 @pytest.fixture

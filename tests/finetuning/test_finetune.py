@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import (
     CheckpointError,
     FinetuneError,
@@ -221,7 +221,7 @@ def test_it_learns_from_targets_alone(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "said"),
     [
-        ({"source": "model.pt"}, FormatError, r"ordinary checkpoint.*Compress it first"),
+        ({"source": "model.pt"}, FormatError, r"not compressed.*Compress it first"),
         ({"source": "nowhere.pt"}, CheckpointError, "no such file"),
         ({"target": "small.pt"}, OutputError, "small.pt"),
         ({"target": "there.pt"}, OutputExistsError, "there.pt"),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import open_checkpoint, write_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.writer import write_checkpoint
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import flip_byte, rezip, state_dict
 from tests.hostile.files import Calls

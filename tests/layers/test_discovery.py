@@ -6,29 +6,31 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.dtypes import BFLOAT16, COMPLEX64, FLOAT16, FLOAT32, FLOAT64, INT8, DType
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.errors import SelectionError
-from mpocompress.layers.discovery import Discovery, discover
-from mpocompress.layers.evidence import Evidence
+from mpocompress.layers.classifier import Hints
+from mpocompress.layers.discovery import Discovery, layers_of
 from mpocompress.layers.selection import Selection
 
 
-def info(name: str, *shape: int, dtype: torch.dtype = torch.float32, alias_of: str | None = None) -> TensorInfo:
-    size = torch.Size(shape).numel() * dtype.itemsize
-    return TensorInfo(name=name, shape=shape, dtype=dtype, size_bytes=size, alias_of=alias_of)
+def info(name: str, *shape: int, dtype: DType = FLOAT32, alias_of: str | None = None) -> TensorInfo:
+    return TensorInfo(name=name, shape=shape, dtype=dtype, alias_of=alias_of)
 
 
 def find(*infos: TensorInfo, **selection: object) -> Discovery:
-    return discover({one.name: one for one in infos}, Selection(**selection))  # type: ignore[arg-type]
+    return layers_of({one.name: one for one in infos}, Selection(**selection))  # type: ignore[arg-type]
 
 
 def infos_of(module: nn.Module) -> tuple[TensorInfo, ...]:
-    return tuple(info(name, *tensor.shape, dtype=tensor.dtype) for name, tensor in module.state_dict().items())
+    return tuple(
+        info(name, *tensor.shape, dtype=dtype_of(tensor.dtype)) for name, tensor in module.state_dict().items()
+    )
 
 
 def forms(found: Discovery) -> dict[str, list[list[str]]]:
@@ -85,7 +87,7 @@ def test_the_form_is_chosen(choice: str, wanted: list[list[str]]) -> None:
 
 
 def test_weights_of_two_dtypes_are_not_joined() -> None:
-    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=torch.float16))
+    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=FLOAT16))
 
     assert list(forms(found).values()) == [[["l.weight_ih_l0", "l.weight_hh_l0"]]]
 
@@ -142,11 +144,11 @@ def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
         (info("fc.bias", 64), "1-D: a bias, a norm or a statistic"),
         (info("conv.weight", 64, 64, 3), "3-D: not an LSTM or Linear weight"),
         (
-            info("fc.weight", 64, 64, dtype=torch.int8),
+            info("fc.weight", 64, 64, dtype=INT8),
             "int8: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (
-            info("fc.weight", 64, 64, dtype=torch.complex64),
+            info("fc.weight", 64, 64, dtype=COMPLEX64),
             "complex64: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (info("fc.weight", 0, 64), "empty"),
@@ -166,12 +168,12 @@ def test_the_reason_for_a_tensor_that_stays(one: TensorInfo, reason: str) -> Non
     assert reasons(found) == {one.name: reason}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_linear_weight_of_any_float_dtype(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16, FLOAT32, FLOAT64], ids=str)
+def test_a_linear_weight_of_any_float_dtype(dtype: DType) -> None:
     (layer,) = find(info("fc.weight", 64, 64, dtype=dtype), info("fc.bias", 64)).layers
 
     assert (layer.name, layer.kind) == ("fc", "linear")
-    assert layer.forms[0][0].members[0].dtype == str(dtype).removeprefix("torch.")
+    assert layer.forms[0][0].members[0].dtype == dtype.name
 
 
 def test_a_bare_linear_has_no_prefix() -> None:
@@ -233,31 +235,34 @@ TORCH_LINEAR = "torch.nn.modules.linear.Linear"
 CONV1D = "transformers.pytorch_utils.Conv1D"
 
 
-def find_with(*infos: TensorInfo, selection: Selection = Selection(), **evidence: Any) -> Discovery:  # noqa: B008
-    return discover({one.name: one for one in infos}, selection, Evidence(**evidence))
+def find_with(*infos: TensorInfo, selection: Selection = Selection(), **hints: Any) -> Discovery:  # noqa: B008
+    return layers_of({one.name: one for one in infos}, selection, Hints(**hints))
 
 
 @pytest.mark.parametrize(
-    ("evidence", "known"),
+    ("hints", "known"),
     [
         ({}, "name and shape"),
-        ({"model": {"x": TORCH_LINEAR}}, "model"),
-        ({"classes": {"x": TORCH_LINEAR}, "model": {"x": "torch.nn.modules.sparse.Embedding"}}, "recorded class"),
-        ({"classes": {"x": "__main__.Own"}, "model": {"x": TORCH_LINEAR}}, "model"),
-        ({"classes": {"x": "__main__.Own", "": "__main__.Net"}}, "name and shape"),
-        ({"classes": {"x": "torch.nn.modules.container.ParameterDict"}}, "name and shape"),
-        ({"classes": {"x": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}}, "recorded class"),
+        ({"model_classes": {"x": TORCH_LINEAR}}, "model"),
+        (
+            {"recorded_classes": {"x": TORCH_LINEAR}, "model_classes": {"x": "torch.nn.modules.sparse.Embedding"}},
+            "recorded class",
+        ),
+        ({"recorded_classes": {"x": "__main__.Own"}, "model_classes": {"x": TORCH_LINEAR}}, "model"),
+        ({"recorded_classes": {"x": "__main__.Own", "": "__main__.Net"}}, "name and shape"),
+        ({"recorded_classes": {"x": "torch.nn.modules.container.ParameterDict"}}, "name and shape"),
+        ({"recorded_classes": {"x": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}}, "recorded class"),
     ],
 )
-def test_what_a_layer_is_comes_from_the_surest_source(evidence: dict[str, Any], known: str) -> None:
-    assert kinds(find_with(info("x.weight", 64, 64), **evidence)) == {"x": ("linear", known)}
+def test_what_a_layer_is_comes_from_the_surest_source(hints: dict[str, Any], known: str) -> None:
+    assert kinds(find_with(info("x.weight", 64, 64), **hints)) == {"x": ("linear", known)}
 
 
 def test_what_is_asked_for_goes_before_every_class() -> None:
     found = find_with(
         info("x.weight", 64, 128),
         selection=Selection(kinds={"x.weight": "conv1d"}),
-        classes={"x": "torch.nn.modules.sparse.Embedding"},
+        recorded_classes={"x": "torch.nn.modules.sparse.Embedding"},
     )
 
     assert kinds(found) == {"x": ("conv1d", "as asked")}
@@ -277,13 +282,13 @@ def test_what_is_asked_for_goes_before_every_class() -> None:
     ],
 )
 def test_the_class_of_what_stays_is_named(name: str, reason: str) -> None:
-    assert reasons(find_with(info("x.weight", 64, 64), classes={"x": name})) == {"x.weight": reason}
+    assert reasons(find_with(info("x.weight", 64, 64), recorded_classes={"x": name})) == {"x.weight": reason}
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(64, 64), nn.GRU(64, 64), nn.RNN(64, 64), nn.LSTMCell(64, 64)])
 def test_recurrent_layers_go_by_their_class(module: nn.Module) -> None:
     name = f"torch.nn.modules.rnn.{type(module).__name__}"
-    found = find_with(*infos_of_prefixed("x", module), classes={"x": name})
+    found = find_with(*infos_of_prefixed("x", module), recorded_classes={"x": name})
 
     if isinstance(module, nn.LSTM | nn.LSTMCell):
         assert kinds(found) == {"x": ("lstm" if isinstance(module, nn.LSTM) else "lstm_cell", "recorded class")}
@@ -296,24 +301,24 @@ def test_recurrent_layers_go_by_their_class(module: nn.Module) -> None:
 def test_a_gru_of_the_shape_of_an_lstm_is_a_gru_when_its_class_says_so() -> None:
     weights = infos_of_prefixed("x", nn.LSTM(64, 64))
 
-    assert find_with(*weights, classes={"x": "torch.nn.modules.rnn.GRU"}).layers == ()
-    assert kinds(find_with(*weights, model={"x": "__main__.Gated"})) == {"x": ("lstm", "name and shape")}
+    assert find_with(*weights, recorded_classes={"x": "torch.nn.modules.rnn.GRU"}).layers == ()
+    assert kinds(find_with(*weights, model_classes={"x": "__main__.Gated"})) == {"x": ("lstm", "name and shape")}
 
 
 def test_an_embedding_by_name_is_a_linear_by_class() -> None:
-    found = find_with(info("embed.weight", 64, 64), classes={"embed": TORCH_LINEAR})
+    found = find_with(info("embed.weight", 64, 64), recorded_classes={"embed": TORCH_LINEAR})
 
     assert kinds(found) == {"embed": ("linear", "recorded class")}
 
 
 def test_a_conv1d_by_class_needs_no_bias_and_may_be_square() -> None:
-    found = find_with(info("x.weight", 64, 64), classes={"x": CONV1D})
+    found = find_with(info("x.weight", 64, 64), recorded_classes={"x": CONV1D})
 
     assert kinds(found) == {"x": ("conv1d", "recorded class")}
 
 
 def test_a_bias_that_contradicts_the_class_is_said() -> None:
-    found = find_with(*biased("x", 64, 128, 64), classes={"x": CONV1D})
+    found = find_with(*biased("x", 64, 128, 64), recorded_classes={"x": CONV1D})
 
     assert reasons(found)["x.weight"] == "its bias of shape (64,) does not fit a Conv1D layer"
 
@@ -370,14 +375,14 @@ TIED = [
     ((info("lm_head.weight", 1000, 64),), {"config": {"tie_word_embeddings": True}}),
     (
         (info("a.weight", 1000, 64), info("b.weight", 1000, 64, alias_of="a.weight")),
-        {"classes": {"a": TORCH_LINEAR, "b": "torch.nn.modules.sparse.Embedding"}},
+        {"recorded_classes": {"a": TORCH_LINEAR, "b": "torch.nn.modules.sparse.Embedding"}},
     ),
 ]
 
 
-@pytest.mark.parametrize(("infos", "evidence"), TIED, ids=[str(number) for number in range(len(TIED))])
-def test_an_output_layer_that_is_the_embedding_is_left(infos: tuple[TensorInfo, ...], evidence: dict[str, Any]) -> None:
-    found = find_with(*infos, **evidence)
+@pytest.mark.parametrize(("infos", "hints"), TIED, ids=[str(number) for number in range(len(TIED))])
+def test_an_output_layer_that_is_the_embedding_is_left(infos: tuple[TensorInfo, ...], hints: dict[str, Any]) -> None:
+    found = find_with(*infos, **hints)
 
     assert found.layers == ()
     said = {name: reason for name, reason in reasons(found).items() if not name.endswith("bias")}
@@ -385,15 +390,15 @@ def test_an_output_layer_that_is_the_embedding_is_left(infos: tuple[TensorInfo, 
 
 
 @pytest.mark.parametrize(
-    "evidence",
+    "hints",
     [
         {},
         {"config": {"tie_word_embeddings": False}},
         {"ties": {"format": "pt", "lm_head.weight": "net.wte.weight"}},
     ],
 )
-def test_an_output_layer_of_its_own_is_compressed(evidence: dict[str, Any]) -> None:
-    found = find_with(info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64), **evidence)
+def test_an_output_layer_of_its_own_is_compressed(hints: dict[str, Any]) -> None:
+    found = find_with(info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64), **hints)
 
     assert list(kinds(found)) == ["lm_head"]
 
@@ -402,7 +407,7 @@ def test_tied_linears_of_known_class_are_one_layer() -> None:
     found = find_with(
         info("encoder.weight", 1000, 64),
         info("decoder.weight", 1000, 64, alias_of="encoder.weight"),
-        classes={"encoder": TORCH_LINEAR, "decoder": TORCH_LINEAR},
+        recorded_classes={"encoder": TORCH_LINEAR, "decoder": TORCH_LINEAR},
     )
 
     assert kinds(found) == {"encoder": ("linear", "recorded class")}
@@ -681,5 +686,5 @@ def test_the_work_grows_with_the_number_of_tensors_and_no_faster() -> None:
     """Ten thousand layers must not be compared with one another."""
     tensors = Counted(*(info(f"{number}.weight", 64, 64) for number in range(100)))
 
-    assert len(discover(tensors).layers) == 100
+    assert len(layers_of(tensors).layers) == 100
     assert tensors.walks < 10

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from mpocompress.checkpoint import TensorInfo
-from mpocompress.layers.discovery import Discovery, discover
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.torch_dtypes import dtype_of
+from mpocompress.layers.discovery import Discovery, layers_of
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.unsupported import (
     BITSANDBYTES,
@@ -29,14 +30,12 @@ SIDE = 64
 
 
 def find(state: Mapping[str, Tensor], selection: Selection = Selection()) -> Discovery:  # noqa: B008 (frozen)
-    return discover(
+    return layers_of(
         {
             name: TensorInfo(
                 name=name,
                 shape=tuple(tensor.shape),
-                dtype=tensor.dtype,
-                size_bytes=tensor.numel() * tensor.element_size(),
-                alias_of=None,
+                dtype=dtype_of(tensor.dtype),
             )
             for name, tensor in state.items()
         },
@@ -87,7 +86,7 @@ def test_what_torch_makes_of_a_weight_is_told_and_left(module: nn.Module, reason
 
     assert found.layers == ()
     assert {text for name, text in reasons(found).items() if not name.endswith("bias")} == {reason}
-    assert found.obstacles == (reason,)
+    assert found.unsupported == (reason,)
     assert "then save it again" in reason
 
 
