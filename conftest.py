@@ -1,4 +1,4 @@
-"""The examples of the documentation and of the docstrings, collected as tests.
+"""Settings of all tests, and the examples of the documentation and of the docstrings, collected as tests.
 
 Every page and every module has a folder of its own to work in, which holds the bundled checkpoint as `model.pt`.
 """
@@ -6,13 +6,23 @@ Every page and every module has a folder of its own to work in, which holds the 
 from __future__ import annotations
 
 import doctest
+import os
+import signal
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.sybil import SybilCollection
 
 from tools.console_blocks import enter_workspace, evaluate, leave_workspace
+
+# One thread in every process, child processes included: threads that wait for each other on busy cores take many times
+# as long for matrices as small as those of the tests. Read by the libraries when they are loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# Some tests send SIGINT, which is ignored by default in the background of a script.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DOCTEST_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -36,3 +46,9 @@ docstrings = Sybil(
 )
 
 pytest_collect_file = SybilCollection([pages, docstrings]).pytest()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

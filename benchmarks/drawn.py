@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress import MPO, Sites
-from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.benchmarking.stored_layers import LayerPair
 from mpocompress.mpo.sites import balanced, folded, low_rank
 
 SEED = 0
@@ -44,7 +44,7 @@ def random_mpo(sites: Sites, bond: int, seed: int = SEED) -> MPO:
     return MPO(cores=tuple(scale * torch.randn(shape, generator=generator) for shape in dims), sites=sites)
 
 
-def lstm_twins(hidden: int, shape: str, bond: int, *, joint: bool, cell: bool = False) -> Twins:
+def lstm_twins(hidden: int, shape: str, bond: int, *, joint: bool, cell: bool = False) -> LayerPair:
     """A dense LSTM or LSTM cell with as many inputs as hidden units, and the arguments for its compressed twin.
 
     Args:
@@ -65,13 +65,13 @@ def lstm_twins(hidden: int, shape: str, bond: int, *, joint: bool, cell: bool = 
         parts = tuple(mpo.to_matrix() for mpo in mpos.values())
     layer = nn.LSTMCell(hidden, hidden) if cell else nn.LSTM(hidden, hidden)
     weights = dict(zip((f"weight_ih{end}", f"weight_hh{end}"), parts, strict=True))
-    return Twins(dense=with_weights(layer, weights), mpos=mpos)
+    return LayerPair(dense=with_weights(layer, weights), mpos=mpos)
 
 
-def linear_twins(rows: int, cols: int, shape: str, bond: int) -> Twins:
+def linear_twins(rows: int, cols: int, shape: str, bond: int) -> LayerPair:
     """A dense Linear layer and the arguments for its compressed twin."""
     mpo = random_mpo(SHAPES[shape](rows, cols), bond)
-    return Twins(dense=with_weights(nn.Linear(cols, rows), {"weight": mpo.to_matrix()}), mpos={"weight": mpo})
+    return LayerPair(dense=with_weights(nn.Linear(cols, rows), {"weight": mpo.to_matrix()}), mpos={"weight": mpo})
 
 
 def with_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

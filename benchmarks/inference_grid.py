@@ -17,10 +17,10 @@ from mpocompress.benchmarking.contenders import (
     compressed_contender,
     dense_contenders,
     largest_difference,
-    race,
+    time_contenders,
 )
-from mpocompress.benchmarking.layers import fed_layer
-from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.benchmarking.layers import random_inputs
+from mpocompress.benchmarking.stored_layers import LayerPair
 from mpocompress.reports.benchmark import Case, Timed
 
 SIZES, BATCHES, BONDS = (64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64), (4, 16, 64)
@@ -87,7 +87,7 @@ def _case(kind: str, size: int, batch: int, length: int | None, bonds: Sequence[
     """Every bond and site shape beside one dense layer, whose speed does not depend on its values."""
     builders = {f"{shape} {bond}": _twins(kind, size, shape, bond) for shape in SHAPES for bond in bonds}
     dense = next(iter(builders.values()))().dense
-    feed, more = fed_layer(dense, batch, length, conditions.device)
+    feed, more = random_inputs(dense, batch, length, conditions.device)
     contenders: list[Contender] = [*dense_contenders(dense, feed), *more]
     differences: dict[str, float | None] = {}
     for name, build in builders.items():
@@ -96,11 +96,13 @@ def _case(kind: str, size: int, batch: int, length: int | None, bonds: Sequence[
         with torch.inference_mode():
             differences[name] = largest_difference(feed(small), feed(pair.dense))
         contenders.append(dataclasses.replace(compressed_contender(small, feed, "auto"), name=name))
-    timed = race(contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s)
+    timed = time_contenders(
+        contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s
+    )
     return Case(batch=batch, length=length, contenders=tuple(_compared(contender, differences) for contender in timed))
 
 
-def _twins(kind: str, size: int, shape: str, bond: int) -> Callable[[], Twins]:
+def _twins(kind: str, size: int, shape: str, bond: int) -> Callable[[], LayerPair]:
     if kind == "LSTM":
         return partial(lstm_twins, size, shape, bond, joint=False)
     return partial(linear_twins, size, size, shape, bond)

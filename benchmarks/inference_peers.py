@@ -15,15 +15,15 @@ from mpocompress import MPO, Sites
 from mpocompress.benchmarking.comparison import Conditions
 from mpocompress.benchmarking.contenders import (
     Contender,
-    Feed,
+    RunModule,
     compressed_contender,
     dense_contenders,
-    held_bytes,
     largest_difference,
-    race,
+    module_bytes,
+    time_contenders,
 )
-from mpocompress.benchmarking.layers import fed_layer
-from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.benchmarking.layers import random_inputs
+from mpocompress.benchmarking.stored_layers import LayerPair
 from mpocompress.reports.benchmark import Case
 
 OURS, OURS_ALIGNED = "mpocompress", "mpocompress, cores of the others"
@@ -48,8 +48,8 @@ def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Condi
         for seed, (name, mpo) in enumerate(own.mpos.items())
     }
     dense = with_weights(nn.LSTM(hidden, hidden), {name: mpo.to_matrix() for name, mpo in aligned.items()})
-    same = Twins(dense=dense, mpos=aligned)
-    feed, _ = fed_layer(dense, batch, length, conditions.device)
+    same = LayerPair(dense=dense, mpos=aligned)
+    feed, _ = random_inputs(dense, batch, length, conditions.device)
     ours = own.compressed("auto")
     with torch.inference_mode():
         apart = largest_difference(feed(ours), feed(own.dense))
@@ -62,7 +62,9 @@ def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Condi
         dataclasses.replace(compressed_contender(same.compressed("auto"), feed, "auto"), name=OURS_ALIGNED),
         *loops,
     )
-    timed = race(contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s)
+    timed = time_contenders(
+        contenders, repeats=conditions.repeats, device=conditions.device, budget_s=conditions.budget_s
+    )
     return Case(
         batch=batch,
         length=length,
@@ -72,7 +74,7 @@ def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Condi
     )
 
 
-def _loops(inputs: MPO, hidden: MPO, bias: Tensor, feed: Feed) -> list[Contender]:
+def _loops(inputs: MPO, hidden: MPO, bias: Tensor, feed: RunModule) -> list[Contender]:
     """One contender per tool; a tool that is not installed has a reason."""
     loops = []
     for peer in PEERS:
@@ -89,4 +91,4 @@ def _loops(inputs: MPO, hidden: MPO, bias: Tensor, feed: Feed) -> list[Contender
 
 def _cores_and_bias(inputs: MPO, hidden: MPO, bias: Tensor) -> int:
     """Bytes that every tool holds."""
-    return held_bytes(nn.ParameterList(core for mpo in (inputs, hidden) for core in mpo.cores)) + 4 * bias.numel()
+    return module_bytes(nn.ParameterList(core for mpo in (inputs, hidden) for core in mpo.cores)) + 4 * bias.numel()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.drawn import LSTM_TWINS, linear_twins, lstm_twins
-from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, side_by_side
-from mpocompress.benchmarking.contenders import Feed
-from mpocompress.benchmarking.layers import fed_layer
-from mpocompress.benchmarking.stored_layers import Twins
+from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, measure_case
+from mpocompress.benchmarking.contenders import RunModule
+from mpocompress.benchmarking.layers import random_inputs
+from mpocompress.benchmarking.stored_layers import LayerPair
 from mpocompress.reports.benchmark import Case
 
 LENGTH = 100
@@ -34,21 +34,21 @@ class Row:
 
     layer: str
     cores: str
-    twins: Callable[[], Twins]
+    load_pair: Callable[[], LayerPair]
     batch: int
     length: int | None = None
     training: bool = False
 
     def run(self, conditions: Conditions) -> Case:
         """Measure this row."""
-        pair = self.twins()
+        pair = self.load_pair()
         compressed = {mode: pair.compressed(mode) for mode in EXECUTIONS}
-        feed, more = fed_layer(pair.dense, self.batch, self.length, conditions.device)
+        feed, more = random_inputs(pair.dense, self.batch, self.length, conditions.device)
         if self.training:
             feed, more = trained(self.batch, self.length or 1, pair.dense), ()
             for module in (pair.dense, *compressed.values()):
                 module.train().requires_grad_(requires_grad=True)
-        return side_by_side(
+        return measure_case(
             pair.dense,
             compressed,
             feed,
@@ -60,7 +60,7 @@ class Row:
         )
 
 
-def trained(batch: int, length: int, lstm: nn.Module) -> Feed:
+def trained(batch: int, length: int, lstm: nn.Module) -> RunModule:
     """A call of forward and backward of an LSTM, to its weights and its inputs.
 
     Returns:
@@ -87,7 +87,7 @@ def lstm_rows(
         Row(
             layer=f"LSTM {hidden}, batch {batch}, length {length}",
             cores=f"{shape}, {form}",
-            twins=partial(make, hidden, shape, bond),
+            load_pair=partial(make, hidden, shape, bond),
             batch=batch,
             length=length,
             training=training,
@@ -103,7 +103,7 @@ def cell_rows(hidden: int, batch: int, bond: int) -> list[Row]:
         Row(
             layer=f"LSTM cell {hidden}, batch {batch}",
             cores=f"low rank, {form}",
-            twins=partial(lstm_twins, hidden, "low rank", bond, joint=form == "joint", cell=True),
+            load_pair=partial(lstm_twins, hidden, "low rank", bond, joint=form == "joint", cell=True),
             batch=batch,
         )
         for form in LSTM_TWINS
@@ -115,7 +115,7 @@ def linear_row(rows: int, cols: int, batch: int, shape: str, bond: int) -> Row:
     return Row(
         layer=f"Linear {rows} x {cols}, batch {batch}",
         cores=shape,
-        twins=partial(linear_twins, rows, cols, shape, bond),
+        load_pair=partial(linear_twins, rows, cols, shape, bond),
         batch=batch,
     )
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.timing import Clock
-from mpocompress.benchmarking.machine import processor
+from mpocompress.benchmarking.bench import processor
 
 WIDTH = 100
 

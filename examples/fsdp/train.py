@@ -1,4 +1,4 @@
-"""Train a compressed file with FSDP2: every process holds a part of each core, and one writes the result.
+"""Train a compressed file with FSDP2: every process holds a part of each core, and process 0 writes the result.
 
 torchrun --standalone --nproc-per-node 2 examples/fsdp/train.py small.pt tuned.pt
 """
@@ -6,6 +6,7 @@ torchrun --standalone --nproc-per-node 2 examples/fsdp/train.py small.pt tuned.p
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ import mpocompress
 
 IMAGES = Path(__file__).resolve().parents[1] / "fashion" / "heldout.safetensors"
 STEPS = 4
-BATCH_SIZE = 64  # of all processes together
+BATCH_SIZE = 64  # over all processes
 
 
 class Classifier(nn.Module):
@@ -32,52 +33,58 @@ class Classifier(nn.Module):
         self.head = nn.Linear(256, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return one logit a class; images have shape (batch, 28, 28)."""
+        """Return one logit per class; images have shape (batch, 28, 28)."""
         logits: Tensor = self.head(self.lstm(images)[0][:, -1])
         return logits
 
 
 def train(model: nn.Module, *, rank: int = 0, processes: int = 1) -> None:
-    """Train for a few steps, on this process' share of every batch.
+    """Train for a few steps, on the samples of this process in every batch.
 
     Args:
-        model: Sharded or not.
-        rank: Which process this is.
-        processes: How many there are.
+        model: the model, sharded or not.
+        rank: number of this process.
+        processes: number of processes.
     """
     data = load_file(IMAGES)
     images, labels = (data["images"] / 255 - 0.2860) / 0.3530, data["labels"].long()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(STEPS):
-        share = slice(step * BATCH_SIZE + rank, (step + 1) * BATCH_SIZE, processes)
-        loss = nn.functional.cross_entropy(model(images[share]), labels[share])
+        samples = slice(step * BATCH_SIZE + rank, (step + 1) * BATCH_SIZE, processes)
+        loss = nn.functional.cross_entropy(model(images[samples]), labels[samples])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
-def main() -> None:
+def run(source: Path, target: Path) -> None:
     """Load, shard, train, gather, and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="a compressed file")
-    parser.add_argument("target", type=Path, help="the file to write")
-    options = parser.parse_args()
-
-    dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = mpocompress.load(options.source, Classifier())
+    model = mpocompress.load(source, Classifier())
     for layer in model.children():
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
     train(model, rank=dist.get_rank(), processes=dist.get_world_size())
 
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_rank() == 0:  # the others were given nothing
-        result = mpocompress.load(options.source, Classifier())
-        result.load_state_dict(whole)
-        mpocompress.save(result, options.target)
+    gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:  # the other processes get an empty state dict
+        result = mpocompress.load(source, Classifier())
+        result.load_state_dict(gathered)
+        mpocompress.save(result, target)
+
+
+def main() -> None:
+    """Run in one of the processes that torchrun starts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a compressed file")
+    parser.add_argument("target", type=Path, help="the file to write")
+    options = parser.parse_args()
+
+    dist.init_process_group("gloo")
+    run(options.source, options.target)
+    gc.collect()  # a group that a model still refers to keeps threads that can crash the exit
     dist.destroy_process_group()
 
 

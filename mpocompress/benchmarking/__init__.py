@@ -1,4 +1,5 @@
 """Timing of compressed models against dense ones on this machine: the `bench` command.
 
-Times single layers or the user's model with every execution mode, torch's dense kernels and dynamic int8, interleaved.
+Times single layers or the user's model in every execution mode, with torch's dense kernels and with dynamic int8, in
+interleaved samples.
 """

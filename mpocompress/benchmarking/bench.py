@@ -1,17 +1,18 @@
-"""Dense against compressed, side by side: the layers of a compressed file, or the whole model of its user."""
+"""The `bench` command: times the layers of a compressed file, or the user's whole model, dense against compressed."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from mpocompress._version import __version__
 from mpocompress.benchmarking.comparison import Conditions
 from mpocompress.benchmarking.layers import bench_layers
-from mpocompress.benchmarking.machine import processor
 from mpocompress.benchmarking.model import bench_model
 from mpocompress.benchmarking.options import BenchOptions
 from mpocompress.benchmarking.stored_layers import stored_layers
@@ -25,29 +26,31 @@ from mpocompress.reports.benchmark import BenchReport, Machine
 from mpocompress.text import StrPath, shown
 from mpocompress.user.options import with_keywords
 
+CPU_FILE = Path("/proc/cpuinfo")
+
 
 @with_keywords(BenchOptions)
 def bench(source: StrPath, options: BenchOptions) -> BenchReport:
-    """Time a compressed file against its dense twin, whose weights are its cores multiplied out.
+    """Time a compressed file against its dense twin, whose weights are the contracted cores.
 
-    Without a model every compressed layer runs alone, in float32 and with its own weights; layers that run alike are
-    measured once. With a model the whole of it runs.
+    Without a model, every compressed layer runs alone, in float32 and with its own weights; layers of the same kind,
+    shapes, sites and bonds are measured once. With a model, the whole model runs.
 
     Args:
         source: a file or folder that `compress` wrote.
         options: the fields of `BenchOptions`.
 
     Returns:
-        The figures, all of one run on this machine.
+        The measurements, all from one run on this machine.
 
     Raises:
         CheckpointError: the source cannot be read.
-        FormatError: not a compressed file, or one that contradicts itself.
-        ReportError: figures in it that do not add up.
-        BenchmarkError: nothing in it is compressed; sizes that mean nothing; a device that is not there.
-        SelectionError: a glob that matches no compressed layer.
-        ModelError: the model cannot be built, or the file is not of it.
-        InputsError: inputs cannot be made or guessed, or the model does not take them.
+        FormatError: not a compressed file, or an inconsistent one.
+        ReportError: the totals in its report do not add up.
+        BenchmarkError: no compressed layer, invalid sizes, or a device that is not available.
+        SelectionError: a pattern matches no compressed layer.
+        ModelError: the model cannot be built, or does not match the file.
+        InputsError: inputs cannot be made or guessed, or the model does not accept them.
     """
     model, device = options.model, options.device_name
     _check_device(device)
@@ -58,13 +61,13 @@ def bench(source: StrPath, options: BenchOptions) -> BenchReport:
         device=device,
         progress=options.progress,
     )
-    with open_checkpoint(source) as checkpoint, blas_threads(options.threads), _as_asked():
+    with open_checkpoint(source) as checkpoint, blas_threads(options.threads), _without_variable():
         report = stored_report(checkpoint)
         if not report.compressed:
             raise BenchmarkError(
                 where=checkpoint.path.name,
-                found="no compressed layer in it",
-                why="there is nothing to compare with a dense one",
+                found="no compressed layer",
+                why="the benchmark compares compressed layers with dense ones",
                 action="Compress the checkpoint to a smaller target.",
             )
         check_cores(report, checkpoint.tensors, where=checkpoint.path.name)
@@ -89,21 +92,32 @@ def bench(source: StrPath, options: BenchOptions) -> BenchReport:
 
 
 @contextmanager
-def _as_asked() -> Iterator[None]:
-    """Let layers run as they are asked to, whatever the environment says: every way is measured."""
-    said = os.environ.pop(VARIABLE, None)
+def _without_variable() -> Iterator[None]:
+    """Ignore the environment variable of the execution mode in the block, because every mode is measured."""
+    value = os.environ.pop(VARIABLE, None)
     try:
         yield
     finally:
-        if said is not None:
-            os.environ[VARIABLE] = said
+        if value is not None:
+            os.environ[VARIABLE] = value
 
 
 def _check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError(
             where="device",
-            found="cuda, and no graphics card that torch can use",
-            why="there is nothing to run on",
-            action="Give cpu, or install a torch that finds the card.",
+            found="cuda, but torch finds no GPU",
+            why="the benchmark cannot run on a missing device",
+            action="Use cpu, or install a build of torch that supports the GPU.",
         )
+
+
+def processor() -> str:
+    """Return the name of the processor; the machine type if the system does not report the name.
+
+    Example:
+        >>> processor() != ""
+        True
+    """
+    models = CPU_FILE.read_text().split("model name")[1:2] if CPU_FILE.exists() else []
+    return models[0].partition("\n")[0].strip(" \t:") if models else platform.machine()

@@ -1,4 +1,4 @@
-"""A dense module and its compressed twin on inputs of one size, in all the ways in which they can run."""
+"""Comparison of a dense module with its compressed twin on inputs of one size, in all ways in which they can run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 from mpocompress.benchmarking.contenders import (
     Contender,
-    Feed,
+    RunModule,
     compressed_contender,
     dense_contenders,
     int8_contender,
-    race,
+    time_contenders,
 )
 from mpocompress.jobs import Progress
 from mpocompress.nn import Execution
@@ -28,15 +28,15 @@ STEP = "measuring"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """How everything is measured.
+    """Conditions of all measurements.
 
     Args:
         batches: batch sizes.
-        lengths: steps of a sequence.
-        repeats: the most samples of a contender.
-        device: where everything runs, `cpu` or `cuda`.
-        progress: told how far the work is.
-        budget_s: seconds that all samples on one size may take.
+        lengths: lengths of the sequences, in steps.
+        repeats: largest number of samples of a contender.
+        device: device of all contenders, `cpu` or `cuda`.
+        progress: called before every size and at the end.
+        budget_s: seconds for all samples of one size.
     """
 
     batches: tuple[int, ...]
@@ -47,20 +47,20 @@ class Conditions:
     budget_s: float = BUDGET_S
 
     def sizes(self, *, has_length: bool) -> tuple[tuple[int, int | None], ...]:
-        """Batch size and length of every input; no length where there are no sequences."""
+        """Return (batch size, length) of every input; the length is None for layers without sequences."""
         lengths: tuple[int | None, ...] = self.lengths if has_length else (None,)
         return tuple((batch, length) for batch in self.batches for length in lengths)
 
-    def tell(self, done: int, total: int) -> None:
-        """Tell how many sizes are done."""
+    def report_progress(self, done: int, total: int) -> None:
+        """Report the number of sizes that are done."""
         if self.progress is not None:
             self.progress(STEP, done, total)
 
 
-def side_by_side(
+def measure_case(
     dense: nn.Module,
     compressed: Mapping[Execution, nn.Module],
-    feed: Feed,
+    run: RunModule,
     *,
     batch: int,
     length: int | None,
@@ -72,31 +72,31 @@ def side_by_side(
 
     Args:
         dense: the dense module.
-        compressed: its twin, by the way it runs.
-        feed: calls one of them with the inputs.
-        batch: inputs in the batch, for the report.
-        length: steps of a sequence, for the report.
-        conditions: how it is measured.
-        more: further contenders, put behind the dense ones.
-        gradients: whether `feed` asks for gradients, which weights of 8 bits do not have.
+        compressed: execution mode -> its compressed twin.
+        run: calls a module with the inputs.
+        batch: batch size of the inputs, for the report.
+        length: length of the sequences, for the report.
+        conditions: conditions of the measurement.
+        more: additional contenders, placed after the dense ones.
+        gradients: whether `run` needs gradients, which int8 weights do not support.
 
     Returns:
-        The figures; bytes are those that a module holds after it ran on this size alone.
+        The measurements. The caches are cleared first, so that bytes are those for this size alone.
     """
     for module in compressed.values():
-        for one in module.modules():
-            if isinstance(one, MPOLayer):
-                one.clear_cache()
+        for layer in module.modules():
+            if isinstance(layer, MPOLayer):
+                layer.clear_cache()
     contenders = (
-        *dense_contenders(dense, feed),
+        *dense_contenders(dense, run),
         *more,
-        *(() if gradients else (int8_contender(dense, feed),)),
-        *(compressed_contender(module, feed, mode) for mode, module in compressed.items()),
+        *(() if gradients else (int8_contender(dense, run),)),
+        *(compressed_contender(module, run, mode) for mode, module in compressed.items()),
     )
     return Case(
         batch=batch,
         length=length,
-        contenders=race(
+        contenders=time_contenders(
             contenders,
             repeats=conditions.repeats,
             device=conditions.device,

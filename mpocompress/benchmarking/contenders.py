@@ -1,10 +1,10 @@
-"""Ways to run one layer or model: torch's own dense paths, weights of 8 bits, and cores in every mode."""
+"""Contenders of a benchmark: torch's dense kernels, dynamic int8, and a compressed module in every execution mode."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,13 @@ from mpocompress.benchmarking.torch_int8 import has_int8_layers, int8_copy, pack
 from mpocompress.nn.timing import BUDGET_S, SAMPLE_S, Call, clock_of, interleaved
 from mpocompress.reports.benchmark import ContenderKind, Timed
 from mpocompress.user.dense_model import device_of
+from mpocompress.user.pytree import tensors
 
 INT8 = "dynamic int8"
-_FALLS_BACK = "LSTM with projections is not supported with oneDNN"
+_NO_ONEDNN = "LSTM with projections is not supported with oneDNN"
 
-Feed = Callable[[nn.Module], object]
-"""Calls a module with the inputs at hand."""
+RunModule = Callable[[nn.Module], object]
+"""Calls a module with the inputs of a benchmark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,50 +30,48 @@ class Contender:
     """One way to run a layer or a model.
 
     Args:
-        name: its name, as it is shown.
+        name: name in the report.
         kind: `dense`, `int8` or `compressed`.
         run: runs it once and returns its outputs.
-        size_bytes: counts what it holds, once it has run.
-        under: makes what has to be entered around it.
-        unavailable: why it cannot run, in words; empty where it can.
+        size_bytes: returns the bytes that it holds, after a run.
+        context: makes a context that is entered around it.
+        unavailable: why it cannot run; empty if it can.
     """
 
     name: str
     kind: ContenderKind
     run: Callable[[], object]
     size_bytes: Callable[[], int]
-    under: Callable[[], AbstractContextManager[object]] = nullcontext
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
     unavailable: str = ""
 
 
-def dense_contenders(module: nn.Module, feed: Feed) -> tuple[Contender, ...]:
-    """The ways in which torch itself runs a dense layer or model.
+def dense_contenders(module: nn.Module, run: RunModule) -> tuple[Contender, ...]:
+    """Return a contender for every library with which torch can run a dense layer or model on its device.
 
     Args:
         module: the layer or model.
-        feed: calls it with the inputs.
-
-    Returns:
-        One contender for every library that torch can use on the device of the module.
+        run: calls it with the inputs.
 
     Example:
-        >>> [one.name for one in dense_contenders(nn.Linear(2, 2), lambda layer: layer(torch.ones(1, 2)))][-1]
+        >>> contenders = dense_contenders(nn.Linear(2, 2), lambda layer: layer(torch.ones(1, 2)))
+        >>> contenders[-1].name
         'dense, native'
     """
     return tuple(
         Contender(
             name=f"dense, {library}",
             kind="dense",
-            run=lambda: feed(module),
-            size_bytes=lambda: held_bytes(module),
-            under=under,
+            run=lambda: run(module),
+            size_bytes=lambda: module_bytes(module),
+            context=context,
         )
-        for library, under in _libraries(device_of(module).type)
+        for library, context in _libraries(device_of(module).type)
     )
 
 
 def one_step_contenders(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Contender, ...]:
-    """The ways in which torch itself runs an LSTM for a single step, where a cell is faster than the layer.
+    """Return contenders that run an LSTM for a single step by cells, which are faster than the layer.
 
     Args:
         lstm: the layer, not batch first.
@@ -81,67 +80,63 @@ def one_step_contenders(lstm: nn.LSTM, inputs: Tensor, hidden: Tensor, cell: Ten
         cell: its cell state, of the same shape.
 
     Returns:
-        One contender for every library; none where the layer has a projection, which cells lack.
+        One contender per library; none if the layer has a projection, which cells do not support.
     """
     if lstm.proj_size:
         return ()
-    steps = _OneStep(lstm)
+    cells = _Cells(lstm)
     return tuple(
         Contender(
             name=f"dense, cell, {library}",
             kind="dense",
-            run=lambda: steps(inputs, hidden, cell),
-            size_bytes=lambda: held_bytes(lstm),
-            under=under,
+            run=lambda: cells(inputs, hidden, cell),
+            size_bytes=lambda: module_bytes(lstm),
+            context=context,
         )
-        for library, under in _libraries(device_of(lstm).type)
+        for library, context in _libraries(device_of(lstm).type)
     )
 
 
-def int8_contender(module: nn.Module, feed: Feed) -> Contender:
-    """The same layer or model with weights of 8 bits, as `torch.ao.quantization.quantize_dynamic` makes it.
+def int8_contender(module: nn.Module, run: RunModule) -> Contender:
+    """Return the contender of dynamic int8 quantisation; it gives the reason if torch cannot quantise the module.
 
     Args:
-        module: the dense layer or model; it stays as it is.
-        feed: calls it with the inputs.
-
-    Returns:
-        The contender; one that says why where torch cannot quantize the module, or nothing in it.
+        module: the dense layer or model; it is not changed.
+        run: calls it with the inputs.
     """
     reason, quantized = why_not_int8(module), module
     if not reason:
         try:
             quantized = int8_copy(module)
             with torch.inference_mode():
-                feed(quantized)
-        except Exception as error:  # noqa: BLE001 - torch refuses in many ways, and the user's code may not know it
+                run(quantized)
+        except Exception as error:  # noqa: BLE001 - torch raises many types, and the user's code may fail too
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if not reason and not has_int8_layers(quantized):
         reason = "torch replaced no layer"
     return Contender(
         name=INT8,
         kind="int8",
-        run=lambda: feed(quantized),
-        size_bytes=lambda: held_bytes(quantized),
+        run=lambda: run(quantized),
+        size_bytes=lambda: module_bytes(quantized),
         unavailable=reason,
     )
 
 
-def compressed_contender(module: nn.Module, feed: Feed, execution: str) -> Contender:
-    """A layer or model that holds cores.
+def compressed_contender(module: nn.Module, run: RunModule, execution: str) -> Contender:
+    """Return the contender of a layer or model with MPO weights.
 
     Args:
-        module: the layer or model, its execution set.
-        feed: calls it with the inputs.
-        execution: the name of that.
-
-    Returns:
-        The contender.
+        module: the layer or model, with its execution mode set.
+        run: calls it with the inputs.
+        execution: the execution mode, which is the name of the contender.
     """
-    return Contender(name=execution, kind="compressed", run=lambda: feed(module), size_bytes=lambda: held_bytes(module))
+    return Contender(
+        name=execution, kind="compressed", run=lambda: run(module), size_bytes=lambda: module_bytes(module)
+    )
 
 
-def race(
+def time_contenders(
     contenders: Sequence[Contender],
     *,
     repeats: int,
@@ -150,115 +145,105 @@ def race(
     sample_s: float = SAMPLE_S,
     budget_s: float = BUDGET_S,
 ) -> tuple[Timed, ...]:
-    """Run contenders against each other and compare their outputs.
+    """Time contenders against each other and compare their outputs.
 
     Args:
-        contenders: a dense one first, which the outputs of the others are compared with.
-        repeats: see `stopwatch.interleaved`, as for the last two.
-        device: where they run; a graphics card is waited for.
-        gradients: whether torch records what gradients need; without, everything runs in inference mode.
-        sample_s: seconds that a sample lasts at least.
-        budget_s: seconds that all samples may take.
+        contenders: the contenders; the outputs of all are compared with those of the first, a dense one.
+        repeats: largest number of samples; see `interleaved`, as for the last two arguments.
+        device: the device on which they run.
+        gradients: whether torch records the calls for gradients; otherwise they run in inference mode.
+        sample_s: shortest duration of a sample, in seconds.
+        budget_s: seconds for all samples.
 
     Returns:
-        Their figures, in their order.
+        The measurements, in the order of the contenders.
     """
-    able = [one for one in contenders if not one.unavailable]
+    available = [contender for contender in contenders if not contender.unavailable]
     with torch.inference_mode(mode=not gradients), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_FALLS_BACK)
+        warnings.filterwarnings("ignore", message=_NO_ONEDNN)
         outputs = []
-        for one in able:
-            with one.under():
-                outputs.append(one.run())
+        for contender in available:
+            with contender.context():
+                outputs.append(contender.run())
         differences = [largest_difference(output, outputs[0]) for output in outputs]
         del outputs
-        samples = interleaved(
-            [Call(run=one.run, under=one.under) for one in able],
+        all_samples = interleaved(
+            [Call(run=contender.run, context=contender.context) for contender in available],
             repeats=repeats,
             sample_s=sample_s,
             budget_s=budget_s,
             clock=clock_of(device),
         )
     timed = {
-        one.name: Timed(
-            contender=one.name,
-            kind=one.kind,
-            times_s=own.times_s,
-            calls=own.calls,
-            size_bytes=one.size_bytes(),
+        contender.name: Timed(
+            contender=contender.name,
+            kind=contender.kind,
+            times_s=samples.times_s,
+            calls=samples.calls,
+            size_bytes=contender.size_bytes(),
             largest_difference=difference,
         )
-        for one, own, difference in zip(able, samples, differences, strict=True)
+        for contender, samples, difference in zip(available, all_samples, differences, strict=True)
     }
     return tuple(
-        timed.get(one.name) or Timed(contender=one.name, kind=one.kind, unavailable=one.unavailable)
-        for one in contenders
+        timed.get(contender.name)
+        or Timed(contender=contender.name, kind=contender.kind, unavailable=contender.unavailable)
+        for contender in contenders
     )
 
 
-def held_bytes(module: nn.Module) -> int:
-    """Bytes that a layer or model holds: parameters, packed weights of 8 bits, and what layers prepared beside them.
+def module_bytes(module: nn.Module) -> int:
+    """Return the bytes that a layer or model holds: parameters, packed int8 weights, and the caches of MPO layers.
 
     Args:
-        module: the layer or model.
-
-    Returns:
-        Bytes; what is shared inside it counts once.
+        module: the layer or model; shared parameters count once.
 
     Example:
-        >>> held_bytes(nn.Linear(2, 3))
+        >>> module_bytes(nn.Linear(2, 3))
         36
     """
-    parameters = sum(one.numel() * one.element_size() for one in module.parameters())
-    prepared = sum(int(getattr(one, "cached_bytes", 0)) for one in module.modules())
-    return parameters + prepared + packed_bytes(module)
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    cached = sum(int(getattr(layer, "cached_bytes", 0)) for layer in module.modules())
+    return parameters + cached + packed_bytes(module)
 
 
-def largest_difference(outputs: object, others: object) -> float | None:
-    """The largest absolute difference between two nests of outputs.
+def largest_difference(outputs: object, reference: object) -> float | None:
+    """Return the largest absolute difference between two trees of outputs.
 
     Args:
-        outputs: tensors, in tuples, lists or mappings.
-        others: the same; where one of them has more tensors than the other, the first ones are compared.
+        outputs: tensors in tuples, lists or mappings.
+        reference: the same; additional tensors of one tree are not compared.
 
     Returns:
-        The difference; None where nothing can be compared, or is not finite.
+        The difference; None if nothing can be compared, or a difference is not finite.
 
     Example:
         >>> largest_difference((torch.zeros(2), {"h": torch.ones(1)}), (torch.ones(2), {"h": torch.zeros(1)}))
         1.0
     """
-    pairs = zip(_tensors(outputs), _tensors(others), strict=False)
-    found = [float((one.double() - other.double()).abs().max()) for one, other in pairs if one.shape == other.shape]
-    return max(found) if found and all(map(math.isfinite, found)) else None
+    pairs = zip(_comparable(outputs), _comparable(reference), strict=False)
+    differences = [float((new.double() - old.double()).abs().max()) for new, old in pairs if new.shape == old.shape]
+    return max(differences) if differences and all(map(math.isfinite, differences)) else None
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating tensors in a nest, none of them empty."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and value.numel():
-            yield value.detach()
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+def _comparable(tree: object) -> Iterator[Tensor]:
+    """Yield the floating-point tensors of a tree that are not empty."""
+    return (tensor.detach() for tensor in tensors(tree) if tensor.is_floating_point() and tensor.numel())
 
 
-class _OneStep:
-    """An LSTM for a single step, its levels and directions one cell each."""
+class _Cells:
+    """An LSTM for a single step, with one cell per level and direction."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
-        ends = ("", "_reverse") if lstm.bidirectional else ("",)
+        suffixes = ("", "_reverse") if lstm.bidirectional else ("",)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if lstm.bias else ("weight_ih", "weight_hh")
         self._levels: list[list[tuple[Any, ...]]] = [
-            [tuple(getattr(lstm, f"{name}_l{level}{end}") for name in names) for end in ends]
+            [tuple(getattr(lstm, f"{name}_l{level}{suffix}") for name in names) for suffix in suffixes]
             for level in range(lstm.num_layers)
         ]
 
     def __call__(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
-        """The output of the layer, of shape (1, batch, directions x hidden)."""
+        """Return the output of the layer, of shape (1, batch, directions x hidden)."""
         step, states = inputs[0], iter(zip(hidden, cell, strict=True))
         for level in self._levels:
             outputs = [torch.lstm_cell(step, next(states), *weights)[0] for weights in level]
@@ -267,7 +252,7 @@ class _OneStep:
 
 
 def _libraries(device: str) -> list[tuple[str, Callable[[], AbstractContextManager[object]]]]:
-    """The libraries that torch can use on a device, each with the switch that chooses it."""
+    """Return the libraries that torch can use on a device, each with the context that selects it."""
     if device == "cuda":
         return [("cuDNN", nullcontext), ("native", _without_cudnn)]
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -276,7 +261,7 @@ def _libraries(device: str) -> list[tuple[str, Callable[[], AbstractContextManag
 
 
 def _without_onednn() -> AbstractContextManager[object]:
-    # What is None stays as it is: setting the precision again would warn.
+    # None keeps a setting; setting the precision again would warn.
     return torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
 
 

@@ -1,4 +1,4 @@
-"""The dense twin of a model with MPO layers: the same model, its weights multiplied out from the cores."""
+"""The weights of the dense twin of a model with MPO layers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mpocompress.nn import MPOWeight
 
 
 def dense_state(model: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a dense model that computes the same as one with MPO layers.
+    """Return the state dict with which a dense model computes the same as a model with MPO layers.
 
     Args:
         model: the model with MPO layers.
-        dense: the same model without; only the shapes of its weights are looked at.
+        dense: the same model without MPO layers; only the shapes of its weights are used.
 
     Returns:
-        Name -> tensor, for every name of `dense`: dense weights are new, all else is shared with `model`.
+        Name -> tensor, for every name of `dense`: dense weights are new, other tensors are shared with `model`.
 
     Example:
         >>> import mpocompress
@@ -31,21 +31,21 @@ def dense_state(model: nn.Module, dense: nn.Module) -> dict[str, Tensor]:
         (['bias', 'weight'], True)
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
-    made = dict(_multiplied_out(model, shapes))
-    return {name: tensor for name, tensor in {**model.state_dict(), **made}.items() if name in shapes}
+    weights = dict(_dense_weights(model, shapes))
+    return {name: tensor for name, tensor in {**model.state_dict(), **weights}.items() if name in shapes}
 
 
-def _multiplied_out(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
-    """The weights that cores stand for, under the names of the dense model."""
+def _dense_weights(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every weight that is stored as cores, under its name in the dense model."""
     for name, weight in model.named_modules(remove_duplicate=False):
         if not isinstance(weight, MPOWeight):
             continue
         matrix = weight.dense().detach()
         path, _, leaf = name.rpartition(".")
-        start = f"{path}." if path else ""
+        prefix = f"{path}." if path else ""
         if not leaf.startswith(JOINT):
             yield name, matrix
             continue
-        names = [f"{start}{leaf.replace(JOINT, part)}" for part in ("weight_ih", "weight_hh")]
-        columns = [shapes[one][1] for one in names]
+        names = [f"{prefix}{leaf.replace(JOINT, part)}" for part in ("weight_ih", "weight_hh")]
+        columns = [shapes[member][1] for member in names]
         yield from zip(names, torch.split(matrix, columns, dim=1), strict=True)

@@ -1,4 +1,4 @@
-"""Inputs for the user's own model: made by the user's function, or guessed from the first layer that has weights."""
+"""Inputs for the user's model: from the user's function, or random ones of the shape that the first layer accepts."""
 
 from __future__ import annotations
 
@@ -15,76 +15,75 @@ from mpocompress.user.batches import call_model, to_device
 from mpocompress.user.code import describe_error, inputs_function
 
 _SEED = 0
-_WRITE_ONE = "Give a function that makes the inputs from a batch size and a length."
+_ACTION = "Give a function that makes the inputs from a batch size and a length."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputsMaker:
-    """How inputs are made.
+    """A function that makes inputs.
 
     Args:
-        make: makes them.
-        said: what they are, in words.
-        has_length: whether a length changes them.
+        make: the function.
+        description: description of the inputs, for notes and errors.
+        has_length: whether the inputs depend on the length.
     """
 
     make: InputsFunction
-    said: str
+    description: str
     has_length: bool
 
 
 def given_inputs(inputs: str | InputsFunction) -> InputsMaker:
-    """Inputs that the user's function makes.
+    """Return the user's function.
 
     Args:
-        inputs: a function, or `file.py:name` or `package.module:name` of one, which is imported.
-
-    Returns:
-        How they are made.
+        inputs: the function, or its `file.py:name` or `package.module:name`, which is imported.
 
     Raises:
         InputsError: the function cannot be imported.
     """
     if isinstance(inputs, str):
-        return InputsMaker(make=inputs_function(inputs), said=f"those of {shown(inputs)}", has_length=True)
-    return InputsMaker(make=inputs, said="the given ones", has_length=True)
+        return InputsMaker(make=inputs_function(inputs), description=f"the inputs of {shown(inputs)}", has_length=True)
+    return InputsMaker(make=inputs, description="the given inputs", has_length=True)
 
 
 def guessed_inputs(model: nn.Module) -> InputsMaker:
-    """Random inputs, of the shape that the first layer with weights takes.
+    """Return a function that makes random inputs of the shape that the first layer with weights accepts.
 
     Args:
         model: the dense model.
 
-    Returns:
-        How they are made.
-
     Raises:
-        InputsError: that layer is of another kind than LSTM, GRU, RNN, Linear or Embedding.
+        InputsError: that layer is not an LSTM, GRU, RNN, Linear or Embedding layer.
 
     Example:
         >>> guessed_inputs(nn.LSTM(8, 16, batch_first=True)).make(2, 5).shape
         torch.Size([2, 5, 8])
     """
     path, layer = next(
-        ((name, one) for name, one in model.named_modules() if any(True for _ in one.parameters(recurse=False))),
+        (
+            (name, module)
+            for name, module in model.named_modules()
+            if any(True for _ in module.parameters(recurse=False))
+        ),
         ("", model),
     )
     kind = type(layer).__name__
-    called = f"as {shown(path)}, its first layer ({kind}), takes" if path else f"as a {kind} takes"
+    accepted = f"as its first layer, {shown(path)} ({kind}), accepts" if path else f"as a {kind} accepts"
     if isinstance(layer, nn.RNNBase):
         dtype, size, batch_first = next(layer.parameters()).dtype, layer.input_size, layer.batch_first
         return InputsMaker(
             make=lambda batch, length: _noise(
                 *((batch, length) if batch_first else (length, batch)), size, dtype=dtype
             ),
-            said=f"random numbers of shape {'(batch, length' if batch_first else '(length, batch'}, {size}), {called}",
+            description=f"random numbers of shape {'(batch, length' if batch_first else '(length, batch'}, {size}), "
+            f"{accepted}",
             has_length=True,
         )
     if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         return InputsMaker(
             make=lambda batch, length: torch.randint(layer.num_embeddings, (batch, length), generator=_generator()),
-            said=f"random ids below {layer.num_embeddings} of shape (batch, length), {called}",
+            description=f"random ids below {layer.num_embeddings} of shape (batch, length), {accepted}",
             has_length=True,
         )
     if isinstance(layer, nn.Linear | nn.RNNCellBase):
@@ -92,68 +91,68 @@ def guessed_inputs(model: nn.Module) -> InputsMaker:
         dtype = next(layer.parameters()).dtype
         return InputsMaker(
             make=lambda batch, _: _noise(batch, size, dtype=dtype),
-            said=f"random numbers of shape (batch, {size}), {called}",
+            description=f"random numbers of shape (batch, {size}), {accepted}",
             has_length=False,
         )
     raise InputsError(
         where=type(model).__name__,
-        found=f"{shown(path) or 'the model itself'}, a {kind}, is its first layer that has weights",
-        why="inputs are guessed for LSTM, GRU, RNN, Linear and Embedding layers",
-        action=_WRITE_ONE,
+        found=f"its first layer with weights is {shown(path) or 'the model itself'}, a {kind}",
+        why="inputs can be guessed for LSTM, GRU, RNN, Linear and Embedding layers only",
+        action=_ACTION,
     )
 
 
-def checked_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> object:
-    """Make inputs of one size, on a device.
+def make_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> object:
+    """Make inputs of one size on a device.
 
     Args:
-        maker: how.
-        batch: inputs in a batch.
-        length: steps of a sequence.
-        device: where they go.
+        maker: the function that makes them.
+        batch: batch size.
+        length: length of the sequences, in steps.
+        device: the device.
 
     Returns:
         A tensor, a tuple or a dict.
 
     Raises:
-        InputsError: the function raises, or gives something else.
+        InputsError: the function raises an error, or returns something else.
     """
     try:
-        made = maker.make(batch, length)
+        inputs = maker.make(batch, length)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputsError(
-            where="inputs", found=describe_error(error), why="the inputs could not be made", action=_WRITE_ONE
+            where="inputs", found=describe_error(error), why="the inputs could not be made", action=_ACTION
         ) from error
-    if not isinstance(made, Tensor | tuple | Mapping):
+    if not isinstance(inputs, Tensor | tuple | Mapping):
         raise InputsError(
             where="inputs",
-            found=f"a {type(made).__name__}",
+            found=f"a {type(inputs).__name__}",
             why="a model is called with a tensor, a tuple of arguments, or a dict of named ones",
             action="Return one of these.",
         )
-    return to_device(made, device)
+    return to_device(inputs, device)
 
 
-def first_call(model: nn.Module, made: object, maker: InputsMaker) -> None:
-    """Call a dense model once, so that what is wrong with its inputs is said before anything is measured.
+def check_inputs(model: nn.Module, inputs: object, maker: InputsMaker) -> None:
+    """Call a dense model once, to find invalid inputs before anything is measured.
 
     Args:
         model: the model.
-        made: its inputs.
-        maker: how they were made.
+        inputs: its inputs.
+        maker: the function that made them.
 
     Raises:
-        InputsError: the model raises.
+        InputsError: the model raises an error.
     """
     try:
         with torch.inference_mode():
-            call_model(model, made)
+            call_model(model, inputs)
     except Exception as error:
         raise InputsError(
             where=type(model).__name__,
             found=describe_error(error),
-            why=f"the model does not take the inputs, {maker.said}",
-            action=_WRITE_ONE,
+            why=f"the model does not accept the inputs, {maker.description}",
+            action=_ACTION,
         ) from error
 
 

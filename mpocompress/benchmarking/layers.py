@@ -1,4 +1,4 @@
-"""Every compressed layer of a file alone, dense against compressed; layers that run alike are measured once."""
+"""Benchmark of the compressed layers of a file, each alone; layers of the same kind and shape are measured once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, side_by_side
-from mpocompress.benchmarking.contenders import Contender, Feed, one_step_contenders
-from mpocompress.benchmarking.stored_layers import StoredLayer, twins
+from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, measure_case
+from mpocompress.benchmarking.contenders import Contender, RunModule, one_step_contenders
+from mpocompress.benchmarking.stored_layers import StoredLayer, load_pair
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import SelectionError
 from mpocompress.layers.names import matches
@@ -20,7 +20,7 @@ from mpocompress.reports.compression import MatrixReport, Report
 from mpocompress.text import listed
 
 MOST_LAYERS = 12
-"""Layers that are measured, of those that run differently; the others are named."""
+"""Largest number of different layers that are measured; a note names the others."""
 _SEED = 0
 
 
@@ -35,48 +35,48 @@ def bench_layers(
 
     Args:
         stored: the layers.
-        globs: which of them; empty for all.
+        globs: patterns of layers to measure; empty for all.
         checkpoint: the open file.
         report: the report in it.
-        conditions: how it is measured.
+        conditions: conditions of the measurement.
 
     Returns:
-        The figures, and what a reader should know.
+        The measurements, and notes for the reader.
 
     Raises:
-        SelectionError: a glob that matches no compressed layer.
-        FormatError: a layer that cannot be put together.
+        SelectionError: a pattern matches no compressed layer.
+        FormatError: a layer cannot be built from its tensors.
     """
     groups: dict[object, list[StoredLayer]] = {}
-    for layer in _chosen(stored, globs, checkpoint.path.name):
-        groups.setdefault(layer.likeness, []).append(layer)
+    for layer in _selected(stored, globs, checkpoint.path.name):
+        groups.setdefault(layer.signature, []).append(layer)
     largest = sorted(groups, key=lambda key: -len(groups[key]) * groups[key][0].dense_parameters)[:MOST_LAYERS]
-    measured = [alike for key, alike in groups.items() if key in largest]
-    total = sum(len(_sizes(alike[0], conditions)) for alike in measured)
+    measured = [group for key, group in groups.items() if key in largest]
+    total = sum(len(_sizes(group[0], conditions)) for group in measured)
     done = 0
     benched = []
-    for alike in measured:
+    for group in measured:
         cases = []
-        dense, compressed = _modules(alike[0], checkpoint, report, conditions.device)
-        for batch, length in _sizes(alike[0], conditions):
-            conditions.tell(done, total)
+        dense, compressed = _modules(group[0], checkpoint, report, conditions.device)
+        for batch, length in _sizes(group[0], conditions):
+            conditions.report_progress(done, total)
             cases.append(_case(dense, compressed, batch, length, conditions))
             done += 1
-        benched.append(_benched(alike, tuple(cases)))
-    conditions.tell(done, total)
+        benched.append(_benched(group, tuple(cases)))
+    conditions.report_progress(done, total)
     return tuple(benched), tuple(_notes(groups, measured))
 
 
-def _chosen(stored: Sequence[StoredLayer], globs: Sequence[str], where: str) -> list[StoredLayer]:
-    """The layers that a glob means, by the name of the layer or of a tensor."""
+def _selected(stored: Sequence[StoredLayer], globs: Sequence[str], where: str) -> list[StoredLayer]:
+    """Return the layers that a pattern matches, by the name of the layer or of a tensor."""
     names = {layer.path: (layer.path, *layer.tensors) for layer in stored}
     for glob in globs:
         if not any(matches(glob, name) for own in names.values() for name in own):
             raise SelectionError(
                 where=f"{where}, layer pattern {glob!r}",
                 found="matches no compressed layer",
-                why="a pattern that selects nothing is a mistake",
-                action=f"Compressed are {listed(list(names))}.",
+                why="a pattern has to select at least one layer",
+                action=f"Use the name of a compressed layer: {listed(list(names))}.",
             )
     return [
         layer
@@ -92,8 +92,8 @@ def _sizes(layer: StoredLayer, conditions: Conditions) -> tuple[tuple[int, int |
 def _modules(
     layer: StoredLayer, checkpoint: Checkpoint, report: Report, device: str
 ) -> tuple[nn.Module, Mapping[Execution, nn.Module]]:
-    """A layer dense, and compressed in every way in which it can run."""
-    pair = twins(layer, checkpoint, report)
+    """Load a layer dense, and compressed in every execution mode."""
+    pair = load_pair(layer, checkpoint, report)
     return pair.dense.to(device), {mode: pair.compressed(mode).to(device) for mode in EXECUTIONS}
 
 
@@ -104,26 +104,28 @@ def _case(
     length: int | None,
     conditions: Conditions,
 ) -> Case:
-    """One layer on one size of input."""
-    feed, more = fed_layer(dense, batch, length, conditions.device)
-    return side_by_side(dense, compressed, feed, batch=batch, length=length, conditions=conditions, more=more)
+    """Measure one layer on inputs of one size."""
+    run, more = random_inputs(dense, batch, length, conditions.device)
+    return measure_case(dense, compressed, run, batch=batch, length=length, conditions=conditions, more=more)
 
 
-def fed_layer(layer: nn.Module, batch: int, length: int | None, device: str) -> tuple[Feed, tuple[Contender, ...]]:
-    """Random inputs for a layer, and states where it has them.
+def random_inputs(
+    layer: nn.Module, batch: int, length: int | None, device: str
+) -> tuple[RunModule, tuple[Contender, ...]]:
+    """Make random inputs, and states, for a layer.
 
     Args:
         layer: an LSTM that is not batch first, an LSTM cell, or a Linear layer.
-        batch: inputs in the batch.
-        length: steps of the sequence; for an LSTM only.
-        device: where the inputs go.
+        batch: batch size.
+        length: length of the sequences, for an LSTM only.
+        device: device of the inputs.
 
     Returns:
-        What calls a layer with them, and what else torch has for them: cells for a single step.
+        A function that calls a layer with them, and the additional contenders of torch: cells for a single step.
 
     Example:
-        >>> feed, _ = fed_layer(nn.Linear(2, 3), 4, None, "cpu")
-        >>> feed(nn.Linear(2, 3)).shape
+        >>> run, _ = random_inputs(nn.Linear(2, 3), 4, None, "cpu")
+        >>> run(nn.Linear(2, 3)).shape
         torch.Size([4, 3])
     """
     generator = torch.Generator().manual_seed(_SEED)
@@ -137,20 +139,20 @@ def fed_layer(layer: nn.Module, batch: int, length: int | None, device: str) -> 
         hidden = noise(levels, batch, layer.proj_size or layer.hidden_size)
         cell = noise(levels, batch, layer.hidden_size)
         more = one_step_contenders(layer, inputs, hidden, cell) if length == 1 else ()
-        return (lambda one: one(inputs, (hidden, cell))), more
+        return (lambda module: module(inputs, (hidden, cell))), more
     if isinstance(layer, nn.LSTMCell):
         inputs, hidden, cell = noise(batch, layer.input_size), *(noise(batch, layer.hidden_size) for _ in range(2))
-        return (lambda one: one(inputs, (hidden, cell))), ()
+        return (lambda module: module(inputs, (hidden, cell))), ()
     inputs = noise(batch, cast("nn.Linear", layer).in_features)
-    return (lambda one: one(inputs)), ()
+    return (lambda module: module(inputs)), ()
 
 
-def _benched(alike: Sequence[StoredLayer], cases: tuple[Case, ...]) -> Benched:
-    first = alike[0]
+def _benched(group: Sequence[StoredLayer], cases: tuple[Case, ...]) -> Benched:
+    first = group[0]
     return Benched(
         kind=cast("BenchedKind", first.kind),
-        layers=tuple(layer.path for layer in alike),
-        matrices=tuple(_matrix(name, one) for name, one in first.matrices.items()),
+        layers=tuple(layer.path for layer in group),
+        matrices=tuple(_matrix(name, matrix) for name, matrix in first.matrices.items()),
         dense_parameters=first.dense_parameters,
         parameters=first.parameters,
         cases=cases,
@@ -169,15 +171,15 @@ def _matrix(name: str, matrix: MatrixReport) -> BenchedMatrix:
 
 
 def _notes(groups: Mapping[object, Sequence[StoredLayer]], measured: Sequence[Sequence[StoredLayer]]) -> list[str]:
-    """What a reader should know of what was measured."""
+    """Return notes for the reader on which layers were measured, and in which dtype."""
     notes = []
-    left = [alike[0].path for alike in groups.values() if alike not in measured]
-    if left:
+    others = [group[0].path for group in groups.values() if group not in measured]
+    if others:
         notes.append(
-            f"Of {len(groups)} different layers the {len(measured)} with the most parameters were measured, not "
-            f"{listed(left)}; a layer that is named is measured."
+            f"Of {len(groups)} different layers, the {len(measured)} with the most parameters were measured, but not "
+            f"{listed(others)}; select a layer by its name to measure it."
         )
-    dtypes = {one.dtype for alike in measured for one in alike[0].matrices.values()} - {"float32"}
+    dtypes = {matrix.dtype for group in measured for matrix in group[0].matrices.values()} - {"float32"}
     if dtypes:
         notes.append(f"Layers alone run in float32; their cores are stored as {', '.join(sorted(dtypes))}.")
     return notes

@@ -1,4 +1,4 @@
-"""The whole model of the user, dense against compressed."""
+"""Benchmark of the user's whole model, dense against compressed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, side_by_side
+from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, measure_case
 from mpocompress.benchmarking.dense_twin import dense_state
 from mpocompress.benchmarking.example_inputs import (
     InputsMaker,
-    checked_inputs,
-    first_call,
+    check_inputs,
     given_inputs,
     guessed_inputs,
+    make_inputs,
 )
 from mpocompress.benchmarking.options import InputsFunction
 from mpocompress.benchmarking.stored_layers import StoredLayer
@@ -32,21 +32,22 @@ def bench_model(
     checkpoint: Checkpoint,
     conditions: Conditions,
 ) -> tuple[tuple[Benched, ...], tuple[str, ...]]:
-    """Load a compressed file into the user's model, once for every way in which it can run, and measure it.
+    """Load a compressed file into the user's model, once for every execution mode, and measure it.
 
     Args:
         stored: the compressed layers of the file.
-        model: a module, or `file.py:name` or `package.module:name` of one or of what builds it.
-        inputs: a function of a batch size and a length, or where it is; None to guess.
+        model: a module, or `file.py:name` or `package.module:name` of a module or of a function or class that builds
+            it.
+        inputs: a function of a batch size and a length, or its name as for a model; None to guess.
         checkpoint: the open file.
-        conditions: how it is measured.
+        conditions: conditions of the measurement.
 
     Returns:
-        The figures, and what a reader should know.
+        The measurements, and notes for the reader.
 
     Raises:
-        ModelError: the model cannot be built, or the file is not of it.
-        InputsError: inputs cannot be made or guessed, or the model does not take them.
+        ModelError: the model cannot be built, or does not match the file.
+        InputsError: inputs cannot be made or guessed, or the model does not accept them.
     """
     build, given = model_factory(model), None if inputs is None else given_inputs(inputs)
     compressed: Mapping[Execution, nn.Module] = {
@@ -59,9 +60,9 @@ def bench_model(
     sizes = conditions.sizes(has_length=maker.has_length)
     cases = []
     for done, (batch, length) in enumerate(sizes):
-        conditions.tell(done, len(sizes))
+        conditions.report_progress(done, len(sizes))
         cases.append(_case(dense, compressed, maker, batch, length, conditions))
-    conditions.tell(len(sizes), len(sizes))
+    conditions.report_progress(len(sizes), len(sizes))
     benched = Benched(
         kind="model",
         layers=tuple(layer.path for layer in stored),
@@ -70,7 +71,7 @@ def bench_model(
         parameters=sum(layer.parameters for layer in stored),
         cases=tuple(cases),
     )
-    return (benched,), (f"The model was called with {maker.said}.",)
+    return (benched,), (f"The model was called with {maker.description}.",)
 
 
 def _case(
@@ -81,9 +82,9 @@ def _case(
     length: int | None,
     conditions: Conditions,
 ) -> Case:
-    """The model on one size of input."""
-    made = checked_inputs(maker, batch, length or 1, conditions.device)
-    first_call(dense, made, maker)
-    return side_by_side(
-        dense, compressed, lambda one: call_model(one, made), batch=batch, length=length, conditions=conditions
+    """Measure the model on inputs of one size."""
+    inputs = make_inputs(maker, batch, length or 1, conditions.device)
+    check_inputs(dense, inputs, maker)
+    return measure_case(
+        dense, compressed, lambda module: call_model(module, inputs), batch=batch, length=length, conditions=conditions
     )

@@ -1,4 +1,4 @@
-"""The layers of a compressed file, each by itself: which there are, and one of them beside its dense twin."""
+"""The layers of a compressed file, and pairs of a compressed layer and its dense twin."""
 
 from __future__ import annotations
 
@@ -22,76 +22,76 @@ _PARTS: Mapping[str, re.Pattern[str]] = {
     "lstm": re.compile(r"(?:weight|bias)_(?:ih|hh|hr)_l(?P<level>\d+)(?P<reverse>_reverse)?"),
     "lstm_cell": re.compile(r"(?:weight|bias)_(?:ih|hh)"),
 }
-"""The tensors of a recurrent layer, by their names in it."""
-_DAMAGED = "The file is damaged or was edited: compress the original checkpoint again."
+"""Names of the tensors in a recurrent layer."""
+_RECOMPRESS = "The file is damaged or was edited: compress the original checkpoint again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLayer:
-    """A layer with at least one compressed matrix, as names and shapes.
+    """Names and shapes of a layer with at least one compressed matrix.
 
     Args:
-        path: of the module; empty for the model itself.
-        kind: `lstm` (all its levels and directions), `lstm_cell`, `linear` or `conv1d`.
-        matrices: its compressed matrices, by their names in the layer.
-        shapes: shape of every tensor of the dense layer, by its name in the layer; rows are outputs.
-        kept: tensors that are no cores: name in the layer -> name in the dense model.
+        path: path of the module; empty for the model itself.
+        kind: `lstm` (all levels and directions), `lstm_cell`, `linear` or `conv1d`.
+        matrices: name in the layer -> compressed matrix.
+        shapes: name in the layer -> shape of the dense tensor; rows are outputs.
+        uncompressed: name in the layer -> name in the dense model, for tensors that are not compressed.
     """
 
     path: str
     kind: str
     matrices: Mapping[str, MatrixReport]
     shapes: Mapping[str, tuple[int, ...]]
-    kept: Mapping[str, str]
+    uncompressed: Mapping[str, str]
 
     @property
-    def likeness(self) -> object:
-        """Equal for layers that run alike: the same kind, shapes, sites and bonds."""
-        cores = ((name, one.row_dims, one.col_dims, one.anti_aligned, one.bonds) for name, one in self.matrices.items())
+    def signature(self) -> object:
+        """Kind, shapes, sites and bonds; equal for layers that take the same time."""
+        cores = (
+            (name, matrix.row_dims, matrix.col_dims, matrix.anti_aligned, matrix.bonds)
+            for name, matrix in self.matrices.items()
+        )
         return self.kind, tuple(cores), tuple(self.shapes.items())
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """Its compressed matrices and what they stand for, by their names in the file and in the dense model."""
-        return tuple(name for one in self.matrices.values() for name in (one.name, *one.members))
+        """Names of the compressed matrices in the file, and of their members in the dense model."""
+        return tuple(name for matrix in self.matrices.values() for name in (matrix.name, *matrix.members))
 
     @property
     def dense_parameters(self) -> int:
-        """Of its compressed matrices, dense."""
-        return sum(one.dense_parameters for one in self.matrices.values())
+        """Dense parameters of the compressed matrices."""
+        return sum(matrix.dense_parameters for matrix in self.matrices.values())
 
     @property
     def parameters(self) -> int:
-        """Of their cores."""
-        return sum(one.parameters for one in self.matrices.values())
+        """Parameters of the cores."""
+        return sum(matrix.parameters for matrix in self.matrices.values())
 
     def parts(self, matrix: MatrixReport) -> tuple[str, ...]:
-        """The tensors of the layer that a matrix of it stands for, by their names in the layer."""
+        """Return the names in the layer of the members of a matrix."""
         if self.kind not in _PARTS:
             return ("weight",)
-        return tuple(_inside(self.path, member) for member in matrix.members)
+        return tuple(_local_name(self.path, member) for member in matrix.members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Twins:
-    """One layer twice, in float32: dense, and what it takes to make it with cores. Both compute the same.
+class LayerPair:
+    """A dense layer and its compressed twin, in float32; both compute the same.
 
     Args:
-        dense: torch's own layer; its weights are the cores multiplied out.
-        mpos: the decompositions, by their names in the layer.
+        dense: torch's own layer; its weights are the contracted cores.
+        mpos: name in the layer -> decomposition.
     """
 
     dense: nn.Module
     mpos: Mapping[str, MPO]
 
     def compressed(self, execution: Execution) -> nn.Module:
-        """A new layer that holds the cores.
+        """Return a new layer with the cores; layers of several calls share their memory.
 
         Args:
-            execution: how it runs.
-
-        Returns:
-            The layer; its cores share memory with those of other calls.
+            execution: execution mode.
         """
         weights = {name: MPOWeight(mpo, requires_grad=False) for name, mpo in self.mpos.items()}
         if isinstance(self.dense, nn.LSTM):
@@ -103,15 +103,15 @@ class Twins:
 
 
 def stored_layers(report: Report, names: Mapping[str, TensorInfo], *, where: str) -> tuple[StoredLayer, ...]:
-    """The layers of a compressed file that have a compressed matrix.
+    """Return the layers of a compressed file that have a compressed matrix.
 
     Args:
         report: the report in the file.
         names: the tensors of the file.
-        where: the file, for messages.
+        where: the file, for errors.
 
     Returns:
-        The layers, in file order: the levels and directions of one LSTM together, every other matrix by itself.
+        The layers, in file order. All levels and directions of an LSTM are one layer; any other matrix is a layer.
 
     Raises:
         FormatError: a tied tensor whose values are not in the file.
@@ -125,59 +125,58 @@ def stored_layers(report: Report, names: Mapping[str, TensorInfo], *, where: str
         if name not in shapes:
             raise FormatError(
                 where=f"{where}, {shown(tied)}",
-                found=f"a tie to {shown(name)}, which is not there",
-                why="a tied tensor has the values of another one",
-                action=_DAMAGED,
+                found=f"a tie to {shown(name)}, which is not in the file",
+                why="a tied tensor has the values of another tensor",
+                action=_RECOMPRESS,
             )
         shapes.setdefault(tied, shapes[name])
     groups: dict[tuple[str, str, str], list[MatrixReport]] = {}
     for matrix in report.compressed:
-        alone = "" if matrix.kind in _PARTS else matrix.name
-        groups.setdefault((matrix.layer, matrix.kind, alone), []).append(matrix)
-    return tuple(_stored(path, kind, matrices, shapes, report.aliases) for (path, kind, _), matrices in groups.items())
+        name = "" if matrix.kind in _PARTS else matrix.name
+        groups.setdefault((matrix.layer, matrix.kind, name), []).append(matrix)
+    return tuple(
+        _stored_layer(path, kind, matrices, shapes, report.aliases) for (path, kind, _), matrices in groups.items()
+    )
 
 
-def _stored(
+def _stored_layer(
     path: str,
     kind: str,
     matrices: list[MatrixReport],
     shapes: Mapping[str, tuple[int, ...]],
     aliases: Mapping[str, str],
 ) -> StoredLayer:
-    """One layer, of its compressed matrices and the tensors beside them."""
+    """Collect the tensors of a layer by its compressed matrices."""
     if kind in _PARTS:
-        found = dict(_recurrent(path, kind, shapes))
+        names = dict(_recurrent(path, kind, shapes))
     else:
         weight, bias = matrices[0].members[0], f"{path}.bias" if path else "bias"
-        found = {"weight": weight}
-        if _inside(path, weight) == "weight" and shapes.get(bias) == (matrices[0].shape[0],):
-            found["bias"] = bias
-    cut = {member for matrix in matrices for member in matrix.members}
+        names = {"weight": weight}
+        if _local_name(path, weight) == "weight" and shapes.get(bias) == (matrices[0].shape[0],):
+            names["bias"] = bias
+    compressed = {member for matrix in matrices for member in matrix.members}
     return StoredLayer(
         path=path,
         kind=kind,
-        matrices={_inside(path, matrix.name) if kind in _PARTS else "weight": matrix for matrix in matrices},
-        shapes={part: shapes[name] for part, name in sorted(found.items())},
-        kept={part: aliases.get(name, name) for part, name in found.items() if name not in cut},
+        matrices={_local_name(path, matrix.name) if kind in _PARTS else "weight": matrix for matrix in matrices},
+        shapes={part: shapes[name] for part, name in sorted(names.items())},
+        uncompressed={part: aliases.get(name, name) for part, name in names.items() if name not in compressed},
     )
 
 
-def twins(layer: StoredLayer, checkpoint: Checkpoint, report: Report) -> Twins:
-    """Read one layer and put it together, dense and compressed.
+def load_pair(layer: StoredLayer, checkpoint: Checkpoint, report: Report) -> LayerPair:
+    """Read a layer, and build it dense and compressed.
 
     Args:
         layer: the layer.
         checkpoint: the open file.
         report: the report in it.
 
-    Returns:
-        Both layers, in float32.
-
     Raises:
-        FormatError: cores that hold NaN or Inf, or tensors that make no layer of this kind.
+        FormatError: cores with NaN or Inf, or tensors that do not match the kind of the layer.
     """
     mpos = {name: _mpo(matrix, checkpoint) for name, matrix in layer.matrices.items()}
-    state = {part: _kept(name, report, checkpoint) for part, name in layer.kept.items()}
+    state = {part: _dense_tensor(name, report, checkpoint) for part, name in layer.uncompressed.items()}
     for name, matrix in layer.matrices.items():
         columns = torch.split(mpos[name].to_matrix(), list(matrix.member_columns), dim=1)
         state |= zip(layer.parts(matrix), columns, strict=True)
@@ -188,46 +187,46 @@ def twins(layer: StoredLayer, checkpoint: Checkpoint, report: Report) -> Twins:
         raise FormatError(
             where=f"{checkpoint.path.name}, {shown(layer.path)}",
             found=f"tensors {', '.join(f'{shown(part)} {shape}' for part, shape in layer.shapes.items())}",
-            why=f"they do not make a layer of kind {layer.kind}",
-            action=_DAMAGED,
+            why=f"they do not match a layer of kind {layer.kind}",
+            action=_RECOMPRESS,
         ) from error
-    return Twins(dense=dense.eval().requires_grad_(requires_grad=False), mpos=mpos)
+    return LayerPair(dense=dense.eval().requires_grad_(requires_grad=False), mpos=mpos)
 
 
 def _recurrent(path: str, kind: str, names: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """The tensors of a recurrent layer: name in the layer, name in the dense model."""
-    pairs = ((_inside(path, name), name) for name in names if not path or name.startswith(f"{path}."))
+    """Return (name in the layer, name in the dense model) of the tensors of a recurrent layer."""
+    pairs = ((_local_name(path, name), name) for name in names if not path or name.startswith(f"{path}."))
     return ((part, name) for part, name in pairs if _PARTS[kind].fullmatch(part))
 
 
-def _inside(path: str, name: str) -> str:
+def _local_name(path: str, name: str) -> str:
     return name.removeprefix(f"{path}.") if path else name
 
 
 def _mpo(matrix: MatrixReport, checkpoint: Checkpoint) -> MPO:
-    """A decomposition in float32, in memory of its own."""
+    """Read a decomposition as float32, in new memory."""
     mpo = stored_mpo(matrix, checkpoint.tensor, where=checkpoint.path.name)
     return MPO(cores=tuple(core.to(torch.float32, copy=True) for core in mpo.cores), sites=mpo.sites)
 
 
-def _kept(name: str, report: Report, checkpoint: Checkpoint) -> Tensor:
-    """A tensor of the dense model in float32: one of the file, or what a tie to a compressed weight means."""
+def _dense_tensor(name: str, report: Report, checkpoint: Checkpoint) -> Tensor:
+    """Return a tensor of the dense model as float32: from the file, or from the cores that it is tied to."""
     if name in checkpoint.tensors:
         return checkpoint.tensor(name).to(torch.float32, copy=True)
-    matrix = next(one for one in report.compressed if name in one.members)
+    matrix = next(compressed for compressed in report.compressed if name in compressed.members)
     columns = torch.split(_mpo(matrix, checkpoint).to_matrix(), list(matrix.member_columns), dim=1)
     return columns[matrix.members.index(name)]
 
 
 def _lstm(layer: StoredLayer) -> nn.LSTM:
-    found = [match for part in layer.shapes if (match := _PARTS["lstm"].fullmatch(part)) is not None]
+    matches = [match for part in layer.shapes if (match := _PARTS["lstm"].fullmatch(part)) is not None]
     projection = layer.shapes.get("weight_hr_l0")
     return nn.LSTM(
         layer.shapes["weight_ih_l0"][1],
         layer.shapes["weight_hh_l0"][0] // LSTM_GATES,
-        num_layers=1 + max(int(match["level"]) for match in found),
+        num_layers=1 + max(int(match["level"]) for match in matches),
         bias="bias_ih_l0" in layer.shapes,
-        bidirectional=any(match["reverse"] for match in found),
+        bidirectional=any(match["reverse"] for match in matches),
         proj_size=projection[0] if projection is not None else 0,
         device="meta",
     )

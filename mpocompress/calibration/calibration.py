@@ -1,4 +1,4 @@
-"""What calibration inputs say about a checkpoint: made by running the model, kept in a file, used for many budgets."""
+"""A calibration: the metrics of a checkpoint's weights and the sensitivities of its matrices."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mpocompress.mpo.metric import Metric
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """What the model's output loses when one matrix alone is truncated.
+    """The sensitivity of a matrix at one bond.
 
     Args:
-        matrix: the name of the matrix.
-        sites: its site shape, as `low rank`.
-        bond: cap of every bond.
-        divergence: of the outputs from the original ones.
+        matrix: name of the matrix.
+        sites: its site shape, such as `low rank`.
+        bond: limit of every bond.
+        divergence: divergence of the outputs from the original ones if only this matrix is truncated.
     """
 
     matrix: str
@@ -28,26 +28,26 @@ class Point:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What it is looked up by."""
+        """Key in `Calibration.points`."""
         return self.matrix, self.sites, self.bond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """What was measured with calibration inputs.
+    """Measurements on calibration inputs.
 
     Args:
-        sha256: of the weights it was measured with.
-        units: what was watched, in the order in which it ran.
+        sha256: digest of the checkpoint.
+        units: weights that are multiplied at once, in the order of execution.
         metrics: unit name -> metric.
         left_out: name of a tensor -> why it was not measured.
-        kind: what the outputs of the model are.
-        measure: how outputs are compared, in words.
-        said: from where the kind is known.
-        samples: how many samples were learnt from.
-        points: sensitivities, as far as they were measured; more are added where they are asked for.
-        rig: the model and its inputs; None where it came from a file.
-        notes: what the reader should know.
+        kind: kind of the model's outputs.
+        measure: name of the divergence.
+        said: source of the kind, as text.
+        samples: number of samples that the moments were collected on.
+        points: sensitivities measured so far; more are added when they are needed.
+        rig: the model and its inputs; None if the calibration was read from a file.
+        notes: notes for the reader.
     """
 
     sha256: str
@@ -67,13 +67,10 @@ class Calibration:
         return f"Calibration(kind={self.kind!r}, samples={self.samples}, weights={len(self.units)})"
 
     def unit_of(self, members: tuple[str, ...]) -> tuple[WeightGroup, tuple[int, int]] | None:
-        """The unit that some tensors belong to.
+        """Return the unit of some tensors and their columns in it; None if they were not measured.
 
         Args:
-            members: their names in the checkpoint, in order.
-
-        Returns:
-            The unit and their columns in it; None where they were not measured.
+            members: names of the tensors in the checkpoint, in order.
         """
-        found = ((unit, unit.span(members)) for unit in self.units)
-        return next(((unit, span) for unit, span in found if span is not None), None)
+        spans = ((unit, unit.span(members)) for unit in self.units)
+        return next(((unit, span) for unit, span in spans if span is not None), None)

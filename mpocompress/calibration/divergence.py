@@ -64,15 +64,15 @@ class Measure:
         kind: classification (KL divergence), embedding (1 - cosine) or regression (relative squared error).
         probabilities: for classification, whether the outputs are probabilities; otherwise they are logits or
             log-probabilities.
-        said: how the kind was determined, as text.
+        kind_from: source of the kind, as text.
     """
 
     kind: OutputKind
     probabilities: bool = False
-    said: str = "as asked"
+    kind_from: str = "as asked"
 
     @property
-    def words(self) -> str:
+    def name(self) -> str:
         """Name of the divergence."""
         return {
             "classification": "KL divergence, nats",
@@ -217,18 +217,18 @@ def measure_for(outputs: Sequence[Tensor], *, named: str, kind: OutputKind | Non
     if kind is not None:
         return Measure(kind=kind, probabilities=probabilities and kind == "classification")
     if probabilities:
-        return Measure(kind="classification", probabilities=True, said="its outputs are probabilities")
+        return Measure(kind="classification", probabilities=True, kind_from="its outputs are probabilities")
     if width > 1 and _all_one(rows.logsumexp(dim=1).exp()):
-        return Measure(kind="classification", said="its outputs are log-probabilities")
+        return Measure(kind="classification", kind_from="its outputs are log-probabilities")
     if width > 1 and "logits" in named:
-        return Measure(kind="classification", said="it calls its outputs logits")
+        return Measure(kind="classification", kind_from="it calls its outputs logits")
     if width > 1 and _all_one(norms):
-        return Measure(kind="embedding", said="its outputs have length 1")
+        return Measure(kind="embedding", kind_from="its outputs have length 1")
     if width > 1:
         entropy = float(torch.special.entr(rows.softmax(dim=1)).sum(dim=1).mean()) / math.log(width)
         if entropy < LARGEST_ENTROPY:
-            return Measure(kind="classification", said="its outputs look like the scores of a classifier")
-    return Measure(kind="regression", said="its outputs are neither scores, probabilities nor of length 1")
+            return Measure(kind="classification", kind_from="its outputs look like the scores of a classifier")
+    return Measure(kind="regression", kind_from="its outputs are neither scores, probabilities nor of length 1")
 
 
 def unrelated_divergence(measure: Measure, outputs: Iterable[Tensor]) -> float | None:

@@ -17,9 +17,10 @@ import mpocompress
 from mpocompress.cli.options import TextsType, build, json_option, options_of, output_option, source_argument
 from mpocompress.cli.render.formatting import labelled
 from mpocompress.cli.render.tuning_table import show_tuning
-from mpocompress.cli.terminal import INTERRUPTED, is_first_process, printing, stdout
+from mpocompress.cli.terminal import INTERRUPTED, printing, stdout
 from mpocompress.finetuning.options import FinetuneOptions
 from mpocompress.finetuning.progress import FinetuneProgress
+from mpocompress.finetuning.rank import is_rank_zero
 from mpocompress.user.options import keywords
 
 
@@ -70,7 +71,7 @@ def finetune(
     with _progress() as progress:
         report = mpocompress.finetune(source, output or "", **keywords(replace(options, progress=progress)))
     tuning = report.tuning[-1]
-    if is_first_process():
+    if is_rank_zero():
         with printing(output):
             if as_json:
                 click.echo(report.to_json(indent=2))

@@ -66,11 +66,6 @@ def _let_go() -> None:
                 os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that speaks, of those that torchrun started together."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def stdout() -> Console:
     """The console that reports go to: as wide as the terminal, 80 columns where there is none and never less.
 

@@ -29,7 +29,7 @@ CACHE_BYTES = 2**28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """An evaluation, with the figure that the step size follows.
+    """An evaluation, with the figure that the learning rate follows.
 
     Args:
         evaluation: the evaluation.

@@ -35,6 +35,11 @@ class FinetuneResult:
     report: TuningReport
     elapsed_s: float
 
+    def __repr__(self) -> str:
+        """Return the course of the run in place of the model and the report."""
+        losses = f"loss {self.before.loss:.4g} -> {self.after.loss:.4g}"
+        return f"FinetuneResult({type(self.model).__name__}, {self.steps} steps, {losses}, {self.stopped})"
+
     @property
     def history(self) -> tuple[Evaluation, ...]:
         """All evaluations, from the start."""
@@ -91,7 +96,7 @@ def finetune_module(model: nn.Module, data: object, options: FinetuneModuleOptio
     Source:
         Hinton, Vinyals and Dean 2015, arXiv 1503.02531 (learning from a teacher); Loshchilov and Hutter 2019,
         "Decoupled Weight Decay Regularization", arXiv 1711.05101 (AdamW); Shazeer and Stern 2018, "Adafactor", arXiv
-        1804.04235 (step sizes relative to the size of a tensor).
+        1804.04235 (learning rates relative to the size of a tensor).
 
     Example:
         >>> import mpocompress, torch

@@ -61,7 +61,7 @@ class Objective:
     def __str__(self) -> str:
         parts = []
         if self.share and self.measure is not None:
-            parts.append(f"{self.measure.words.partition(',')[0]} to the outputs of the teacher")
+            parts.append(f"{self.measure.name.partition(',')[0]} to the outputs of the teacher")
         if self.share < 1.0:
             parts.append(self._target_part())
         if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""AdamW with a step size for every tensor that follows the size of its entries."""
+"""AdamW with a learning rate for every tensor, in proportion to the size of its entries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_NORM = 1.0
 WEIGHT_DECAY = 0.01
 BETAS = (0.9, 0.98)
 LEAST_RMS = 1e-2
-"""Smallest root mean square that step sizes are relative to, for tensors of tiny entries such as zero biases."""
+"""Smallest root mean square that learning rates are relative to, for tensors of tiny entries such as zero biases."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """State of AdamW for every parameter, besides its number of steps."""
 
@@ -52,7 +52,7 @@ class Optimizer:
 
     Args:
         parameters: name -> parameter.
-        lr: the largest step size; None to use one per tensor, relative to the root mean square of its entries now.
+        lr: the largest learning rate; None to use one per tensor, relative to the root mean square of its entries now.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], lr: float | None) -> None:
@@ -69,16 +69,16 @@ class Optimizer:
         """Scale the gradients down to `LARGEST_NORM`, and return their norm before."""
         return float(nn.utils.clip_grad_norm_(self._parameters, LARGEST_NORM))
 
-    def step(self, relative_step: float, *, cut: float, share: float) -> None:
+    def step(self, relative_learning_rate: float, *, cut: float, share: float) -> None:
         """Change the parameters.
 
         Args:
-            relative_step: largest step size relative to the size of a tensor; not used if `lr` is given.
-            cut: factor on the largest step size.
+            relative_learning_rate: largest learning rate relative to the entries of a tensor; not used with `lr`.
+            cut: factor on the largest learning rate.
             share: share of it at this point of the schedule.
         """
         for group, size in zip(self._adamw.param_groups, self._sizes, strict=True):
-            largest = self._lr if self._lr is not None else relative_step * size
+            largest = self._lr if self._lr is not None else relative_learning_rate * size
             group["lr"] = largest * cut * share
         self._adamw.step()
 

@@ -69,10 +69,10 @@ class TrainingOptions(OutputOptions):
         None,
         metavar="LR",
         above=0,
-        help="Largest step size of AdamW.",
+        help="Largest learning rate of AdamW.",
         default_text="each tensor has its own",
-        details="By default the step size of a tensor is a share of the root mean square of its entries at the start, "
-        "or of 0.01 where they are smaller; the share grows with the distance of the outputs from the teacher's.",
+        details="By default the learning rate of a tensor is a share of the root mean square of its entries at the "
+        "start, or of 0.01 where they are smaller; it grows with the distance of the outputs from the teacher's.",
     )
     train: Trained = option(
         "all", choices=get_args(Trained), help="Which parameters are trained: all, or the cores alone."

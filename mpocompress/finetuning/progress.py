@@ -9,17 +9,17 @@ from mpocompress.reports.finetuning import Evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneProgress:
-    """How far a run is.
+    """Progress of a run after a step.
 
     Args:
         step: steps done.
-        steps: steps that it will have, as far as is known.
-        share: how much of it is done, from 0 to 1.
-        loss: training loss of the last step; None before the first.
-        evaluation: the last measurement.
-        best_step: the step of the best one.
-        is_new: whether the measurement was made just now.
-        remaining_s: seconds left; None where that is not known.
+        steps: number of steps that the run will probably have.
+        share: how much of the run is done, from 0 to 1.
+        loss: training loss of the step; None if it is not known.
+        evaluation: the last evaluation.
+        best_step: step of the best evaluation.
+        is_new: whether the last evaluation was made after this step.
+        remaining_s: estimated seconds left; None if they cannot be estimated.
     """
 
     step: int

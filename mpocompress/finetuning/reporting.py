@@ -34,7 +34,7 @@ def finetuning_report(setup: RunSetup, result: RunResult, *, notes: tuple[str, .
         teacher=setup.settings["teacher"],
         loss=str(setup.objective),
         kind=measure.kind if measure is not None else "",
-        said=measure.said if measure is not None else "",
+        said=measure.kind_from if measure is not None else "",
         trained=options.train,
         trained_parameters=sum(parameter.numel() for parameter in setup.parameters.values()),
         steps=state.step,
@@ -42,7 +42,7 @@ def finetuning_report(setup: RunSetup, result: RunResult, *, notes: tuple[str, .
         batches_per_step=setup.batches_per_step,
         samples=state.samples,
         learning_rate=options.lr,
-        relative_step=state.relative_step if options.lr is None else None,
+        relative_step=state.relative_learning_rate if options.lr is None else None,
         precision=str(setup.dtypes),
         seed=options.seed,
         measured_on=f"the score of {shown(score)}" if score else "the loss on held-out batches",
@@ -69,7 +69,7 @@ def _run_notes(setup: RunSetup, result: RunResult) -> list[str]:
         notes.append("The data can be passed over only once, and ended before the steps did.")
     if result.state.cuts:
         times = "once" if result.state.cuts == 1 else "twice"
-        notes.append(f"The run stalled {times} and returned to the best weights, with a smaller step size.")
+        notes.append(f"The run stalled {times} and returned to the best weights, with a smaller learning rate.")
     return notes
 
 

@@ -19,11 +19,11 @@ class RunState:
         samples: samples trained on, counted as often as they were used.
         elapsed_s: seconds spent when the state was saved.
         position: position in the training data.
-        relative_step: largest step size relative to the size of a tensor.
+        relative_learning_rate: largest learning rate of a tensor relative to the size of its entries.
         evaluations: all evaluations.
         loss_sum: sum of the training losses since the last evaluation.
         loss_count: number of these losses.
-        cuts: how often the step size was cut.
+        cuts: how often the learning rate was cut.
         last_cut: number of the evaluation after which it was last cut; 0 at first.
     """
 
@@ -32,7 +32,7 @@ class RunState:
     samples: int = 0
     elapsed_s: float = 0.0
     position: Position = field(default_factory=Position)
-    relative_step: float = 0.0
+    relative_learning_rate: float = 0.0
     evaluations: tuple[Evaluation, ...] = ()
     loss_sum: float = 0.0
     loss_count: int = 0
@@ -82,7 +82,7 @@ class RunState:
         return replace(self, evaluations=evaluations, loss_sum=0.0, loss_count=0)
 
     def after_cut(self) -> RunState:
-        """Return the state after a return to the best weights with a smaller step size."""
+        """Return the state after a return to the best weights with a smaller learning rate."""
         return replace(self, cuts=self.cuts + 1, last_cut=len(self.evaluations) - 1)
 
     @property

@@ -103,7 +103,7 @@ def _assign(tensor: Tensor, value: Tensor, name: str, dtype: str) -> bool:
             where=shown(name),
             found=f"values after training that {dtype} cannot hold",
             why="a file never contains NaN or Inf",
-            action="Compress with dtype float32 and train that file, or give a smaller step size.",
+            action="Compress with dtype float32 and train that file, or give a smaller learning rate.",
         )
     if torch.equal(tensor, value):
         return False

@@ -21,11 +21,11 @@ from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recurrent_state import flatten_states, unflatten_states
 from mpocompress.finetuning.run_state import RunState
 from mpocompress.finetuning.schedule import (
+    LEARNING_RATE_CUT,
     MOST_CUTS,
-    STEP_CUT,
     Length,
-    relative_step,
-    step_size_share,
+    relative_learning_rate,
+    schedule_factor,
     steps_between,
     warm_up_steps,
 )
@@ -124,7 +124,7 @@ class Trainer:
                 where="training",
                 found=stopped,
                 why="not a single step could be made",
-                action="Check the data and the loss; give fewer batches per step, or a smaller step size.",
+                action="Check the data and the loss; give fewer batches per step, or a smaller learning rate.",
             )
         return stopped
 
@@ -185,9 +185,9 @@ class Trainer:
             return total if not math.isfinite(total) else norm
         warm_up = warm_up_steps(self._state.expected_steps)
         self._optimizer.step(
-            self._state.relative_step,
-            cut=STEP_CUT**self._state.cuts,
-            share=step_size_share(share, self._state.step, warm_up),
+            self._state.relative_learning_rate,
+            cut=LEARNING_RATE_CUT**self._state.cuts,
+            share=schedule_factor(share, self._state.step, warm_up),
         )
         return total
 
@@ -199,8 +199,8 @@ class Trainer:
             return f"the outputs were NaN or Inf at step {self._state.step}"
         if not self._state.evaluations:
             measure = self._setup.objective.measure
-            relative = relative_step(measurement.distance, measure.kind if measure is not None else "")
-            self._state = replace(self._state, relative_step=relative)
+            relative = relative_learning_rate(measurement.distance, measure.kind if measure is not None else "")
+            self._state = replace(self._state, relative_learning_rate=relative)
         if self._state.is_better(measurement.evaluation):
             self._best = self._copied_weights()
         self._state = self._state.after_evaluation(measurement.evaluation)

@@ -36,11 +36,11 @@ class Call:
 
     Args:
         run: the function.
-        under: makes a context that is entered around it, such as a switch of the library; entering is not timed.
+        context: makes a context that is entered around it, such as a switch of the library; entering is not timed.
     """
 
     run: Callable[[], object]
-    under: Callable[[], AbstractContextManager[object]] = nullcontext
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +91,14 @@ def interleaved(
     numbers, slow = [], []
     with _no_collection():
         for call in calls:
-            with call.under():
+            with call.context():
                 first = _sample_s(call, 1, clock)
                 slow.append(first > SLOW * sample_s)
                 numbers.append(1 if slow[-1] else _number(call, sample_s, clock))
 
         def sample(place: int) -> float:
             call, number = calls[place], numbers[place]
-            with call.under():
+            with call.context():
                 if not slow[place]:
                     call.run()
                 return _sample_s(call, number, clock) / number

@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 import mpocompress
 from mpocompress.benchmarking import contenders
-from mpocompress.benchmarking.comparison import Conditions, side_by_side
+from mpocompress.benchmarking.comparison import Conditions, measure_case
 from mpocompress.benchmarking.contenders import (
     dense_contenders,
     int8_contender,
     largest_difference,
     one_step_contenders,
-    race,
+    time_contenders,
 )
 from mpocompress.benchmarking.dense_twin import dense_state
-from mpocompress.benchmarking.example_inputs import checked_inputs, first_call, given_inputs, guessed_inputs
-from mpocompress.benchmarking.layers import fed_layer
-from mpocompress.benchmarking.stored_layers import stored_layers, twins
+from mpocompress.benchmarking.example_inputs import check_inputs, given_inputs, guessed_inputs, make_inputs
+from mpocompress.benchmarking.layers import random_inputs
+from mpocompress.benchmarking.stored_layers import load_pair, stored_layers
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelError, ReportError, SelectionError
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
@@ -84,7 +84,7 @@ def test_layers_are_put_together_from_names_and_shapes(small: Path) -> None:
     with open_checkpoint(small) as checkpoint:
         report = report_in(small)
         layers = {layer.path: layer for layer in stored_layers(report, checkpoint.tensors, where="small.pt")}
-        dense = {path: twins(layer, checkpoint, report).dense for path, layer in layers.items()}
+        dense = {path: load_pair(layer, checkpoint, report).dense for path, layer in layers.items()}
 
     assert list(layers) == ["rnn", "projected", "cell", "blocks.0", "blocks.1", "blocks.2", "head"]
     rnn, projected, cell, head = (dense[name] for name in ("rnn", "projected", "cell", "head"))
@@ -105,7 +105,7 @@ def test_the_dense_twin_has_the_weights_that_expand_gives(small: Path, tmp_path:
     with open_checkpoint(small) as checkpoint:
         report = report_in(small)
         for layer in stored_layers(report, checkpoint.tensors, where="small.pt"):
-            for name, tensor in twins(layer, checkpoint, report).dense.state_dict().items():
+            for name, tensor in load_pair(layer, checkpoint, report).dense.state_dict().items():
                 assert torch.equal(tensor, expanded[f"{layer.path}.{name}"])
 
 
@@ -134,7 +134,7 @@ def test_a_tie_to_a_compressed_weight_is_followed(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "small.pt") as checkpoint:
         report = report_in(tmp_path / "small.pt")
         (layer,) = stored_layers(report, checkpoint.tensors, where="small.pt")
-        dense = twins(layer, checkpoint, report).dense.state_dict()
+        dense = load_pair(layer, checkpoint, report).dense.state_dict()
 
     assert torch.equal(dense["weight_hh_l1"], dense["weight_hh_l0"])
     assert torch.equal(dense["bias_hh_l1"], state["rnn.bias_hh_l0"])
@@ -199,8 +199,8 @@ def test_int8_says_why_where_torch_has_none(small: Path) -> None:
 
     assert reasons == {
         "rnn": "",
-        "projected": "torch has none for an LSTM with a projection",
-        "cell": "torch has none for an LSTM without bias",
+        "projected": "torch does not quantise an LSTM with a projection",
+        "cell": "torch does not quantise an LSTM without bias",
         "blocks.0": "",
         "head": "",
     }
@@ -210,7 +210,7 @@ def test_int8_replaces_a_layer_that_is_the_model_itself_and_leaves_it_alone() ->
     layer, inputs = nn.Linear(64, 64), torch.randn(2, 64)
     kept = copy.deepcopy(layer.state_dict())
 
-    timed = race(
+    timed = time_contenders(
         (*dense_contenders(layer, lambda one: one(inputs)), int8_contender(layer, lambda one: one(inputs))), repeats=1
     )
 
@@ -230,12 +230,12 @@ def test_one_step_of_an_lstm_is_that_of_its_cells() -> None:
     options: dict[str, Any]
     for options in ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False}):
         lstm = nn.LSTM(5, 4, **options)
-        feed, more = fed_layer(lstm, 3, 1, "cpu")
+        feed, more = random_inputs(lstm, 3, 1, "cpu")
         assert len(more) == len(dense_contenders(lstm, feed))
         for cell in more:
             assert (largest_difference(cell.run(), feed(lstm)) or 0) <= TOLERANCE
     assert one_step_contenders(nn.LSTM(5, 4, proj_size=2), *[torch.ones(1, 1, 1)] * 3) == ()
-    assert fed_layer(nn.LSTM(5, 4), 3, 2, "cpu")[1] == ()
+    assert random_inputs(nn.LSTM(5, 4), 3, 2, "cpu")[1] == ()
 
 
 def test_memory_is_what_a_mode_holds_for_this_size_alone(small: Path) -> None:
@@ -256,9 +256,9 @@ def test_what_was_prepared_for_another_size_is_not_counted(monkeypatch: pytest.M
     with monkeypatch.context() as patch, torch.inference_mode():
         patch.setenv(VARIABLE, "materialised")
         small(torch.ones(2, 64))
-    before = contenders.held_bytes(small)
+    before = contenders.module_bytes(small)
 
-    case = side_by_side(
+    case = measure_case(
         layer, {"factorised": small}, lambda one: one(torch.ones(2, 64)), batch=2, length=None, conditions=conditions
     )
 
@@ -294,8 +294,8 @@ def test_a_large_model_is_not_measured_for_hours(small: Path, monkeypatch: pytes
     assert [one.layers[0] for one in report.measured] == ["rnn", "projected"]
     (note,) = report.notes
     assert note == (
-        "Of 5 different layers the 2 with the most parameters were measured, "
-        "not cell, blocks.0, head; a layer that is named is measured."
+        "Of 5 different layers, the 2 with the most parameters were measured, but not "
+        "cell, blocks.0, head; select a layer by its name to measure it."
     )
 
 
@@ -340,7 +340,7 @@ def test_what_cannot_be_measured_is_refused(
 
 def test_a_card_that_is_not_there_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BenchmarkError, match="device: cuda, and no graphics card that torch can use; there is nothing"):
+    with pytest.raises(BenchmarkError, match="device: cuda, but torch finds no GPU; the benchmark cannot run"):
         bench(small, device="cuda")
 
 
@@ -348,7 +348,7 @@ def test_a_file_without_a_compressed_layer_is_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.randn(64, 64)}, tmp_path / "model.pt")
     mpocompress.compress(tmp_path / "model.pt", tmp_path / "same.pt", truncation=mpocompress.Truncation(max_bond=999))
 
-    with pytest.raises(BenchmarkError, match=r"same.pt: no compressed layer in it; there is nothing to compare with"):
+    with pytest.raises(BenchmarkError, match=r"same.pt: no compressed layer; the benchmark compares compressed layers"):
         bench(tmp_path / "same.pt")
 
 
@@ -356,7 +356,7 @@ def test_an_ordinary_file_and_a_damaged_one_are_refused(small: Path, tmp_path: P
     with pytest.raises(FormatError, match="the checkpoint is not compressed; it has no compression report"):
         bench(small.with_name("model.pt"))
     changes: tuple[tuple[Callable[[Any], object], str], ...] = (
-        (lambda state: state.pop("rnn.bias_hh_l1"), r"rnn: tensors bias_hh_l0 .* do not make a layer of kind lstm"),
+        (lambda state: state.pop("rnn.bias_hh_l1"), r"rnn: tensors bias_hh_l0 .* do not match a layer of kind lstm"),
         (lambda state: state["head.weight.core.0"].fill_(torch.nan), r"head.weight: cores that hold NaN or Inf"),
         (lambda state: state.pop("head.weight.core.1"), r"no tensor 'head.weight.core.1'"),
     )
@@ -416,7 +416,10 @@ def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
     assert (benched.kind, len(benched.layers), benched.matrices) == ("model", 7, ())
     assert benched.parameters == report_in(small).totals.eligible_parameters_after
     assert report.notes == (
-        "The model was called with random numbers of shape (batch, length, 64), as rnn, its first layer (LSTM), takes.",
+        (
+            "The model was called with random numbers of shape (batch, length, 64), as its first layer, rnn (LSTM), "
+            "accepts."
+        ),
     )
     for case in benched.cases:
         assert [one.contender for one in case.contenders if one.kind == "compressed"] == [
@@ -437,7 +440,7 @@ def test_a_model_and_its_inputs_can_be_named_by_where_they_are(small: Path, tmp_
 
     report = bench(small, model=f"{net}:build", inputs=f"{net}:batch")
 
-    assert report.notes == (f"The model was called with those of {net}:batch.",)
+    assert report.notes == (f"The model was called with the inputs of {net}:batch.",)
 
 
 def test_a_model_that_does_not_take_the_inputs_says_where_it_failed(small: Path) -> None:
@@ -445,7 +448,7 @@ def test_a_model_that_does_not_take_the_inputs_says_where_it_failed(small: Path)
         bench(small, model=Net(), inputs=lambda batch, length: torch.ones(batch, length, 7))
 
     assert "Net: test_bench.py, line " in str(refused.value)
-    assert "the model does not take the inputs, the given ones. Give a function that makes" in str(refused.value)
+    assert "the model does not accept the inputs, the given inputs. Give a function that makes" in str(refused.value)
 
 
 def test_a_state_dict_is_made_dense_again() -> None:
@@ -494,7 +497,7 @@ def test_inputs_are_guessed_from_the_first_layer_that_has_weights(
     model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     maker = guessed_inputs(model)
-    made = checked_inputs(maker, 2, 5, "cpu")
+    made = make_inputs(maker, 2, 5, "cpu")
 
     assert isinstance(made, Tensor)
     assert (tuple(made.shape), made.dtype) == (shape, dtype)
@@ -507,8 +510,8 @@ def test_what_inputs_may_be() -> None:
     one = torch.ones(1, 2)
     for made in ((one, one), {"input1": one, "input2": one}):
         assert call_model(model, made).shape == (1, 1)  # type: ignore[attr-defined]
-    to_device = checked_inputs(given_inputs(lambda *_: {"a": [one, (one,)], "b": 3}), 1, 1, "cpu")
-    assert to_device["b"] == 3  # type: ignore[index]
+    copied = make_inputs(given_inputs(lambda *_: {"a": [one, (one,)], "b": 3}), 1, 1, "cpu")
+    assert copied["b"] == 3  # type: ignore[index]
 
 
 def raising(batch: int, length: int) -> object:
@@ -518,11 +521,14 @@ def raising(batch: int, length: int) -> object:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: guessed_inputs(nn.Conv2d(1, 1, 1)), "Conv2d: the model itself, a Conv2d, is its first layer that"),
-        (lambda: guessed_inputs(nn.Sequential(nn.LayerNorm(4))), "0, a LayerNorm, is its first layer that has"),
+        (
+            lambda: guessed_inputs(nn.Conv2d(1, 1, 1)),
+            "Conv2d: its first layer with weights is the model itself, a Conv2d",
+        ),
+        (lambda: guessed_inputs(nn.Sequential(nn.LayerNorm(4))), "its first layer with weights is 0, a LayerNorm"),
         (
             lambda: guessed_inputs(Bag()),
-            "Bag: the model itself, a Bag, is its first layer that has weights; inputs",
+            "Bag: its first layer with weights is the model itself, a Bag; inputs can be guessed",
         ),
         (lambda: guessed_inputs(nn.ReLU()), "the model itself, a ReLU"),
         (lambda: given_inputs("net.py"), "net.py: no name after a colon; a function that makes the inputs is needed"),
@@ -534,13 +540,13 @@ def raising(batch: int, length: int) -> object:
         (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; a function that makes the inputs is needed"),
         (lambda: given_inputs("math:gcd").make(1, "a"), "TypeError: 'str' object"),  # type: ignore[arg-type]
         (
-            lambda: checked_inputs(given_inputs(max), 1, 2, "cpu"),
+            lambda: make_inputs(given_inputs(max), 1, 2, "cpu"),
             "inputs: a int; a model is called with a tensor",
         ),
-        (lambda: checked_inputs(given_inputs(raising), 1, 2, "cpu"), r"ValueError: no 1; the inputs could not"),
+        (lambda: make_inputs(given_inputs(raising), 1, 2, "cpu"), r"ValueError: no 1; the inputs could not"),
         (
-            lambda: first_call(nn.Linear(2, 2), torch.ones(1, 3), guessed_inputs(nn.Linear(3, 2))),
-            r"the model does not take the inputs, random numbers of shape \(batch, 3\), as a Linear takes\. Give",
+            lambda: check_inputs(nn.Linear(2, 2), torch.ones(1, 3), guessed_inputs(nn.Linear(3, 2))),
+            r"the model does not accept the inputs, random numbers of shape \(batch, 3\), as a Linear accepts\. Give",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def test_kinds_are_inferred_from_outputs(name: str) -> None:
     for shaped in (outputs, outputs.reshape(2, 4, -1)):
         measure = measure_for([shaped], named=named)
         assert (measure.kind, measure.probabilities) == (kind, probabilities)
-        assert said in measure.said
+        assert said in measure.kind_from
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,9 +60,9 @@ def test_a_given_kind_is_used(kind: OutputKind) -> None:
         "regression": "relative squared error",
     }
 
-    assert (measure.kind, measure.said) == (kind, "as asked")
+    assert (measure.kind, measure.kind_from) == (kind, "as asked")
     assert measure.probabilities == (kind == "classification")
-    assert measure.words == names[kind]
+    assert measure.name == names[kind]
 
 
 def test_a_classifier_has_more_than_one_class() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,9 @@ import torch
 import mpocompress
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.cli.main import main
+from tests.programs import CLOSED_PIPE, CommandServer, run_python
+
+FULL_DEVICE = "/dev/full"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -340,7 +341,7 @@ def test_a_benchmark_says_what_could_not_run_and_what_runs_alike(run: Run) -> No
     code, out, _ = run("bench", "small.pt", *QUICK)
 
     assert code == 0
-    assert "  dynamic int8: not available, torch has none for an LSTM with a projection" in out
+    assert "  dynamic int8: not available, torch does not quantise an LSTM with a projection" in out
     assert re.search(r"^fc.0: Linear, .* \(3 layers alike: also fc.1, fc.2\)$", out, re.MULTILINE)
     assert re.search(r"^batch 1 +median", out, re.MULTILINE)
     assert "rnn" not in run("bench", "small.pt", "--layer", "fc*", *QUICK)[1]
@@ -369,15 +370,16 @@ def test_bonds_for_single_layers(run: Run) -> None:
 
 
 def test_the_module_runs_as_a_program(folder: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mpocompress", "plan", "model.pt"], capture_output=True, text=True, check=False
-    )
+    outcome = run_python(["-m", "mpocompress", "plan", "model.pt"], folder=folder)
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("39,520 parameters")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("39,520 parameters")
 
 
-@pytest.mark.parametrize("into", ["closed pipe", "full disk"])
+needs_full_device = pytest.mark.skipif(not Path(FULL_DEVICE).exists(), reason=f"no {FULL_DEVICE}")
+
+
+@pytest.mark.parametrize("stdout", [CLOSED_PIPE, pytest.param(FULL_DEVICE, marks=needs_full_device)])
 @pytest.mark.parametrize(
     ("command", "code"),
     [
@@ -388,50 +390,35 @@ def test_the_module_runs_as_a_program(folder: Path) -> None:
     ],
 )
 def test_a_report_that_cannot_be_printed_does_not_undo_the_work(
-    folder: Path, run: Run, command: list[str], code: int | None, into: str
+    folder: Path, run: Run, commands: CommandServer, command: list[str], code: int | None, stdout: str
 ) -> None:
     run("model.pt", "--bond", "4", "-o", "small.pt")
-    full = into == "full disk"
-    if full and not Path("/dev/full").exists():
-        pytest.skip("no /dev/full")
-    done = _printing_into("/dev/full" if full else None, command)
 
+    outcome = commands.run(*command, folder=folder, stdout=stdout, full_exit=True)
+
+    full = stdout == FULL_DEVICE
     if code is None:
-        said = "Error: the result cannot be printed (No space left on device); nothing was written.\n" if full else ""
-        assert (done.returncode, done.stderr) == (1 if full else 0, said)
+        error = "Error: the result cannot be printed (No space left on device); nothing was written.\n" if full else ""
+        assert (outcome.code, outcome.err) == (1 if full else 0, error)
         return
     output = command[command.index("-o") + 1]
     note = "Note: left out, since a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
-    said = (
+    error = (
         f"{output} was written; what is to be said of it cannot be printed (No space left on device).\n" if full else ""
     )
-    assert (done.returncode, done.stderr) == (code, note + said)
+    assert (outcome.code, outcome.err) == (code, note + error)
     assert Path(output).stat().st_size > 1000
 
 
-def _printing_into(device: str | None, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run the program with its standard output at a device, or at a pipe that nobody reads."""
-    if device is not None:
-        out = os.open(device, os.O_WRONLY)
-    else:
-        read, out = os.pipe()
-        os.close(read)
-    try:
-        words = [sys.executable, "-m", "mpocompress", *command]
-        return subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
-    finally:
-        os.close(out)
-
-
-def test_messages_that_cannot_be_printed_do_not_undo_the_work_either(folder: Path, run: Run) -> None:
+def test_messages_that_cannot_be_printed_do_not_undo_the_work_either(
+    folder: Path, run: Run, commands: CommandServer
+) -> None:
     run("model.pt", "--bond", "4", "-o", "small.pt")
-    read, closed = os.pipe()
-    os.close(read)
-    words = [sys.executable, "-m", "mpocompress", "expand", "small.pt", "-o", "out.safetensors"]
-    done = subprocess.run(words, stdout=closed, stderr=closed, check=False)
-    os.close(closed)
+    words = ["expand", "small.pt", "-o", "out.safetensors"]
 
-    assert done.returncode == 0
+    outcome = commands.run(*words, folder=folder, stdout=CLOSED_PIPE, stderr=CLOSED_PIPE, full_exit=True)
+
+    assert outcome.code == 0
     assert Path("out.safetensors").exists()
 
 
@@ -447,36 +434,32 @@ def test_a_note_cannot_speak_to_the_terminal(run: Run) -> None:
 
 
 INTERRUPTED = """
-import os, signal, sys
+import os, signal
 from mpocompress.checkpoint.writing import writer
-from mpocompress.cli.main import main
 from mpocompress.compression import compress, expand
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
-step = sys.argv.pop(1)
 
 def stop(*arguments, **named):
     os.kill(os.getpid(), signal.SIGINT)
     signal.pause()
 
-if step == "writing":
+if {step!r} == "writing":
     writer._write_torch = stop
 else:
-    compress.work = expand.dense_tensors = stop
-main()
+    compress.compress_matrices = expand.dense_tensors = stop
 """
 
 
 @pytest.mark.parametrize("step", ["working", "writing"])
 @pytest.mark.parametrize("command", [["model.pt", "--bond", "4"], ["expand", "small.pt"]])
-def test_ctrl_c_leaves_one_line_and_no_file(folder: Path, run: Run, step: str, command: list[str]) -> None:
+def test_ctrl_c_leaves_one_line_and_no_file(
+    folder: Path, run: Run, commands: CommandServer, step: str, command: list[str]
+) -> None:
     run("model.pt", "--bond", "4", "-o", "small.pt")
     before = sorted(path.name for path in folder.iterdir())
-    arguments = [sys.executable, "-c", INTERRUPTED, step, *command, "-o", "out.pt"]
 
-    ended = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=folder, timeout=120)
+    outcome = commands.run(*command, "-o", "out.pt", folder=folder, before=INTERRUPTED.format(step=step))
 
-    assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr.splitlines()[-1:] == ["Stopped; nothing was written."]
-    assert "Traceback" not in ended.stderr
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err.splitlines()[-1:] == ["Stopped; nothing was written."]
+    assert "Traceback" not in outcome.err
     assert sorted(path.name for path in folder.iterdir()) == before

@@ -219,7 +219,7 @@ def test_what_was_not_reached_leaves_with_code_3(run: Run, words: tuple[str, ...
         (("small.pt", "-o", "t.pt", "--steps", "99"), "broken", 1, "the disk is gone"),
         (("small.pt", "-o", "t.pt", "--no-teacher"), "train", 1, "neither a teacher nor targets"),
         (("small.pt", "-o", "t.pt", "--loss", "net.py:loss"), "train", 1, "without a target"),
-        (("small.pt", "-o", "t.pt", "--device", "cuda:77"), "train", 1, "cannot be trained there"),
+        (("small.pt", "-o", "t.pt", "--device", "cuda:77"), "train", 1, "the device is not available"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(

@@ -64,6 +64,16 @@ def test_a_run_leaves_all_as_it_was_but_the_weights() -> None:
     assert apart(before, values(student)) > {"first.weight.core.0", "last.weight.core.1", "norm.running_mean"}
 
 
+def test_the_repr_of_a_result_is_one_line() -> None:
+    student, teacher = pair(Odd)
+
+    result = tuned(student, batches(), teacher=teacher)
+
+    assert repr(result) == (
+        f"FinetuneResult(Odd, {result.steps} steps, loss {result.before.loss:.4g} -> {result.after.loss:.4g}, finished)"
+    )
+
+
 @pytest.mark.parametrize("data", [[], [3], [numbers(6, 5)], [numbers(6, 12)] * 4])
 def test_a_run_that_is_refused_leaves_all_as_it_was(data: list[Any]) -> None:
     """The last one has a loss that fails, after the first step forwards."""

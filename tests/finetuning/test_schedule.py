@@ -1,4 +1,4 @@
-"""How long a run is, and how its step size rises and falls."""
+"""How long a run is, and how its learning rate rises and falls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpocompress.finetuning.schedule import Length, step_size_share, warm_up_steps
+from mpocompress.finetuning.schedule import Length, schedule_factor, warm_up_steps
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ def test_a_run_has_a_thousand_steps_unless_a_limit_is_given(
 
 
 @pytest.mark.parametrize(("expected", "wanted"), [(1, 1), (10, 2), (60, 12), (400, 80), (100_000, 100)])
-def test_the_step_size_rises_over_a_fifth_of_the_run_and_over_a_hundred_steps_at_most(
+def test_the_learning_rate_rises_over_a_fifth_of_the_run_and_over_a_hundred_steps_at_most(
     expected: int, wanted: int
 ) -> None:
     assert warm_up_steps(expected) == wanted
 
 
 @given(st.integers(1, 2000), st.integers(1, 20))
-def test_the_step_size_rises_straight_and_falls_as_a_half_wave(steps: int, warm_up: int) -> None:
+def test_the_learning_rate_rises_straight_and_falls_as_a_half_wave(steps: int, warm_up: int) -> None:
     for step in {0, steps // 3, steps // 2, steps - 1}:
         wanted = 0.01 + 0.99 * math.cos(math.pi * step / steps / 2) ** 2  # the half-angle form of (1 + cos) / 2
         wanted *= min(1.0, (step + 1) / warm_up)
-        found = step_size_share(step / steps, step, warm_up)
+        found = schedule_factor(step / steps, step, warm_up)
         assert found == pytest.approx(wanted, rel=1e-9)
         assert 0.0 < found <= 1.0

@@ -39,7 +39,7 @@ RUN = Snapshot(
         elapsed_s=1.5,
         expected_steps=100,
         position=Position(number=2, taken=3),
-        relative_step=0.01,
+        relative_learning_rate=0.01,
         evaluations=(Evaluation(step=0, loss=0.5), Evaluation(step=5, loss=0.25, score=0.1, training_loss=0.4)),
         loss_sum=0.75,
         loss_count=2,

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.hostile import compressed, legacy, pickles, safetensors_files, zips
-from tests.hostile.conftest import Outcome, Run
+from tests.hostile.conftest import Run
 from tests.hostile.registry import Case
+from tests.programs import Outcome
 
 GROUPS = {
     "pickle": pickles.cases,

@@ -75,7 +75,7 @@ def test_a_switch_is_set_around_a_sample_and_not_timed() -> None:
         yield
         clock.now += 100
 
-    task = Call(run=clock.task("a", 1).run, under=switch)
+    task = Call(run=clock.task("a", 1).run, context=switch)
     (samples,) = interleaved([task], repeats=2, sample_s=1, budget_s=1e9, clock=clock)
 
     assert list(samples.times_s) == [1.0, 1.0]

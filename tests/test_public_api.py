@@ -1,4 +1,4 @@
-"""Options of compression: values in torch's own types, and signatures that show what can be passed."""
+"""The public functions: values in torch's own types, and signatures that show what can be passed."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def test_a_selection_shows_what_is_selected() -> None:
         (mpocompress.inspect, ["source"]),
         (mpocompress.expand, ["source", "target"]),
         (mpocompress.bench, ["source"]),
+        (mpocompress.finetune, ["source", "target"]),
+        (mpocompress.finetune_module, ["model", "data"]),
         (mpocompress.calibrate, ["source", "inputs", "model"]),
     ],
 )
