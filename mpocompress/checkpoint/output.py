@@ -34,7 +34,7 @@ def container_for(path: str | os.PathLike[str], layout: Layout | None = None) ->
         layout: the folder that was read, if it was one.
 
     Returns:
-        `safetensors` for that ending, whatever was read. For a folder that was read, `folder` for a name with none of
+        `safetensors` for that ending. If a folder was read, `folder` for a name with none of
         `FILE_ENDINGS`, one that ends in a slash, and a folder that exists. `torch-zip` for every other.
 
     Example:

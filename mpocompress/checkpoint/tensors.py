@@ -59,10 +59,10 @@ def materialise(value: object) -> Any:
     """Return a value read from a file with the tensors, sizes, devices and dtypes of torch in it.
 
     Args:
-        value: plain values and containers, and what stands for values of torch.
+        value: plain values and containers, and descriptions of values of torch.
 
     Returns:
-        Copies of the containers; what is shared stays shared.
+        Copies of the containers; shared values stay shared.
 
     Raises:
         CheckpointError: the bytes of a tensor do not match their checksum.
@@ -77,7 +77,7 @@ def describe(value: object) -> Any:
         value: plain values and containers.
 
     Returns:
-        Copies of the containers; what is shared stays shared. A tensor of a kind that cannot be described stays.
+        Copies of the containers; shared values stay shared. A tensor of a kind that cannot be described stays.
 
     Example:
         >>> describe({"a": torch.ones(2, 3)})["a"].shape
@@ -135,7 +135,7 @@ def byteswap(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def map_writable(path: Path) -> torch.UntypedStorage:
-    """Map a file that is not empty into memory; what is written to the bytes goes to the file."""
+    """Map a file that is not empty into memory; changes of the bytes are written to the file."""
     memory: Any = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=os.path.getsize(path))
     return cast("torch.UntypedStorage", memory)
 

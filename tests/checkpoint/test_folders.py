@@ -106,8 +106,8 @@ def test_many_shards_need_few_open_files(ending: str, tmp_path: Path) -> None:
     state = {f"layer{number:03d}.weight": torch.full((2, 2), float(number)) for number in range(200)}
     folder = make_folder(tmp_path, split(state, 200), ending=ending)
     with _few_open_files(5 * MAX_OPEN), open_checkpoint(folder) as checkpoint:
-        taken = {name: checkpoint.tensor(name) for name in checkpoint.tensors}  # kept while shards are closed
-        assert_same(taken, state)
+        tensors = {name: checkpoint.tensor(name) for name in checkpoint.tensors}  # kept while shards are closed
+        assert_same(tensors, state)
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_there_and_back_gives_the_names_that_loaders_know(ending: str, shards: i
     with open_checkpoint(tmp_path / "dense") as checkpoint:
         for matrix in report.compressed:
             original = torch.cat([weights()[name] for name in matrix.members], dim=1)
-            found = torch.cat([checkpoint.tensor(name) for name in matrix.members], dim=1)
-            assert float((found - original).norm() / original.norm()) == pytest.approx(matrix.relative_error, rel=1e-4)
+            actual = torch.cat([checkpoint.tensor(name) for name in matrix.members], dim=1)
+            assert float((actual - original).norm() / original.norm()) == pytest.approx(matrix.relative_error, rel=1e-4)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -148,8 +148,8 @@ def test_the_files_beside_the_weights_go_along_and_the_report_says_so(model: Pat
     assert "not copied (only small files without weights, beside them, are): optimizer.pt" in report.notes
     for name in ("config.json", "tokenizer.json"):
         assert (tmp_path / "small" / name).read_bytes() == (model / name).read_bytes()
-    said = compress(model, tmp_path / "small.pt", truncation=BOND).notes
-    assert "not in the one file that is written: config.json, tokenizer.json" in said
+    notes = compress(model, tmp_path / "small.pt", truncation=BOND).notes
+    assert "not in the one file that is written: config.json, tokenizer.json" in notes
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -69,8 +69,8 @@ def test_every_tensor_is_replaced_where_it_lies(form: str, tmp_path: Path) -> No
     FORMS[form](tmp_path / "model.pt")
     tensors = _rewritten(tmp_path / "model.pt", tmp_path / "out.pt")
     with open_checkpoint(tmp_path / "out.pt") as checkpoint:  # verifies the checksums
-        found = contents(checkpoint)
-        assert_same({name: found[name] for name in tensors}, tensors)
+        actual = contents(checkpoint)
+        assert_same({name: actual[name] for name in tensors}, tensors)
 
 
 @pytest.mark.parametrize("form", ["zip", "views", "scripted", "exported", "module"])
@@ -161,10 +161,10 @@ def test_a_module_whose_class_is_gone_goes_there_and_back(tmp_path: Path) -> Non
     mpocompress.expand(small, tmp_path / "dense.pt")
     with open_checkpoint(back) as whole, open_checkpoint(tmp_path / "dense.pt") as dense:
         assert whole.classes[""] == "a_module_that_is_gone.Net"
-        found = contents(whole)
-        assert_same(found, contents(dense))
-        assert torch.equal(found["lstm.weight_hh_l0"], expected["lstm.weight_hh_l0"])
-        assert not torch.equal(found["big.weight"], expected["big.weight"])
+        actual = contents(whole)
+        assert_same(actual, contents(dense))
+        assert torch.equal(actual["lstm.weight_hh_l0"], expected["lstm.weight_hh_l0"])
+        assert not torch.equal(actual["big.weight"], expected["big.weight"])
 
 
 def test_an_original_that_was_changed_is_noted(tmp_path: Path) -> None:

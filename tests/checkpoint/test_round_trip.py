@@ -159,8 +159,8 @@ def test_threads_may_read_at_once(container: str, tmp_path: Path) -> None:
     tensors = {f"layer{index}.weight": torch.full((50, 50), float(index)) for index in range(40)}
     _write(tmp_path / "m", container, tensors)
     with open_checkpoint(tmp_path / "m") as checkpoint, ThreadPoolExecutor(8) as pool:
-        found = dict(zip(tensors, pool.map(checkpoint.tensor, tensors), strict=True))
-    assert_same(found, tensors)
+        actual = dict(zip(tensors, pool.map(checkpoint.tensor, tensors), strict=True))
+    assert_same(actual, tensors)
 
 
 @pytest.mark.parametrize("container", ["torch-zip", "safetensors"])

@@ -21,10 +21,10 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> No
         back = [spool.tensor(place) for place in places]
 
         assert list(tmp_path.iterdir()) == []
-    for tensor, found in zip(tensors, back, strict=True):
-        assert found.dtype == dtype
-        assert torch.equal(found, tensor)
-        assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+    for tensor, actual in zip(tensors, back, strict=True):
+        assert actual.dtype == dtype
+        assert torch.equal(actual, tensor)
+        assert actual.untyped_storage().nbytes() == actual.numel() * actual.element_size()
     assert torch.equal(early, tensors[0])
 
 

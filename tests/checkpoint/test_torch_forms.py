@@ -179,8 +179,8 @@ def test_scripted_and_traced_modules_are_read(tmp_path: Path) -> None:
         torch.jit.save(module, tmp_path / name)
         with open_checkpoint(tmp_path / name) as checkpoint:
             assert checkpoint.container == "torchscript"
-            found = contents(checkpoint)
-            assert_same({key: found[key] for key in expected}, expected)
+            actual = contents(checkpoint)
+            assert_same({key: actual[key] for key in expected}, expected)
             assert checkpoint.classes["blocks.0"] == "torch.nn.modules.linear.Linear"
 
 
@@ -212,6 +212,15 @@ def test_bytes_of_the_other_order_are_turned(tmp_path: Path) -> None:
     rezip(source, tmp_path / "big.pt", lambda _: b"big", record="byteorder")
     with open_checkpoint(tmp_path / "big.pt") as checkpoint:
         assert_same(contents(checkpoint), state)
+
+
+def test_bytes_of_the_other_order_are_turned_beside_the_weights_too(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.ones(2, 2)}, "steps": torch.tensor([1, 2])}, tmp_path / "little.pt")
+    rezip(tmp_path / "little.pt", tmp_path / "middle.pt", lambda data: swapped(data, 8), record="data/1")
+    rezip(tmp_path / "middle.pt", tmp_path / "big.pt", lambda _: b"big", record="byteorder")
+    with open_checkpoint(tmp_path / "big.pt") as checkpoint:
+        assert isinstance(checkpoint.extras, dict)
+        assert checkpoint.extras["steps"].tolist() == [1, 2]
 
 
 def swapped(data: bytes, width: int) -> bytes:
@@ -282,8 +291,8 @@ def test_a_stream_that_lies_is_refused(edit: Callable[[bytes], bytes], message: 
 
 def test_a_stream_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     whole = _stream({"w": torch.ones(3, 3), "v": torch.ones(3, 3)})
-    for kept in range(0, len(whole), 7):
-        (tmp_path / "model.pt").write_bytes(whole[:kept])
+    for length in range(0, len(whole), 7):
+        (tmp_path / "model.pt").write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
             open_checkpoint(tmp_path / "model.pt")
 

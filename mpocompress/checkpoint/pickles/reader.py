@@ -8,7 +8,7 @@ returns an inert `Instance` for every other.
 that `find_class` returns, with arguments of the file's choice: a harmless function such as `bytearray` or `range` then
 allocates any amount of memory (REDUCE bombs), and objects that receive state or items run their own methods. It has no
 limit on work: a few kilobytes can copy a large list again and again, or fill a dict with keys whose hashes collide;
-here every instruction and every copied value counts towards `MAX_WORK`. And it hashes whatever is used as a key: a
+here every instruction and every copied value counts towards `MAX_WORK`. And it hashes every key: a
 deeply nested tuple overflows the C stack, which ends the process; here keys are checked first (`Keys`).
 """
 
