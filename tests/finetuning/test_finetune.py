@@ -221,7 +221,7 @@ def test_a_file_is_trained_on_targets_alone(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "error", "said"),
     [
-        ({"source": "model.pt"}, FormatError, r"ordinary checkpoint.*Compress it first"),
+        ({"source": "model.pt"}, FormatError, r"not compressed.*Compress it first"),
         ({"source": "nowhere.pt"}, CheckpointError, "no such file"),
         ({"target": "small.pt"}, OutputError, "small.pt"),
         ({"target": "there.pt"}, OutputExistsError, "there.pt"),
