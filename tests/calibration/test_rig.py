@@ -99,11 +99,11 @@ def test_an_output_of_another_shape_is_beyond_everything(tmp_path: Path) -> None
 def test_how_far_outputs_for_other_inputs_are(tmp_path: Path) -> None:
     rig = rig_of(tmp_path, seeded(two_layers))
     outputs = rig.held_out.outputs
-    lost = sum(float((one - one.roll(1, 0)).double().square().sum()) for one in outputs)
-    whole = sum(float(one.double().square().sum()) for one in outputs)
+    lost = sum(float((each - each.roll(1, 0)).double().square().sum()) for each in outputs)
+    whole = sum(float(each.double().square().sum()) for each in outputs)
 
     assert rig.unrelated(rig.held_out) == pytest.approx(lost / whole)
-    single = rig_of(tmp_path, seeded(two_layers), [one[:1] for one in inputs()])
+    single = rig_of(tmp_path, seeded(two_layers), [each[:1] for each in inputs()])
     assert single.unrelated(single.held_out) is not None
     same = rig_of(tmp_path, seeded(two_layers), [torch.ones(3, 12)] * 5)
     assert same.unrelated(same.held_out) is None
@@ -121,7 +121,7 @@ def test_decisions_are_measured_on_the_first_batches_and_moments_on_the_rest(tmp
     assert sample_total(rig.validation.batches) < VALIDATION_SAMPLES or batch == 100
     assert 3 * batch < VALIDATION_ROWS
     assert len(classifier.validation.batches) == 3
-    assert [id(one) for one in (*rig.validation.batches, *rig.rest)] == [id(one) for one in made.learning]
+    assert [id(each) for each in (*rig.validation.batches, *rig.rest)] == [id(each) for each in made.learning]
 
 
 def test_of_one_batch_everything_is_measured_on_it(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_number_a_sample_is_a_row(tmp_path: Path) -> None:
     rig = rig_of(tmp_path, model)
 
     assert rig.measure.kind == "regression"
-    assert {one.shape for one in rig.held_out.outputs} == {(6, 1)}
+    assert {each.shape for each in rig.held_out.outputs} == {(6, 1)}
 
 
 def test_a_model_that_writes_into_its_inputs_spoils_none(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_agreement_is_for_classifiers(tmp_path: Path) -> None:
     assert classifier.compared(classifier.held_out).agreement == 1.0
     with classifier.holding({"2.bias": 100 * torch.eye(10)[0]}):
         outputs = torch.cat(list(classifier.held_out.outputs)).argmax(1)
-        wanted = float((outputs == 0).float().mean())
-        assert classifier.compared(classifier.held_out).agreement == pytest.approx(wanted)
+        expected = float((outputs == 0).float().mean())
+        assert classifier.compared(classifier.held_out).agreement == pytest.approx(expected)
     rig = rig_of(tmp_path, seeded(two_layers))
     assert rig.compared(rig.held_out).agreement is None

@@ -63,8 +63,8 @@ def _made(make: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
         torch.manual_seed(0)
         teacher = make()
     with torch.no_grad():
-        for one in teacher.parameters():
-            one.mul_(2.0)
+        for each in teacher.parameters():
+            each.mul_(2.0)
     return teacher, compress_module(
         teacher, truncation=Truncation(max_bond=3), selection=Selection(min_side=8), jobs=1
     )[0]

@@ -59,9 +59,9 @@ def test_one_batch_in_eight_is_held_out_and_never_trained_on(
     count: int, consecutive: bool, held_out: list[int]
 ) -> None:
     found = training_data(rows(count), consecutive=consecutive)
-    learning = [one for one in range(count) if one not in held_out]
+    learning = [each for each in range(count) if each not in held_out]
 
-    assert [number(one) for one in found.held_out] == held_out
+    assert [number(each) for each in found.held_out] == held_out
     assert taken(found, 2 * len(learning)) == learning * 2, "pass after pass, in order"
     assert number(found.first) == learning[0]
     assert (found.is_held_out, found.is_reshuffled) == (True, False)
@@ -76,12 +76,12 @@ def test_a_single_batch_is_trained_and_evaluated_on() -> None:
 def test_with_given_held_out_batches_all_others_are_trained_on() -> None:
     found = training_data(rows(3), lambda: iter(rows(2, 5)))
 
-    assert [one.samples for one in found.held_out] == [5, 5]
+    assert [each.samples for each in found.held_out] == [5, 5]
     assert taken(found, 4) == [0, 1, 2, 0]
 
 
-@pytest.mark.parametrize(("size", "wanted"), [(2, READ_AHEAD_BATCHES), (1024, 8), (100, 21), (5000, 8)])
-def test_no_more_batches_than_needed_are_read_ahead(size: int, wanted: int) -> None:
+@pytest.mark.parametrize(("size", "expected"), [(2, READ_AHEAD_BATCHES), (1024, 8), (100, 21), (5000, 8)])
+def test_no_more_batches_than_needed_are_read_ahead(size: int, expected: int) -> None:
     """As many as hold 2,048 samples, eight at least; and no more than 32."""
     given = 0
 
@@ -92,7 +92,7 @@ def test_no_more_batches_than_needed_are_read_ahead(size: int, wanted: int) -> N
             yield torch.zeros(size, 1)
 
     training_data(endless)
-    assert given == wanted
+    assert given == expected
 
 
 def test_an_iterator_ends_after_its_only_pass() -> None:
@@ -109,14 +109,14 @@ def test_batches_continue_from_every_position(stop: int) -> None:
 
     again = list(islice(training_data(data).batches(start), 40 - stop))
 
-    assert [one[0] for one in again] == [one[0] for one in whole[stop:]]
-    assert [number(one[1]) for one in again] == [number(one[1]) for one in whole[stop:]]
+    assert [each[0] for each in again] == [each[0] for each in whole[stop:]]
+    assert [number(each[1]) for each in again] == [number(each[1]) for each in whole[stop:]]
 
 
 def test_every_pass_draws_other_numbers_and_the_same_for_the_same_seed() -> None:
     def shuffled() -> Iterator[Tensor]:
         order = torch.randperm(64).tolist()
-        yield from (rows(64)[one] for one in order)
+        yield from (rows(64)[each] for each in order)
 
     first, again, other = (taken(training_data(shuffled, seed=seed), 120) for seed in (3, 3, 4))
 
@@ -127,11 +127,11 @@ def test_every_pass_draws_other_numbers_and_the_same_for_the_same_seed() -> None
 
 
 def test_data_in_another_order_are_noticed() -> None:
-    found = training_data(lambda: iter([rows(9)[one] for one in torch.randperm(9).tolist()]))
+    found = training_data(lambda: iter([rows(9)[each] for each in torch.randperm(9).tolist()]))
     seen = [len(taken(found, 8)), found.is_reshuffled, len(taken(found, 40)), found.is_reshuffled]
     assert seen == [8, False, 40, True]
 
-    same = training_data(lambda: iter([(one, torch.zeros(2)) for one in rows(9)]))
+    same = training_data(lambda: iter([(each, torch.zeros(2)) for each in rows(9)]))
     taken(same, 40)
     assert not same.is_reshuffled
 

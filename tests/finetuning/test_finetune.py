@@ -54,7 +54,7 @@ def batches(count: int = 16, size: int = 16) -> list[Tensor]:
 
 
 def drawn() -> Iterator[Tensor]:
-    """Other batches in every pass."""
+    """Yield other batches in every pass."""
     for _ in range(6):
         yield torch.randn(8, 7, 24)
 
@@ -64,8 +64,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     net = Net()
     with torch.no_grad():
-        for one in net.lstm.parameters():
-            one.mul_(2.0)
+        for each in net.lstm.parameters():
+            each.mul_(2.0)
         for batch in 4 * batches():
             net(batch)  # for the statistics of the batch norm
     torch.save({"model": net.state_dict(), "epoch": 3}, tmp_path / "model.pt")
@@ -90,7 +90,7 @@ def loss(one: Evaluation) -> float:
 
 
 def distance(path: str) -> float:
-    """Of the outputs of a file from those of the original, on inputs of its own."""
+    """Distance of the outputs of a file from those of the original, on other inputs."""
     inputs = torch.randn(64, 7, 24, generator=torch.Generator().manual_seed(9))
     original = Net()
     original.load_state_dict(torch.load("model.pt")["model"])
@@ -99,7 +99,7 @@ def distance(path: str) -> float:
     return float((found - expected).square().mean() / expected.square().mean())
 
 
-def test_the_outputs_come_nearer_to_those_of_the_original(folder: Path) -> None:
+def test_the_outputs_approach_those_of_the_original(folder: Path) -> None:
     report = tuned(data=batches(40, 32), steps=160)
 
     assert distance("tuned.pt") < 0.8 * distance("small.pt")
@@ -131,7 +131,7 @@ def test_the_file_is_the_compressed_one_with_new_values(folder: Path, dtype: str
     assert distance("tuned.pt") < distance("small.pt")
 
 
-def test_rounding_is_in_the_figures(folder: Path) -> None:
+def test_figures_include_the_rounding(folder: Path) -> None:
     truncation = mpocompress.Truncation(keep=0.25)
     mpocompress.compress("model.pt", "small.pt", truncation=truncation, dtype="int8", overwrite=True)
     held_out = batches(2)
@@ -142,7 +142,7 @@ def test_rounding_is_in_the_figures(folder: Path) -> None:
     original.load_state_dict(torch.load("model.pt")["model"])
     stored = mpocompress.load("tuned.pt", Net()).eval()
     with torch.no_grad():
-        pairs = [(original(one), stored(one)) for one in held_out]
+        pairs = [(original(each), stored(each)) for each in held_out]
         scale = original(batches()[0]).square().mean()
     losses = [float((found - expected).square().mean() / scale) for expected, found in pairs]
     assert report.tuning[0].after.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
@@ -162,12 +162,12 @@ def test_a_folder_becomes_a_folder(folder: Path) -> None:
     assert tensors("tuned-hub").keys() == tensors("small-hub").keys()
 
 
-def test_it_is_tuned_again_and_both_reports_stay(folder: Path) -> None:
+def test_a_trained_file_is_trained_again_and_keeps_both_reports(folder: Path) -> None:
     tuned()
 
     report = tuned("again.safetensors", "tuned.pt", seed=1)
 
-    assert [one.seed for one in report.tuning] == [0, 1]
+    assert [each.seed for each in report.tuning] == [0, 1]
     assert report.tuning[1].before.loss == pytest.approx(report.tuning[0].after.loss, rel=1e-4)
 
 
@@ -178,7 +178,7 @@ def test_a_model_that_does_not_tie_is_refused(folder: Path) -> None:
     assert not list(folder.glob("tuned*"))
 
 
-def test_only_what_is_asked_for_is_trained(folder: Path) -> None:
+def test_only_cores_are_trained_on_request(folder: Path) -> None:
     tuned(train="cores")
 
     old, new = tensors("small.pt"), tensors("tuned.pt")
@@ -186,7 +186,7 @@ def test_only_what_is_asked_for_is_trained(folder: Path) -> None:
     assert not torch.equal(old["lstm.weight_hh_l0.core.0"], new["lstm.weight_hh_l0.core.0"])
 
 
-def test_the_teacher_is_looked_for_and_asked_for(folder: Path) -> None:
+def test_the_teacher_is_searched_or_given(folder: Path) -> None:
     (folder / "model.pt").rename(folder / "moved.pt")
 
     with pytest.raises(FinetuneError, match=r"no model\.pt in its folder.*Give the original checkpoint as the teacher"):
@@ -198,7 +198,7 @@ def test_the_teacher_is_looked_for_and_asked_for(folder: Path) -> None:
     assert not report.tuning[0].notes
 
 
-def test_another_teacher_is_told_of(folder: Path) -> None:
+def test_another_teacher_is_noted(folder: Path) -> None:
     torch.save(Net().state_dict(), "other.pt")
 
     report = tuned(teacher="other.pt")
@@ -208,9 +208,9 @@ def test_another_teacher_is_told_of(folder: Path) -> None:
     assert any("compressed file itself" in note for note in from_small.tuning[0].notes)
 
 
-def test_it_learns_from_targets_alone(folder: Path) -> None:
+def test_a_file_is_trained_on_targets_alone(folder: Path) -> None:
     (folder / "model.pt").unlink()
-    pairs = [(one, one.mean(dim=(1, 2))[:, None].expand(-1, 10)) for one in batches()]
+    pairs = [(each, each.mean(dim=(1, 2))[:, None].expand(-1, 10)) for each in batches()]
 
     report = tuned(data=pairs, teacher=False, steps=40)
 
@@ -233,7 +233,7 @@ def test_it_learns_from_targets_alone(folder: Path) -> None:
         ({"data": []}, FinetuneError, "no batch"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_nothing_is_left(
+def test_refused_calls_leave_no_files(
     folder: Path, asked: dict[str, Any], error: type[MPOCompressError], said: str
 ) -> None:
     (folder / "there.pt").write_bytes(b"something")
@@ -245,7 +245,7 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_left(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_numbers_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
+def test_values_that_the_file_cannot_hold_are_refused(folder: Path) -> None:
     torch.save(nn.Linear(64, 64).state_dict(), "plain.pt")
     truncation = mpocompress.Truncation(keep=0.25)
     mpocompress.compress("plain.pt", "small.pt", truncation=truncation, dtype="float16", overwrite=True)
@@ -277,7 +277,7 @@ def crash() -> None:
 
 @pytest.mark.parametrize("step", [1, 5, 9])
 @pytest.mark.parametrize("data", [batches(5, 8), drawn], ids=["a list", "drawn"])
-def test_after_ctrl_c_it_goes_on_to_the_same_result(folder: Path, step: int, data: object) -> None:
+def test_a_run_resumed_after_ctrl_c_gives_the_same_result(folder: Path, step: int, data: object) -> None:
     tuned("whole.pt", data=data)
 
     report = tuned(data=data, progress=stop_at(step, lambda: signal.raise_signal(signal.SIGINT)))
@@ -294,7 +294,7 @@ def test_after_ctrl_c_it_goes_on_to_the_same_result(folder: Path, step: int, dat
 
 
 @pytest.mark.parametrize("step", [1, 7, 12])
-def test_after_a_crash_it_goes_on_to_the_same_result(folder: Path, step: int) -> None:
+def test_a_run_resumed_after_a_crash_gives_the_same_result(folder: Path, step: int) -> None:
     tuned("whole.pt")
 
     with pytest.raises(RuntimeError, match="power lost"):
@@ -307,7 +307,7 @@ def test_after_a_crash_it_goes_on_to_the_same_result(folder: Path, step: int) ->
     assert not (folder / "tuned.pt.unfinished").exists()
 
 
-def test_a_stopped_run_is_not_lost_by_accident(folder: Path) -> None:
+def test_a_stopped_run_is_not_overwritten_by_accident(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="power lost"):
         tuned(progress=stop_at(5, crash))
 
@@ -319,7 +319,7 @@ def test_a_stopped_run_is_not_lost_by_accident(folder: Path) -> None:
     assert tuned(overwrite=True).tuning[0].is_finished
 
 
-def test_another_output_is_never_replaced_by_resuming(folder: Path) -> None:
+def test_resuming_never_replaces_another_output(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="power lost"):
         tuned(progress=stop_at(5, crash))
     (folder / "tuned.pt").write_bytes((folder / "model.pt").read_bytes())
@@ -337,7 +337,7 @@ def test_a_resumed_run_needs_the_same_files(folder: Path) -> None:
         tuned(resume=True)
 
 
-def test_a_loss_that_becomes_nan_leaves_the_last_good_weights(folder: Path) -> None:
+def test_a_loss_of_nan_keeps_the_last_good_weights(folder: Path) -> None:
     spoilt = batches(12)
     spoilt[9][0, 0, 0] = torch.nan
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a model in memory: what is left as it was, what is refused, and models of every kind."""
+"""`finetune_module`: what a run changes, what it refuses, and models and data of every kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.inspecting import report_in
 
 @pytest.fixture(autouse=True)
 def _without_a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On one thread, which waits for no other on a shared machine; nothing is chosen by a measurement."""
+    """Run on one thread, and choose no execution by a measurement."""
     monkeypatch.setenv("MPOCOMPRESS_EXECUTION", "modelled")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -37,10 +37,10 @@ def _without_a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def modes(model: nn.Module) -> list[bool]:
-    return [one.training for one in model.modules()]
+    return [each.training for each in model.modules()]
 
 
-def test_a_run_leaves_all_as_it_was_but_the_weights() -> None:
+def test_a_run_changes_nothing_but_the_weights() -> None:
     made: tuple[Any, Any] = pair(Odd)
     student, teacher = made
     student.eval()
@@ -50,14 +50,14 @@ def test_a_run_leaves_all_as_it_was_but_the_weights() -> None:
     student.first.bias.requires_grad_(False)
     student.first.execution = "materialised"
     of_teacher, before = values(teacher), values(student)
-    was = modes(student), modes(teacher), [one.requires_grad for one in student.parameters()]
+    was = modes(student), modes(teacher), [each.requires_grad for each in student.parameters()]
 
-    found = tuned(student, batches(), teacher=teacher)
+    result = tuned(student, batches(), teacher=teacher)
 
-    assert id(found.model) == id(student)
-    assert (modes(student), modes(teacher), [one.requires_grad for one in student.parameters()]) == was
+    assert id(result.model) == id(student)
+    assert (modes(student), modes(teacher), [each.requires_grad for each in student.parameters()]) == was
     assert same(values(teacher), of_teacher)
-    assert all(one.grad is None for one in (*student.parameters(), *teacher.parameters()))
+    assert all(each.grad is None for each in (*student.parameters(), *teacher.parameters()))
     assert (student.first.execution, student.last.execution) == ("materialised", "auto")
     assert "first.bias" not in apart(before, values(student))
     assert student.first.weight is student.tied.weight
@@ -75,8 +75,8 @@ def test_the_repr_of_a_result_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("data", [[], [3], [numbers(6, 5)], [numbers(6, 12)] * 4])
-def test_a_run_that_is_refused_leaves_all_as_it_was(data: list[Any]) -> None:
-    """The last one has a loss that fails, after the first step forwards."""
+def test_a_run_that_is_refused_changes_nothing(data: list[Any]) -> None:
+    """The last data have a loss that fails after the first forward pass."""
     student, teacher = pair(Odd)
     student.eval()
     before, was = values(student), modes(student)
@@ -86,10 +86,10 @@ def test_a_run_that_is_refused_leaves_all_as_it_was(data: list[Any]) -> None:
         tuned(student, data, teacher=teacher, **options)
     assert same(values(student), before)
     assert modes(student) == was
-    assert not any(one._forward_hooks for one in student.modules())
+    assert not any(each._forward_hooks for each in student.modules())
 
 
-def test_a_loss_that_fails_leaves_the_buffers_as_they_were() -> None:
+def test_a_loss_that_fails_does_not_change_the_buffers() -> None:
     student, _ = pair(Odd)
     before = values(student)
 
@@ -98,7 +98,7 @@ def test_a_loss_that_fails_leaves_the_buffers_as_they_were() -> None:
     assert same(values(student), before)
 
 
-def test_a_first_step_that_fails_leaves_the_buffers_as_they_were() -> None:
+def test_a_first_step_that_fails_does_not_change_the_buffers() -> None:
     student, _ = pair(Odd)
     before, data = values(student), pairs(4)
     data[0][1].fill_(torch.nan)
@@ -109,7 +109,7 @@ def test_a_first_step_that_fails_leaves_the_buffers_as_they_were() -> None:
 
 
 class Averaging(nn.Module):
-    """Keeps a mean of what it saw in a new tensor every time, as many own layers do."""
+    """Keeps a mean of its inputs, in a new tensor every time."""
 
     mean: Tensor
 
@@ -125,7 +125,7 @@ class Averaging(nn.Module):
         return y
 
 
-def test_a_buffer_that_is_made_anew_belongs_to_the_best_weights() -> None:
+def test_a_buffer_that_is_replaced_belongs_to_the_best_weights() -> None:
     student, teacher = pair(Averaging)
     seen: list[dict[str, Tensor]] = []
     scores = iter([0.0, 1.0, 5.0, *[3.0] * 20])
@@ -138,7 +138,7 @@ def test_a_buffer_that_is_made_anew_belongs_to_the_best_weights() -> None:
     assert same(values(student), seen[2])
 
 
-def test_cores_alone_are_trained_where_that_is_asked() -> None:
+def test_only_cores_are_trained_on_request() -> None:
     student, teacher = pair(Odd)
     before = values(student)
 
@@ -147,25 +147,25 @@ def test_cores_alone_are_trained_where_that_is_asked() -> None:
     cores = {name for name in before if ".core." in name}
     assert {name for name in apart(before, values(student)) if not name.startswith("norm.")} == cores
     assert report.trained == "cores"
-    distinct = {id(core): core for one in student.modules() if isinstance(one, MPOWeight) for core in one.cores}
-    assert report.trained_parameters == sum(one.numel() for one in distinct.values())
-    assert all(one.requires_grad for one in student.parameters())
+    distinct = {id(core): core for each in student.modules() if isinstance(each, MPOWeight) for core in each.cores}
+    assert report.trained_parameters == sum(each.numel() for each in distinct.values())
+    assert all(each.requires_grad for each in student.parameters())
 
 
 def test_the_report_is_saved_with_the_model(tmp_path: Path) -> None:
     student, teacher = pair()
-    found = tuned(student, batches(), teacher=teacher, lr=0.01)
+    result = tuned(student, batches(), teacher=teacher, lr=0.01)
     again = tuned(student, batches(), teacher=teacher, lr=0.01, seed=1)
     report = mpocompress.save(student, tmp_path / "small.pt")
 
-    assert report.tuning == (found.report, again.report)
+    assert report.tuning == (result.report, again.report)
     assert report_in(tmp_path / "small.pt").tuning == report.tuning
-    assert all(one.flaw() == "" for one in report.tuning)
-    assert (found.report.data, found.report.teacher, found.report.learning_rate) == ("a list", "Sequential", 0.01)
-    assert (found.steps, found.before, found.after) == (6, found.history[0], found.history[-1])
+    assert all(each.flaw() == "" for each in report.tuning)
+    assert (result.report.data, result.report.teacher, result.report.learning_rate) == ("a list", "Sequential", 0.01)
+    assert (result.steps, result.before, result.after) == (6, result.history[0], result.history[-1])
 
 
-def test_a_trained_model_is_nearer_to_its_teacher() -> None:
+def test_a_trained_model_is_closer_to_its_teacher() -> None:
     student, teacher = pair()
     x = torch.cat(batches(4))
     before = functional.mse_loss(student(x), teacher(x)).detach()
@@ -197,7 +197,7 @@ def test_a_trained_model_is_nearer_to_its_teacher() -> None:
         ({"teacher": nn.Linear(12, 10, device="meta")}, "model and teacher: parameters on cpu, meta; both are called"),
     ],
 )
-def test_what_means_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     student, other = pair()
     model = options.pop("model", student)
     teacher = {"itself": model, "other": other}.get(str(options.get("teacher")), options.get("teacher"))
@@ -214,40 +214,40 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
         tuned(student.requires_grad_(False), batches(), teacher=teacher)
 
 
-def test_a_language_model_learns_from_texts_that_its_original_writes() -> None:
+def test_a_language_model_is_trained_on_generated_texts() -> None:
     student, teacher = pair(Texts)
     again, _ = pair(Texts)
     asked = SelfGenerated(batch_size=4, length=6, batches=9)
 
-    found = tuned(student, asked, teacher=teacher, steps=30, lr=0.02)
+    result = tuned(student, asked, teacher=teacher, steps=30, lr=0.02)
     tuned(again, asked, teacher=teacher, steps=30, lr=0.02)
 
-    assert found.report.kind == "classification"
-    assert found.report.data == "9 x 4 texts of 6 tokens that the teacher wrote"
-    assert found.after.divergence is not None
-    assert found.before.divergence is not None
-    assert found.after.divergence < 0.7 * found.before.divergence
+    assert result.report.kind == "classification"
+    assert result.report.data == "9 x 4 texts of 6 tokens that the teacher wrote"
+    assert result.after.divergence is not None
+    assert result.before.divergence is not None
+    assert result.after.divergence < 0.7 * result.before.divergence
     assert same(values(student), values(again))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_weights_of_another_precision_are_trained_in_it_and_that_is_told(dtype: torch.dtype) -> None:
-    student, teacher = (one.to(dtype) for one in pair())
+def test_weights_of_another_precision_are_trained_in_it_with_a_note(dtype: torch.dtype) -> None:
+    student, teacher = (each.to(dtype) for each in pair())
 
-    found = tuned(student, [one.to(dtype) for one in batches()], teacher=teacher, kind="regression")
+    result = tuned(student, [each.to(dtype) for each in batches()], teacher=teacher, kind="regression")
 
     name = str(dtype).removeprefix("torch.")
     note = f"Weights were trained in {name}, which loses small steps; float32 is more precise."
-    assert (note in found.report.notes) == (dtype != torch.float64)
-    assert {one.dtype for one in student.parameters()} == {dtype}
+    assert (note in result.report.notes) == (dtype != torch.float64)
+    assert {each.dtype for each in student.parameters()} == {dtype}
 
 
-def test_products_in_bfloat16_are_told_of() -> None:
+def test_products_in_bfloat16_are_reported() -> None:
     student, teacher = pair()
-    found = tuned(student, batches(), teacher=teacher, precision="bfloat16")
+    result = tuned(student, batches(), teacher=teacher, precision="bfloat16")
 
-    assert found.report.precision == "bfloat16"
-    assert {one.dtype for one in student.parameters()} == {torch.float32}
+    assert result.report.precision == "bfloat16"
+    assert {each.dtype for each in student.parameters()} == {torch.float32}
 
 
 @dataclass
@@ -256,7 +256,7 @@ class Answer:
 
 
 class Wrapped(nn.Module):
-    """Puts its outputs into something."""
+    """Returns its outputs inside another object."""
 
     def __init__(self, inner: nn.Module, wrap: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class Wrapped(nn.Module):
     ],
     ids=["tuple", "list", "logits", "mapping"],
 )
-def test_outputs_in_a_nest_train_as_they_would_alone(wrap: Callable[[Tensor], object]) -> None:
+def test_nested_outputs_train_like_plain_ones(wrap: Callable[[Tensor], object]) -> None:
     (student, teacher), (alone, _) = pair(), pair()
     tuned(Wrapped(student, wrap), batches(), teacher=Wrapped(teacher, wrap), kind="classification")
     tuned(alone, batches(), teacher=teacher, kind="classification")
@@ -284,13 +284,13 @@ def test_outputs_in_a_nest_train_as_they_would_alone(wrap: Callable[[Tensor], ob
     assert same(values(student), values(alone))
 
 
-def test_a_dataclass_is_learnt_by_a_loss_that_reads_it() -> None:
+def test_a_dataclass_output_is_trained_with_a_loss_that_reads_it() -> None:
     student, _ = pair()
     wrapped = Wrapped(student, Answer)
     before = values(student)
 
-    found = tuned(wrapped, pairs(), loss=lambda output, target: functional.mse_loss(output.scores, target))
-    assert (found.stopped, apart(before, values(student))) == ("finished", set(before))
+    result = tuned(wrapped, pairs(), loss=lambda output, target: functional.mse_loss(output.scores, target))
+    assert (result.stopped, apart(before, values(student))) == ("finished", set(before))
 
     with pytest.raises(MPOCompressError, match="an output of type Answer; it contains no"):
         tuned(wrapped, batches(), teacher=Wrapped(pair()[1], Answer))
@@ -309,14 +309,14 @@ def test_packed_sequences_are_trained_on() -> None:
     student, teacher = pair(Packing)
     data = [pack_sequence([numbers(5, 12, seed=seed), numbers(2, 12, seed=seed + 9)]) for seed in range(8)]
 
-    found = tuned(student, data, teacher=teacher, steps=12)
+    result = tuned(student, data, teacher=teacher, steps=12)
 
-    assert (found.stopped, found.report.samples) == ("finished", 24)
-    assert found.after.merit > found.before.merit
+    assert (result.stopped, result.report.samples) == ("finished", 24)
+    assert result.after.merit > result.before.merit
 
 
 class Computing(Odd):
-    """Takes named arguments, and computes its own loss where there are labels."""
+    """Takes named arguments, and computes its own loss if there are labels."""
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
         scores = super().forward(x)
@@ -324,7 +324,7 @@ class Computing(Odd):
         return {"loss": loss, "logits": scores}
 
 
-def test_a_model_that_computes_its_loss_is_trained_with_it() -> None:
+def test_a_model_that_computes_its_own_loss_is_trained_with_it() -> None:
     student, teacher = pair(Computing)
     labels = torch.tensor([1, 2, 3, 4, 5, 6])
     data = [{"x": x, "labels": labels} for x in batches()]
@@ -344,7 +344,7 @@ def test_batches_of_one_sample_are_trained_on() -> None:
     assert tuned(student, batches(9, 1), teacher=teacher).report.samples == 6
 
 
-def test_data_from_a_loader_with_workers_are_the_same_again() -> None:
+def test_data_from_a_loader_with_workers_repeat() -> None:
     loader = DataLoader(TensorDataset(torch.cat(batches(10))), batch_size=6, shuffle=True, num_workers=2)
     runs: list[dict[str, Tensor]] = []
     for seed in (0, 0):
@@ -356,9 +356,9 @@ def test_data_from_a_loader_with_workers_are_the_same_again() -> None:
     assert same(*runs)
 
 
-def test_batches_that_share_a_buffer_are_trained_on_as_they_came() -> None:
-    """A generator may fill the same tensor again and again."""
-    (student, teacher), (wanted, _) = pair(), pair()
+def test_batches_that_share_a_buffer_are_distinct() -> None:
+    """A generator may fill the same tensor for every batch."""
+    (student, teacher), (expected, _) = pair(), pair()
 
     def reused() -> Iterator[Tensor]:
         buffer = torch.empty(6, 12)
@@ -367,11 +367,11 @@ def test_batches_that_share_a_buffer_are_trained_on_as_they_came() -> None:
 
     for each in (1, 3):
         tuned(student, reused, teacher=teacher, batches_per_step=each)
-        tuned(wanted, batches(12), teacher=teacher, batches_per_step=each)
-        assert same(values(student), values(wanted))
+        tuned(expected, batches(12), teacher=teacher, batches_per_step=each)
+        assert same(values(student), values(expected))
 
 
-def test_a_model_that_draws_random_numbers_is_trained_the_same_again() -> None:
+def test_training_of_a_model_that_draws_random_numbers_repeats() -> None:
     runs: list[dict[str, Tensor]] = []
     for caller in (1, 2):
         student, teacher = pair()
@@ -398,8 +398,8 @@ def test_a_model_that_cannot_be_copied_is_trained() -> None:
     assert tuned(single, batches(), teacher=teacher).stopped == "finished"
 
 
-def test_a_score_may_do_with_the_model_what_it_likes() -> None:
-    (student, teacher), (wanted, _) = pair(Odd), pair(Odd)
+def test_a_score_may_change_modes_and_gradients_of_the_model() -> None:
+    (student, teacher), (expected, _) = pair(Odd), pair(Odd)
 
     def score(model: nn.Module) -> float:
         model.train()
@@ -414,20 +414,20 @@ def test_a_score_may_do_with_the_model_what_it_likes() -> None:
         return -1.0
 
     tuned(student, batches(), teacher=teacher, evaluate=score)
-    tuned(wanted, batches(), teacher=teacher, evaluate=quiet)
-    assert same(values(student), values(wanted))
-    assert all(one.grad is None for one in student.parameters())
+    tuned(expected, batches(), teacher=teacher, evaluate=quiet)
+    assert same(values(student), values(expected))
+    assert all(each.grad is None for each in student.parameters())
 
 
-def test_a_very_short_time_is_kept_to() -> None:
+def test_a_very_short_time_limit_is_respected() -> None:
     student, teacher = pair()
-    found = finetune_module(student, batches(), teacher=teacher, minutes=0.0005, precision="float32")
+    result = finetune_module(student, batches(), teacher=teacher, minutes=0.0005, precision="float32")
 
-    assert found.stopped == "finished"
-    assert found.history[-1].step == found.steps
+    assert result.stopped == "finished"
+    assert result.history[-1].step == result.steps
 
 
-def test_steps_that_a_very_short_time_gave_are_told() -> None:
+def test_steps_of_a_very_short_time_limit_are_reported() -> None:
     student, teacher = pair()
     report = finetune_module(student, batches(), teacher=teacher, minutes=1e-7, precision="float32").report
 
@@ -435,33 +435,33 @@ def test_steps_that_a_very_short_time_gave_are_told() -> None:
 
 
 @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_computed_whatever_block_it_is_called_in(
+def test_gradients_are_computed_in_every_block(
     block: Callable[[], AbstractContextManager[None]],
 ) -> None:
     student, teacher = pair()
     with block():
-        found = tuned(student, batches(), teacher=teacher)
-    assert found.stopped == "finished"
+        result = tuned(student, batches(), teacher=teacher)
+    assert result.stopped == "finished"
 
 
 def test_a_compiled_model_is_trained() -> None:
-    (student, teacher), (wanted, _) = pair(), pair()
+    (student, teacher), (expected, _) = pair(), pair()
     compiled: Any = torch.compile(student, backend="eager")
 
     tuned(compiled, batches(), teacher=teacher, kind="regression")
-    tuned(wanted, batches(), teacher=teacher, kind="regression")
+    tuned(expected, batches(), teacher=teacher, kind="regression")
 
     for name, value in values(student).items():
-        torch.testing.assert_close(value, values(wanted)[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, values(expected)[name], rtol=1e-4, atol=1e-5)
 
 
-def test_an_empty_batch_is_told_of_in_words() -> None:
+def test_an_empty_batch_is_refused() -> None:
     student, teacher = pair()
     with pytest.raises(MPOCompressError):
         tuned(student, [*batches(3), torch.zeros(0, 12), *batches(2)], teacher=teacher, held_out=batches(1))
 
 
-def test_the_whole_of_the_users_code_can_be_in_a_file(tmp_path: Path) -> None:
+def test_data_loss_and_score_can_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "def data():\n    for _ in range(9):\n        yield torch.randn(6, 12), torch.randn(6, 10)\n"
@@ -480,7 +480,7 @@ def test_the_whole_of_the_users_code_can_be_in_a_file(tmp_path: Path) -> None:
         tuned(student, pairs(), evaluate=f"{there}:score")
 
 
-def test_a_mapping_of_other_kinds_is_a_batch() -> None:
+def test_a_mapping_of_any_type_is_a_batch() -> None:
     class Ids(Mapping[str, Tensor]):
         def __init__(self, **held: Tensor) -> None:
             self.held = held
@@ -494,8 +494,8 @@ def test_a_mapping_of_other_kinds_is_a_batch() -> None:
         def __len__(self) -> int:
             return len(self.held)
 
-    (student, teacher), (wanted, _) = pair(Texts), pair(Texts)
-    tuned(student, [Ids(ids=one) for one in texts()], teacher=teacher)
-    tuned(wanted, texts(), teacher=teacher)
+    (student, teacher), (expected, _) = pair(Texts), pair(Texts)
+    tuned(student, [Ids(ids=each) for each in texts()], teacher=teacher)
+    tuned(expected, texts(), teacher=teacher)
 
-    assert same(values(student), values(wanted))
+    assert same(values(student), values(expected))

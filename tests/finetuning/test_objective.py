@@ -58,7 +58,7 @@ def test_losses_are_those_of_torch_and_so_are_their_gradients(
     got = objective(kind, scale=scale).of_output(found, expected, Batch(inputs=torch.zeros(rows, 2))).total
 
     torch.testing.assert_close(got, wanted, **CLOSE)
-    gradients = [torch.autograd.grad(one, found)[0] for one in (got, wanted)]
+    gradients = [torch.autograd.grad(each, found)[0] for each in (got, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def mixed(share: float, target: Tensor, kind: OutputKind, **options: Any) -> tup
 def test_the_loss_is_the_sum_of_both_parts_in_their_shares(share: float) -> None:
     target = labels(KEPT)
     got, found = mixed(share, target, "classification")
-    rows = [one[KEPT.bool()] for one in SCORES]
+    rows = [each[KEPT.bool()] for each in SCORES]
     task = functional.cross_entropy(found.reshape(-1, 5), target.reshape(-1))
     distance = expected_distance("classification", rows[0], rows[1])
 
@@ -280,7 +280,7 @@ def test_the_loss_is_chosen_for_the_first_batch() -> None:
         chosen(Batch(inputs=X, target=CLASSES), kind="classification"),
     )
 
-    assert [one.share for one in (only, both, targets)] == [1.0, 0.5, 0.0]
+    assert [each.share for each in (only, both, targets)] == [1.0, 0.5, 0.0]
     assert only.scale == pytest.approx(float(teacher(X).detach().square().mean()))
     assert (both.scale, targets.scale) == (1.0, 1.0)
     assert str(only) == "relative squared error to the outputs of the teacher"
@@ -316,8 +316,8 @@ def test_the_loss_that_a_model_computes_is_used() -> None:
     own = 3 * functional.cross_entropy(model.inner(X), CLASSES)
 
     torch.testing.assert_close(alone.of_output(output, None, batch).total, own, **CLOSE)
-    wanted = 0.5 * own + 0.5 * expected_distance("classification", other, model.inner(X))
-    torch.testing.assert_close(both.of_output(output, other, batch).total, wanted, **CLOSE)
+    expected = 0.5 * own + 0.5 * expected_distance("classification", other, model.inner(X))
+    torch.testing.assert_close(both.of_output(output, other, batch).total, expected, **CLOSE)
     assert str(alone) == "the loss that the model computes"
     with pytest.raises(
         FinetuneError, match="the model: an output without a loss after outputs with one; the loss that the"
@@ -348,8 +348,8 @@ def test_a_given_loss_may_read_any_output() -> None:
 
     found = chosen(batch, student=model, loss=loss)
 
-    wanted = functional.cross_entropy(linear()(X), CLASSES)
-    torch.testing.assert_close(found.of_output(model(X), None, batch).total, wanted, **CLOSE)
+    expected = functional.cross_entropy(linear()(X), CLASSES)
+    torch.testing.assert_close(found.of_output(model(X), None, batch).total, expected, **CLOSE)
 
 
 NAN = Calls(lambda self, x: self.inner(x) * math.nan, inner=linear())

@@ -58,7 +58,7 @@ def test_batches_one_after_the_other_give_what_one_long_batch_gives(name: str, n
     found = [model(part) for part in PARTS]
 
     torch.testing.assert_close(torch.cat(found, dim=1), whole, **CLOSE)
-    assert all(not one.requires_grad for state in hooks.states.values() for one in state)
+    assert all(not each.requires_grad for state in hooks.states.values() for each in state)
     assert found[2].requires_grad
     hooks.reset()
     torch.testing.assert_close(model(PARTS[0]), whole[:, :4], **CLOSE)
@@ -79,14 +79,14 @@ def test_gradients_stop_at_the_start_of_a_batch() -> None:
 
 def test_sequences_first_and_without_a_batch_are_carried_too() -> None:
     model = Net(nn.LSTM(8, 6))
-    whole = model(torch.cat([one.transpose(0, 1) for one in PARTS]))
-    single = model(torch.cat([one[0] for one in PARTS]))
+    whole = model(torch.cat([each.transpose(0, 1) for each in PARTS]))
+    single = model(torch.cat([each[0] for each in PARTS]))
     hooks = StatefulRNN(model)
 
-    found = torch.cat([model(one.transpose(0, 1)) for one in PARTS])
+    found = torch.cat([model(each.transpose(0, 1)) for each in PARTS])
     torch.testing.assert_close(found, whole, **CLOSE)
     hooks.reset()
-    torch.testing.assert_close(torch.cat([model(one[0]) for one in PARTS]), single, **CLOSE)
+    torch.testing.assert_close(torch.cat([model(each[0]) for each in PARTS]), single, **CLOSE)
 
 
 def test_a_batch_of_another_size_starts_without_a_state() -> None:
@@ -146,13 +146,13 @@ def test_states_are_written_and_read_as_named_tensors() -> None:
 
     assert sorted(named) == ["state.0.0.0.layer", "state.0.0.1.layer", "state.0.1.0.layer"]
     before = dict(hooks.states)
-    wanted = model(PARTS[1])
+    expected = model(PARTS[1])
     hooks.states = unflatten_states(
         {**named, "state.1.0.0.layer": torch.zeros(3), "model.a": torch.zeros(3)}, "state.0."
     )
     assert {path: len(state) for path, state in hooks.states.items()} == {"0.layer": 2, "1.layer": 1}
     assert all(torch.equal(*both) for path in before for both in zip(before[path], hooks.states[path], strict=True))
-    assert torch.equal(model(PARTS[1]), wanted)
+    assert torch.equal(model(PARTS[1]), expected)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_a_model_without_a_state_to_carry_is_refused(model: nn.Module, found: st
         FinetuneError, match=f"carry_state: {found}; only layers that read forward have a state .* Train without"
     ):
         StatefulRNN(model)
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in model.modules())

@@ -1,4 +1,4 @@
-"""A run that stopped and went on is the run without a stop, to the last bit; and what cannot be gone on with."""
+"""A resumed run gives the result of a run without a stop, bit for bit; and runs that are not resumed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mpocompress.errors import CheckpointError, FinetuneError, FormatError, MPOCompressError
+from mpocompress.finetuning.progress import FinetuneProgress
 from tests.finetuning.runs import (
     CrashError,
     Odd,
@@ -34,7 +35,7 @@ from tests.finetuning.runs import (
 
 
 class Masked(nn.Module):
-    """Holds minus infinity in a buffer, as masks of attention are."""
+    """Has minus infinity in a buffer, like attention masks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class Case:
 
 
 STEPS = 42
-"""Measured after some of them."""
+"""A run of this length has evaluations between its steps."""
 CASES = {
     "list": Case(make=plain, data=batches, options={}),
     "odd": Case(make=Odd, data=lambda: random_rows, options={"lr": 0.01}),
@@ -74,8 +75,8 @@ WHOLE: dict[str, Any] = {}
 def run(name: str, **more: Any) -> tuple[dict[str, Tensor], Any]:
     case = CASES[name]
     student, teacher = pair(case.make)
-    found = tuned(student, case.data(), teacher=teacher, steps=STEPS, **case.options, **more)
-    return values(student), found.report
+    result = tuned(student, case.data(), teacher=teacher, steps=STEPS, **case.options, **more)
+    return values(student), result.report
 
 
 def whole(name: str) -> tuple[dict[str, Tensor], Any]:
@@ -88,7 +89,7 @@ def whole(name: str) -> tuple[dict[str, Tensor], Any]:
 @pytest.mark.parametrize(
     ("name", "stop"), [("odd", 1), ("odd", 8), *((name, 27) for name in CASES), ("carried", 40), ("list", 40)]
 )
-def test_a_run_that_was_interrupted_ends_as_one_without_a_stop(name: str, stop: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_like_one_without_a_stop(name: str, stop: int, tmp_path: Path) -> None:
     path = tmp_path / "small.run"
     torch.manual_seed(stop)
     _, stopped = run(name, snapshot=path, progress=at(stop, interrupt))
@@ -102,22 +103,22 @@ def test_a_run_that_was_interrupted_ends_as_one_without_a_stop(name: str, stop: 
     assert not path.exists()
 
 
-def test_a_run_that_is_interrupted_where_it_would_have_ended_ends_there(tmp_path: Path) -> None:
+def test_a_run_interrupted_at_its_end_ends_there(tmp_path: Path) -> None:
     path = tmp_path / "small.run"
 
     def once(**more: Any) -> Any:
         student, teacher = pair()
         return tuned(student, batches(), teacher=teacher, steps=3 * STEPS, lr=50.0, **more).report
 
-    wanted = once()
-    stopped = once(snapshot=path, progress=at(wanted.steps - 1, interrupt))
+    expected = once()
+    stopped = once(snapshot=path, progress=at(expected.steps - 1, interrupt))
 
-    assert (wanted.stopped, stopped.steps) == ("no better for a while", wanted.steps)
-    assert not path.exists() or once(snapshot=path, resume=True) == wanted
+    assert (expected.stopped, stopped.steps) == ("no better for a while", expected.steps)
+    assert not path.exists() or once(snapshot=path, resume=True) == expected
 
 
 @pytest.mark.parametrize(("name", "stop"), [("odd", 1), ("carried", 27), ("odd", 42)])
-def test_a_run_that_crashed_goes_on_from_its_last_measurement(name: str, stop: int, tmp_path: Path) -> None:
+def test_a_run_that_crashed_resumes_from_its_last_evaluation(name: str, stop: int, tmp_path: Path) -> None:
     path = tmp_path / "small.run"
     with pytest.raises(CrashError):
         run(name, snapshot=path, progress=at(stop, crash))
@@ -127,7 +128,7 @@ def test_a_run_that_crashed_goes_on_from_its_last_measurement(name: str, stop: i
     assert same(found, whole(name)[0])
 
 
-def test_a_run_can_stop_as_often_as_it_likes(tmp_path: Path) -> None:
+def test_a_run_can_be_interrupted_several_times(tmp_path: Path) -> None:
     path = tmp_path / "small.run"
     run("odd", snapshot=path, progress=at(3, interrupt))
     for stop in (5, 7, 20):
@@ -144,7 +145,7 @@ def stopped(folder: Path, name: str = "odd") -> Path:
     return path
 
 
-def test_a_run_is_not_gone_on_with_where_there_is_none(tmp_path: Path) -> None:
+def test_resuming_needs_a_snapshot(tmp_path: Path) -> None:
     with pytest.raises(
         FinetuneError, match=r"resume: no snapshot; it stores the run to resume. Give the snapshot file"
     ):
@@ -162,7 +163,7 @@ def test_a_run_is_not_gone_on_with_where_there_is_none(tmp_path: Path) -> None:
         ({"steps": 9}, "steps"),
     ],
 )
-def test_a_run_of_other_settings_is_not_gone_on_with(change: dict[str, Any], name: str, tmp_path: Path) -> None:
+def test_a_run_with_other_settings_is_not_resumed(change: dict[str, Any], name: str, tmp_path: Path) -> None:
     path = stopped(tmp_path)
     content = path.read_bytes()
     student, teacher = pair(Odd)
@@ -179,7 +180,7 @@ def test_a_run_of_other_settings_is_not_gone_on_with(change: dict[str, Any], nam
     assert path.read_bytes() == content
 
 
-def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_of_another_model_is_not_resumed(tmp_path: Path) -> None:
     path = stopped(tmp_path)
     student = nn.Sequential(pair(Odd)[0])
     with pytest.raises(FormatError, match=r"small.run: .*, on one side only or of another shape or dtype"):
@@ -218,14 +219,49 @@ def refused(folder: Path, change: Callable[[dict[str, Tensor]], object], name: s
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_run_whose_weights_were_damaged_is_not_gone_on_with(name: str, tmp_path: Path) -> None:
+def test_a_run_with_damaged_weights_is_not_resumed(name: str, tmp_path: Path) -> None:
     refused(tmp_path, CHANGES[name])
 
 
 @pytest.mark.parametrize("name", OF_THE_OPTIMIZER)
-def test_a_run_whose_moments_were_damaged_is_not_gone_on_with(name: str, tmp_path: Path) -> None:
+def test_a_run_with_damaged_moments_is_not_resumed(name: str, tmp_path: Path) -> None:
     refused(tmp_path, OF_THE_OPTIMIZER[name])
 
 
-def test_a_run_whose_states_were_damaged_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_with_damaged_states_is_not_resumed(tmp_path: Path) -> None:
     refused(tmp_path, lambda held: held.update({"state.0.0.lstm": torch.zeros(7, 3, 2)}), "carried")
+
+
+@pytest.mark.parametrize("name", ["a weight of another shape", "infinite", "no moment", "moments of more"])
+def test_a_run_that_does_not_fit_changes_nothing(name: str, tmp_path: Path) -> None:
+    path = stopped(tmp_path)
+    changed(path, {**CHANGES, **OF_THE_OPTIMIZER}[name])
+    student, teacher = pair(Odd)
+    before = values(student)
+
+    with pytest.raises(FormatError):
+        tuned(student, random_rows, teacher=teacher, steps=STEPS, lr=0.01, snapshot=path, resume=True)
+    assert same(values(student), before)
+
+
+def test_the_time_left_of_a_resumed_run_counts_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of the test: a step takes 1 s before the stop and 3 s after it."""
+    seconds, progress = [0.0], list[FinetuneProgress]()
+    monkeypatch.setattr("mpocompress.finetuning.trainer.time.monotonic", lambda: seconds[0])
+
+    def step_of(duration_s: float, stop: int) -> Callable[[FinetuneProgress], None]:
+        def report(now: FinetuneProgress) -> None:
+            progress.append(now)
+            seconds[0] += duration_s
+            if now.step == stop:
+                interrupt()
+
+        return report
+
+    path = tmp_path / "small.run"
+    run("list", snapshot=path, progress=step_of(1.0, 20))
+    run("list", snapshot=path, resume=True, progress=step_of(3.0, 0))
+
+    assert progress[10].remaining_s == pytest.approx(10 / 11 * (STEPS - 11))
+    (at_30,) = (each for each in progress if each.step == 30)
+    assert at_30.remaining_s == pytest.approx(3.0 * 8 / 9 * (STEPS - 30))

@@ -23,8 +23,8 @@ def teacher(make: type[nn.Module] = Texts) -> Any:
 
 
 def generated(model: nn.Module, *, seed: int = 0, **asked: int) -> list[Tensor]:
-    wanted = SelfGenerated(**{"batch_size": 4, "length": 7, "batches": 3, **asked})
-    return list(GeneratedTexts(model, wanted, seed=seed, device=CPU))
+    expected = SelfGenerated(**{"batch_size": 4, "length": 7, "batches": 3, **asked})
+    return list(GeneratedTexts(model, expected, seed=seed, device=CPU))
 
 
 class Chain(nn.Module):
@@ -60,14 +60,14 @@ def test_texts_are_the_same_for_the_same_seed_and_differ_between_batches() -> No
     before = values(model)
     first, again, other = generated(model), generated(model), generated(model, seed=1)
 
-    assert [tuple(one.shape) for one in first] == [(4, 7)] * 3
-    assert all(one.dtype == torch.int64 and one.min() >= 0 and one.max() < 11 for one in first)
+    assert [tuple(each.shape) for each in first] == [(4, 7)] * 3
+    assert all(each.dtype == torch.int64 and each.min() >= 0 and each.max() < 11 for each in first)
     assert all(map(torch.equal, first, again))
     assert not any(map(torch.equal, first, other))
     assert not torch.equal(first[0], first[1])
     assert torch.equal(torch.get_rng_state(), state)
     assert same(values(model), before)
-    assert not any(one._forward_hooks for one in model.modules())
+    assert not any(each._forward_hooks for each in model.modules())
 
 
 def test_batches_are_generated_when_needed_and_kept() -> None:

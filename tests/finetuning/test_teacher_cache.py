@@ -115,12 +115,12 @@ def drawn() -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("data", [batches(5), drawn], ids=["a list", "drawn"])
 def test_the_training_does_not_depend_on_the_cache(data: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    (found, teacher), (wanted, _) = pair(), pair()
+    (found, teacher), (expected, _) = pair(), pair()
     report = tuned(found, data, teacher=teacher, steps=23, kind="regression").report
     monkeypatch.setattr(teacher_cache, "CACHE_BYTES", 0)
 
-    assert tuned(wanted, data, teacher=teacher, steps=23, kind="regression").report == report
-    assert same(values(found), values(wanted))
+    assert tuned(expected, data, teacher=teacher, steps=23, kind="regression").report == report
+    assert same(values(found), values(expected))
 
 
 def test_the_teacher_runs_once_for_every_batch_of_a_list() -> None:

@@ -1,4 +1,4 @@
-"""The loop: every weight against a loop by hand, what ends it early, and what is left when it ends."""
+"""The training loop: weights against a hand-written loop, early ends, and the state afterwards."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from tests.finetuning.runs import (
 )
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
-"""Both loops add in float32 in other orders, and AdamW divides by small numbers."""
+"""The loops add in float32 in different orders, and AdamW divides by small numbers."""
 
 
 def by_hand(model: nn.Module, losses: Sequence[Callable[[], Tensor]], *, steps: int, lr: float | None) -> None:
-    """AdamW as its paper has it, with the schedule of the documentation; a step takes the mean of some losses."""
+    """AdamW as in its paper, with the documented schedule; a step uses the mean of several losses."""
     parameters = [one for one in model.parameters() if one.requires_grad]
     start = float(torch.stack([one().detach() for one in losses]).mean())
     share = min(0.03, max(0.0005, 0.02 * math.sqrt(start)))
@@ -69,32 +69,32 @@ def close(one: nn.Module, other: nn.Module) -> None:
 
 @pytest.mark.parametrize("lr", [0.01, None])
 @pytest.mark.parametrize("each", [1, 2])
-def test_weights_are_those_of_a_loop_by_hand(each: int, lr: float | None) -> None:
-    (found, teacher), (wanted, _) = pair(), pair()
+def test_weights_are_those_of_a_hand_written_loop(each: int, lr: float | None) -> None:
+    (found, teacher), (expected, _) = pair(), pair()
     data, scale = batches(5), float(teacher(batches(5)[0]).detach().square().mean())
 
     def loss(x: Tensor) -> Callable[[], Tensor]:
-        return lambda: functional.mse_loss(wanted(x), teacher(x).detach()) / scale
+        return lambda: functional.mse_loss(expected(x), teacher(x).detach()) / scale
 
     report = tuned(
         found, data, teacher=teacher, held_out=data, steps=10, lr=lr, batches_per_step=each, kind="regression"
     ).report
-    by_hand(wanted, [loss(data[place % 5]) for place in range(10 * each)], steps=10, lr=lr)
+    by_hand(expected, [loss(data[place % 5]) for place in range(10 * each)], steps=10, lr=lr)
 
     assert (report.best_step, report.steps, report.samples) == (10, 10, 10 * each * 6)
     assert (report.relative_step is None) == (lr is not None)
-    close(found, wanted)
+    close(found, expected)
     assert apart(values(found), values(pair()[0])) == set(values(found)), "every tensor was trained"
 
 
-def test_weights_learnt_from_targets_and_a_teacher_are_those_of_a_loop_by_hand() -> None:
-    (found, teacher), (wanted, _) = pair(), pair()
+def test_weights_trained_with_targets_and_a_teacher_are_those_of_a_hand_written_loop() -> None:
+    (found, teacher), (expected, _) = pair(), pair()
     data = pairs(4)
 
     def loss(x: Tensor, y: Tensor) -> Callable[[], Tensor]:
         def one() -> Tensor:
-            angle = functional.cosine_similarity(wanted(x), teacher(x).detach()).mean()
-            found: Tensor = 0.75 * (1 - angle) + 0.25 * (wanted(x) - y).abs().mean()
+            angle = functional.cosine_similarity(expected(x), teacher(x).detach()).mean()
+            found: Tensor = 0.75 * (1 - angle) + 0.25 * (expected(x) - y).abs().mean()
             return found
 
         return one
@@ -109,15 +109,15 @@ def test_weights_learnt_from_targets_and_a_teacher_are_those_of_a_loop_by_hand()
         teacher_share=0.75,
         loss=lambda output, target: (output - target).abs().mean(),
     ).report
-    by_hand(wanted, [loss(*data[place % 4]) for place in range(6)], steps=6, lr=0.01)
+    by_hand(expected, [loss(*data[place % 4]) for place in range(6)], steps=6, lr=0.01)
 
     assert report.best_step == 6
     assert report.loss == "0.75 x (1 - cosine to the outputs of the teacher) + 0.25 x (the given loss on targets)"
-    close(found, wanted)
+    close(found, expected)
 
 
-def test_states_are_carried_on_as_in_a_loop_by_hand() -> None:
-    """Through a pass, of the model and of the teacher; every pass begins without one."""
+def test_states_are_carried_as_in_a_hand_written_loop() -> None:
+    """In a pass, for the model and the teacher; every pass starts without states."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         found, wanted = Texts(), Texts()
@@ -127,19 +127,19 @@ def test_states_are_carried_on_as_in_a_loop_by_hand() -> None:
 
     def run(model: Any, ids: Tensor) -> Tensor:
         output, state = model.lstm(model.embed(ids), states.get(model))
-        states[model] = tuple(one.detach() for one in state)
+        states[model] = tuple(each.detach() for each in state)
         scores: Tensor = model.head(output)
         return scores.reshape(-1, 11).log_softmax(1)
 
     def loss(place: int) -> Callable[[], Tensor]:
-        def one() -> Tensor:
+        def each() -> Tensor:
             if place % 3 == 0:
                 states.clear()
             ids = data[place % 3]
             expected = run(teacher, ids).detach()
             return functional.kl_div(run(wanted, ids), expected, reduction="batchmean", log_target=True)
 
-        return one
+        return each
 
     options: dict[str, Any] = {"teacher": teacher, "held_out": data, "lr": 0.01, "kind": "classification", "steps": 8}
     report = tuned(found, data, carry_state=True, **options).report
@@ -149,23 +149,23 @@ def test_states_are_carried_on_as_in_a_loop_by_hand() -> None:
     close(found, wanted)
     other = Texts()
     other.load_state_dict(pair(Texts)[1].state_dict())
-    assert not any(one._forward_hooks or one._forward_pre_hooks for one in (*found.modules(), *teacher.modules()))
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in (*found.modules(), *teacher.modules()))
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     runs: list[tuple[dict[str, Tensor], Any]] = []
     for seed in (3, 3, 4):
         student, teacher = pair(Odd)
         torch.manual_seed(seed * 100 + len(runs))  # what the caller drew before must not matter
-        found = tuned(student, lambda: (torch.randn(6, 12) for _ in range(9)), teacher=teacher, seed=seed)
-        runs.append((values(student), found.report))
+        result = tuned(student, lambda: (torch.randn(6, 12) for _ in range(9)), teacher=teacher, seed=seed)
+        runs.append((values(student), result.report))
 
     assert same(runs[0][0], runs[1][0])
     assert runs[0][1] == runs[1][1]
     assert not same(runs[0][0], runs[2][0])
 
 
-def test_no_generator_of_the_caller_is_touched() -> None:
+def test_random_generators_of_the_caller_do_not_change() -> None:
     student, teacher = pair(Odd)
     state = torch.get_rng_state()
 
@@ -189,18 +189,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights(
     held_out, snapshot = pairs(3), tmp_path / "small.run"
 
     report = tuned(student, poisoned(3, value), held_out=held_out, kind="regression", snapshot=snapshot).report
-    wanted: list[dict[str, Tensor]] = []
-    tuned(clean, pairs(6), held_out=held_out, kind="regression", progress=lambda now: wanted.append(values(clean)))
+    expected: list[dict[str, Tensor]] = []
+    tuned(clean, pairs(6), held_out=held_out, kind="regression", progress=lambda now: expected.append(values(clean)))
 
     assert report.stopped == f"the loss was {word} at step 4"
     assert (report.steps, report.is_finished) == (3, False)
-    kept = wanted[report.best_step - 1] if report.best_step else values(pair(make)[0])
+    kept = expected[report.best_step - 1] if report.best_step else values(pair(make)[0])
     assert same(values(student), kept)
     assert not snapshot.exists()
 
 
 @pytest.mark.parametrize("which", ["first", "held out", "weights"])
-def test_what_is_not_finite_from_the_start_is_refused_and_changes_nothing(which: str) -> None:
+def test_values_that_are_not_finite_at_the_start_are_refused_and_change_nothing(which: str) -> None:
     student, _ = pair()
     if which == "weights":
         with torch.no_grad():
@@ -211,25 +211,25 @@ def test_what_is_not_finite_from_the_start_is_refused_and_changes_nothing(which:
 
     with pytest.raises(FinetuneError, match="NaN"):
         tuned(student, data, held_out=held_out, kind="regression")
-    assert all(one.grad is None for one in student.parameters())
-    assert all(torch.equal(one, before[name]) or one.isnan().any() for name, one in values(student).items())
+    assert all(each.grad is None for each in student.parameters())
+    assert all(torch.equal(each, before[name]) or each.isnan().any() for name, each in values(student).items())
 
 
-def test_a_run_whose_weights_become_worse_keeps_those_from_before() -> None:
+def test_a_run_that_makes_the_weights_worse_keeps_the_first_ones() -> None:
     student, teacher = pair()
     before = values(student)
 
-    found = tuned(student, batches(), teacher=teacher, lr=1e4, steps=100)
+    result = tuned(student, batches(), teacher=teacher, lr=1e4, steps=100)
 
-    assert found.report.best_step == 0
-    assert found.stopped == "no better for a while" or "NaN" in found.stopped or "inf" in found.stopped.lower()
-    assert found.report.steps < 100
+    assert result.report.best_step == 0
+    assert result.stopped == "no better for a while" or "NaN" in result.stopped or "inf" in result.stopped.lower()
+    assert result.report.steps < 100
     assert same(values(student), before)
-    assert found.after == found.before
+    assert result.after == result.before
 
 
-def test_the_best_weights_are_kept_with_the_buffers_that_belong_to_them() -> None:
-    """Measured again, the model has the loss that the report says."""
+def test_the_best_weights_are_kept_with_their_buffers() -> None:
+    """The best weights are those before the evaluation with the best score."""
     student, teacher = pair(Odd)
     scores = iter([0.0, 1.0, 5.0, 2.0, *[3.0] * 20])
     seen: list[dict[str, Tensor]] = []
@@ -238,26 +238,26 @@ def test_the_best_weights_are_kept_with_the_buffers_that_belong_to_them() -> Non
         seen.append(values(model))
         return next(scores)
 
-    found = tuned(student, batches(), teacher=teacher, evaluate=score)
+    result = tuned(student, batches(), teacher=teacher, evaluate=score)
 
-    assert (found.report.best_step, found.after.score) == (2, 5.0)
+    assert (result.report.best_step, result.after.score) == (2, 5.0)
     assert same(values(student), seen[2])
-    assert found.report.measured_on.startswith("the score of ")
+    assert result.report.measured_on.startswith("the score of ")
     assert {"norm.running_mean", "norm.num_batches_tracked"} <= apart(seen[2], seen[4])
 
 
-def test_ctrl_c_ends_with_the_best_weights_and_keeps_the_run(tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_the_best_weights_and_keeps_the_snapshot(tmp_path: Path) -> None:
     student, teacher = pair()
     snapshot = tmp_path / "small.run"
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
 
-    found = tuned(
+    result = tuned(
         student, batches(), teacher=teacher, steps=80, snapshot=snapshot, progress=at(11, interrupt), kind="regression"
     )
 
-    assert (found.stopped, found.steps, found.report.asked_steps) == ("interrupted", 12, 80)
+    assert (result.stopped, result.steps, result.report.asked_steps) == ("interrupted", 12, 80)
     assert snapshot.exists()
-    assert [one.step for one in found.history] == [0, 4, 8, 12]
+    assert [each.step for each in result.history] == [0, 4, 8, 12]
     whole, again = pair()[0], list[dict[str, Tensor]]()
     tuned(
         whole,
@@ -267,22 +267,22 @@ def test_ctrl_c_ends_with_the_best_weights_and_keeps_the_run(tmp_path: Path) -> 
         kind="regression",
         progress=lambda now: again.append(values(whole)),
     )
-    assert same(values(student), again[found.report.best_step - 1])
+    assert same(values(student), again[result.report.best_step - 1])
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
-def test_being_told_to_end_is_taken_as_ctrl_c() -> None:
+def test_sigterm_acts_like_ctrl_c() -> None:
     student, teacher = pair()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        found = tuned(student, batches(), teacher=teacher, progress=at(2, lambda: signal.raise_signal(signal.SIGTERM)))
+        result = tuned(student, batches(), teacher=teacher, progress=at(2, lambda: signal.raise_signal(signal.SIGTERM)))
     finally:
         signal.signal(signal.SIGTERM, before)
 
-    assert (found.stopped, found.steps) == ("interrupted", 3)
+    assert (result.stopped, result.steps) == ("interrupted", 3)
 
 
-def test_ctrl_c_twice_at_once_is_one_wish() -> None:
+def test_two_signals_at_once_are_one_request() -> None:
     student, teacher = pair()
 
     def twice() -> None:
@@ -299,29 +299,29 @@ def test_a_run_outside_the_main_thread_needs_no_signals() -> None:
     thread.start()
     thread.join()
 
-    wanted, _ = pair()
-    tuned(wanted, batches(), teacher=teacher)
+    expected, _ = pair()
+    tuned(expected, batches(), teacher=teacher)
     assert found[0].stopped == "finished"
-    assert same(values(student), values(wanted))
+    assert same(values(student), values(expected))
 
 
-def test_data_that_end_early_end_the_run_in_words() -> None:
+def test_data_that_end_early_end_the_run() -> None:
     student, teacher = pair()
 
-    found = tuned(student, iter(batches(9)), teacher=teacher, steps=50)
+    result = tuned(student, iter(batches(9)), teacher=teacher, steps=50)
 
-    assert (found.steps, found.stopped, found.report.asked_steps) == (8, "the data ended", 50)
-    assert found.history[-1].step == 8
-    assert "The data can be passed over only once, and ended before the steps did." in found.report.notes
+    assert (result.steps, result.stopped, result.report.asked_steps) == (8, "the data ended", 50)
+    assert result.history[-1].step == 8
+    assert "The data can be passed over only once, and ended before the steps did." in result.report.notes
 
 
-def test_one_batch_is_trained_and_measured_on() -> None:
+def test_a_single_batch_is_trained_and_evaluated_on() -> None:
     student, teacher = pair()
 
-    found = tuned(student, iter(batches(1)), teacher=teacher)
+    result = tuned(student, iter(batches(1)), teacher=teacher)
 
-    assert (found.steps, found.stopped, found.report.held_out) == (1, "the data ended", 0)
-    assert "There was only one batch, so the loss was measured on the data that were trained on." in found.report.notes
+    assert (result.steps, result.stopped, result.report.held_out) == (1, "the data ended", 0)
+    assert "There was only one batch, so the loss was measured on the data that were trained on." in result.report.notes
 
 
 def test_too_few_batches_for_a_step_are_refused() -> None:
@@ -333,36 +333,36 @@ def test_too_few_batches_for_a_step_are_refused() -> None:
     assert same(values(student), before)
 
 
-def test_data_in_another_order_are_told_of() -> None:
+def test_data_in_another_order_are_noted() -> None:
     student, teacher = pair()
     shuffled = lambda: iter([batches(9)[place] for place in torch.randperm(9).tolist()])  # noqa: E731
 
     notes = tuned(student, shuffled, teacher=teacher, steps=20).report.notes
 
-    assert any(one.startswith("Later passes had other batches than the first one") for one in notes)
+    assert any(each.startswith("Later passes had other batches than the first one") for each in notes)
 
 
-def test_progress_is_told_after_every_step() -> None:
+def test_progress_is_reported_after_every_step() -> None:
     student, teacher = pair()
     told: list[FinetuneProgress] = []
 
-    found = tuned(student, batches(), teacher=teacher, steps=43, progress=told.append)
+    result = tuned(student, batches(), teacher=teacher, steps=43, progress=told.append)
 
-    assert [one.step for one in told] == list(range(1, 44))
-    assert {one.steps for one in told} == {43}
-    assert [one.share for one in told] == pytest.approx([step / 43 for step in range(1, 44)])
-    measured = [one.step for one in told if one.is_new]
-    assert measured == [*range(4, 43, 4), 43] == [one.step for one in found.history][1:]
-    losses = [one.loss for one in told if one.loss is not None]
-    assert found.history[3].training_loss == pytest.approx(sum(losses[8:12]) / 4)
-    assert found.history[0].training_loss is None
-    assert told[-1].best_step == found.report.best_step
+    assert [each.step for each in told] == list(range(1, 44))
+    assert {each.steps for each in told} == {43}
+    assert [each.share for each in told] == pytest.approx([step / 43 for step in range(1, 44)])
+    measured = [each.step for each in told if each.is_new]
+    assert measured == [*range(4, 43, 4), 43] == [each.step for each in result.history][1:]
+    losses = [each.loss for each in told if each.loss is not None]
+    assert result.history[3].training_loss == pytest.approx(sum(losses[8:12]) / 4)
+    assert result.history[0].training_loss is None
+    assert told[-1].best_step == result.report.best_step
     assert told[-1].remaining_s == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("where", ["progress", "data", "score"])
-def test_an_error_in_the_middle_leaves_the_weights_from_before_or_the_best(where: str) -> None:
-    """A model is never left half changed."""
+def test_an_error_in_a_run_leaves_the_first_or_the_best_weights(where: str) -> None:
+    """A model is never left in between."""
     student, teacher = pair()
     before, seen = values(student), list[dict[str, Tensor]]()
     options: dict[str, Any] = {"teacher": teacher, "held_out": batches(2), "steps": 80, "kind": "regression"}
@@ -381,15 +381,15 @@ def test_an_error_in_the_middle_leaves_the_weights_from_before_or_the_best(where
     if where == "progress":
         options["progress"] = at(5, crash)
     if where == "data":
-        options["held_out"], data = batches(2), lambda: (one for one in LazyAfter(40, broken))
+        options["held_out"], data = batches(2), lambda: (each for each in LazyAfter(40, broken))
     with pytest.raises((CrashError, FinetuneError)):
         tuned(student, data, evaluate=score, **options)
     after = values(student)
-    assert same(after, before) or any(same(after, one) for one in seen[: 2 if where == "score" else None])
+    assert same(after, before) or any(same(after, each) for each in seen[: 2 if where == "score" else None])
 
 
 class LazyAfter:
-    """Gives batches for a while, then what breaks."""
+    """Yields good batches first, then those of a generator that fails."""
 
     def __init__(self, count: int, broken: Callable[[], Iterator[Tensor]]) -> None:
         self._count, self._broken = count, broken
@@ -399,7 +399,7 @@ class LazyAfter:
         yield from self._broken()
 
 
-def test_a_snapshot_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+def test_a_snapshot_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
     student, teacher = pair()
     before = values(student)
 
@@ -408,14 +408,14 @@ def test_a_snapshot_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> No
     assert same(values(student), before)
 
 
-def test_a_model_of_one_number_a_sample_learns_it() -> None:
+def test_a_model_with_one_number_per_sample_is_trained() -> None:
     model = Calls(lambda self, x: self.inner(x)[:, 0], inner=nn.Linear(12, 1))
-    wanted = numbers(12, 1, seed=3)
-    data = [(x, (x @ wanted)[:, 0]) for x in batches(9)]
+    expected = numbers(12, 1, seed=3)
+    data = [(x, (x @ expected)[:, 0]) for x in batches(9)]
 
-    found = tuned(model, data, steps=60, lr=0.1)
+    result = tuned(model, data, steps=60, lr=0.1)
 
-    assert found.after.loss is not None
-    assert found.before.loss is not None
-    assert found.after.loss < 0.05 * found.before.loss
-    assert found.report.kind == "regression"
+    assert result.after.loss is not None
+    assert result.before.loss is not None
+    assert result.after.loss < 0.05 * result.before.loss
+    assert result.report.kind == "regression"
