@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.cli.main import main
 from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.distributed import Team, join_team
