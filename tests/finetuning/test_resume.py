@@ -112,7 +112,7 @@ def test_a_run_that_is_interrupted_where_it_would_have_ended_ends_there(tmp_path
     wanted = once()
     stopped = once(snapshot=path, progress=at(wanted.steps - 1, interrupt))
 
-    assert (wanted.stopped, stopped.steps) == ("no better for a while", wanted.steps)
+    assert (wanted.stopped, stopped.steps) == ("early stopping", wanted.steps)
     assert not path.exists() or once(snapshot=path, resume=True) == wanted
 
 

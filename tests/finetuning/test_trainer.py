@@ -82,7 +82,7 @@ def test_weights_are_those_of_a_loop_by_hand(each: int, lr: float | None) -> Non
     by_hand(wanted, [loss(data[place % 5]) for place in range(10 * each)], steps=10, lr=lr)
 
     assert (report.best_step, report.steps, report.samples) == (10, 10, 10 * each * 6)
-    assert (report.relative_step is None) == (lr is not None)
+    assert (report.relative_learning_rate is None) == (lr is not None)
     close(found, wanted)
     assert apart(values(found), values(pair()[0])) == set(values(found)), "every tensor was trained"
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights(
     wanted: list[dict[str, Tensor]] = []
     tuned(clean, pairs(6), held_out=held_out, kind="regression", progress=lambda now: wanted.append(values(clean)))
 
-    assert report.stopped == f"the loss was {word} at step 4"
+    assert report.stop_reason == f"the loss was {word} at step 4"
     assert (report.steps, report.is_finished) == (3, False)
     kept = wanted[report.best_step - 1] if report.best_step else values(pair(make)[0])
     assert same(values(student), kept)
@@ -222,7 +222,7 @@ def test_a_run_whose_weights_become_worse_keeps_those_from_before() -> None:
     found = tuned(student, batches(), teacher=teacher, lr=1e4, steps=100)
 
     assert found.report.best_step == 0
-    assert found.stopped == "no better for a while" or "NaN" in found.stopped or "inf" in found.stopped.lower()
+    assert found.stopped == "early stopping" or "NaN" in found.stopped or "inf" in found.stopped.lower()
     assert found.report.steps < 100
     assert same(values(student), before)
     assert found.after == found.before
@@ -242,7 +242,7 @@ def test_the_best_weights_are_kept_with_the_buffers_that_belong_to_them() -> Non
 
     assert (found.report.best_step, found.after.score) == (2, 5.0)
     assert same(values(student), seen[2])
-    assert found.report.measured_on.startswith("the score of ")
+    assert found.report.selection_metric.startswith("the score of ")
     assert {"norm.running_mean", "norm.num_batches_tracked"} <= apart(seen[2], seen[4])
 
 
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_with_the_best_weights_and_keeps_the_run(tmp_path: Path) -> 
         student, batches(), teacher=teacher, steps=80, snapshot=snapshot, progress=at(11, interrupt), kind="regression"
     )
 
-    assert (found.stopped, found.steps, found.report.asked_steps) == ("interrupted", 12, 80)
+    assert (found.stopped, found.steps, found.report.requested_steps) == ("interrupted", 12, 80)
     assert snapshot.exists()
     assert [one.step for one in found.history] == [0, 4, 8, 12]
     whole, again = pair()[0], list[dict[str, Tensor]]()
@@ -310,7 +310,7 @@ def test_data_that_end_early_end_the_run_in_words() -> None:
 
     found = tuned(student, iter(batches(9)), teacher=teacher, steps=50)
 
-    assert (found.steps, found.stopped, found.report.asked_steps) == (8, "the data ended", 50)
+    assert (found.steps, found.stopped, found.report.requested_steps) == (8, "end of data", 50)
     assert found.history[-1].step == 8
     assert "The data can be passed over only once, and ended before the steps did." in found.report.notes
 
@@ -320,7 +320,7 @@ def test_one_batch_is_trained_and_measured_on() -> None:
 
     found = tuned(student, iter(batches(1)), teacher=teacher)
 
-    assert (found.steps, found.stopped, found.report.held_out) == (1, "the data ended", 0)
+    assert (found.steps, found.stopped, found.report.held_out_samples) == (1, "end of data", 0)
     assert "There was only one batch, so the loss was measured on the data that were trained on." in found.report.notes
 
 
