@@ -21,7 +21,8 @@ from mpocompress.mpo.lanczos import LARGE_ENTRIES
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import LARGEST_CODE, QuantisedMPO, channels, restore
 from mpocompress.mpo.svd import BLOCK_ENTRIES
-from mpocompress.reports.compression import INT8, MatrixReport, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import INT8, MatrixReport
 
 
 def core_tensors(matrix: str, mpo: MPO | QuantisedMPO) -> dict[str, Tensor]:

@@ -6,7 +6,9 @@ import dataclasses
 
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import FormatError
+from mpocompress.planning.target import TARGETS
 from mpocompress.reports.compression import Report
+from mpocompress.text import shown
 
 
 def stored_report(
@@ -30,5 +32,12 @@ def stored_report(
             action=otherwise,
         )
     report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
+    if report.target is not None and report.target.kind not in TARGETS:
+        raise FormatError(
+            where=checkpoint.path.name,
+            found=f"target.kind: {shown(report.target.kind)!r}",
+            why=f"the kinds of targets are {', '.join(TARGETS)}",
+            action=Report.IF_DAMAGED,
+        )
     totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
     return dataclasses.replace(report, totals=totals)

@@ -126,9 +126,13 @@ def test_a_fraction_to_keep_and_a_bond_in_the_low_rank_shape_are_counted(model: 
     )
 
     keep, bond = overview.estimates
-    assert (keep.kind, keep.asked, keep.eligible_parameters_after) == ("keep", 0.25, overview.eligible_parameters // 4)
+    assert (keep.kind, keep.requested, keep.eligible_parameters_after) == (
+        "keep",
+        0.25,
+        overview.eligible_parameters // 4,
+    )
     counted = sum(min(rows * cols, 4 * (rows + cols)) for rows, cols in (weight.shape for weight in overview.weights))
-    assert (bond.kind, bond.asked, bond.eligible_parameters_after) == ("bond", 4, counted)
+    assert (bond.kind, bond.requested, bond.eligible_parameters_after) == ("bond", 4, counted)
     assert bond.parameters == overview.parameters - overview.eligible_parameters + counted
     assert overview.estimated_sites == "low rank"
 

@@ -113,7 +113,7 @@ def test_the_command_in_two_processes_does_what_it_does_in_one(launch: Launch, m
     for name, value in after_one.items():
         change = (value - before[name]).norm()
         assert (after_two[name] - value).norm() <= 1e-3 * change, name
-    assert report_in(two).tuning[0].batches_per_step == 2
+    assert report_in(two).finetuning[0].batches_per_step == 2
 
 
 def test_the_fsdp_example_gives_the_weights_that_one_process_gives(launch: Launch, tmp_path: Path) -> None:
