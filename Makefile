@@ -99,6 +99,8 @@ reference: $(DEVELOPMENT) ## write the generated pages of the documentation agai
 	@$(BIN)/python -m tools.cli_reference
 	@$(BIN)/python -m tools.forms_page
 	@$(BIN)/python -m tools.architecture_page
+	@$(BIN)/python -m tools.schemas
+	@$(BIN)/python -m tools.json_page
 
 .PHONY: format
 format: $(DEVELOPMENT) ## format the code and apply the safe fixes

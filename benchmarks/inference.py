@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from benchmarks.inference_grid import BONDS, QUICK_BONDS, Cell, columns, run_grid, worst
@@ -26,7 +27,7 @@ from mpocompress import __version__
 from mpocompress.benchmarking.comparison import Conditions
 from mpocompress.cli.render.formatting import seconds
 from mpocompress.jobs import blas_threads
-from mpocompress.reports.benchmark import Case, Timed
+from mpocompress.reports.benchmark import Case, ContenderResult
 from mpocompress.text import shown_size
 
 WIDTH = 170
@@ -71,7 +72,7 @@ def group_table(name: str, rows: Sequence[Row], conditions: Conditions) -> Table
     for row in rows:
         case = row.run(conditions)
         cells.append(row_cells(row, case))
-        cases.append({"layer": row.layer, "cores": row.cores, "training": row.training, **case.document()})
+        cases.append({"layer": row.layer, "cores": row.cores, "training": row.training, **msgspec.to_builtins(case)})
         click.echo("  ".join(cells[-1]), err=True)
     return Table(title=TITLES[name], header=HEADER, rows=cells, remarks=unavailable(rows, cases), cases=cases)
 
@@ -87,14 +88,14 @@ TITLES = {
 
 def row_cells(row: Row, case: Case) -> tuple[str, ...]:
     """The cells of a row, with the columns of `HEADER`."""
-    timed = {contender.contender: contender for contender in case.contenders}
-    best, auto, int8 = case.best_dense, timed["auto"], timed.get("dynamic int8")
+    timed = {contender.name: contender for contender in case.contenders}
+    best, auto, int8 = case.baseline, timed["auto"], timed.get("dynamic int8")
     compressed = [contender for contender in case.contenders if contender.kind == "compressed"]
     return (
         row.layer,
         row.cores,
-        f"{seconds(best.median_s)} ({best.contender.removeprefix('dense, ')})",
-        seconds(auto.median_s),
+        f"{seconds(best.median_s or 0.0)} ({best.name.removeprefix('dense, ')})",
+        seconds(auto.median_s or 0.0),
         *(ratio(case, timed[mode]) for mode in ("auto", "factorised", "materialised")),
         ratio(case, int8) if int8 is not None else "",
         difference(*compressed),
@@ -102,13 +103,13 @@ def row_cells(row: Row, case: Case) -> tuple[str, ...]:
     )
 
 
-def ratio(case: Case, timed: Timed) -> str:
+def ratio(case: Case, timed: ContenderResult) -> str:
     """How many times faster than the best dense contender; empty if it did not run."""
-    faster = case.times_faster(timed)
+    faster = timed.times_faster
     return "" if faster is None else f"{faster:.2f}" if faster < LARGE else f"{faster:.0f}"
 
 
-def difference(*timed: Timed) -> str:
+def difference(*timed: ContenderResult) -> str:
     """The largest output difference of several contenders, or `not finite`."""
     differences = [contender.largest_difference for contender in timed]
     return "not finite" if None in differences else f"{max(value for value in differences if value is not None):.0e}"
@@ -117,7 +118,7 @@ def difference(*timed: Timed) -> str:
 def unavailable(rows: Sequence[Row], cases: Sequence[dict[str, Any]]) -> list[str]:
     """The distinct reasons why contenders did not run."""
     reasons = (
-        f"{row.layer}: {contender['contender']} not available, {contender['unavailable']}"
+        f"{row.layer}: {contender['name']} not available, {contender['unavailable']}"
         for row, case in zip(rows, cases, strict=True)
         for contender in case["contenders"]
         if contender["unavailable"]
@@ -132,8 +133,8 @@ def peer_tables(hidden: int, batches: Sequence[int], length: int, bond: int, con
         title = f"{TITLES['peers']}: hidden {hidden}, batch {batch}, length {length}"
         rows = [
             (
-                contender.contender,
-                seconds(contender.median_s),
+                contender.name,
+                seconds(contender.median_s or 0.0),
                 seconds(min(contender.times_s), max(contender.times_s)),
                 ratio(case, contender),
                 difference(contender),
@@ -142,13 +143,13 @@ def peer_tables(hidden: int, batches: Sequence[int], length: int, bond: int, con
             for contender in case.contenders
             if contender.times_s
         ]
-        remarks = [f"{timed.contender}: {timed.unavailable}" for timed in case.contenders if timed.unavailable]
+        remarks = [f"{timed.name}: {timed.unavailable}" for timed in case.contenders if timed.unavailable]
         yield Table(
             title=title,
             header=PEER_HEADER,
             rows=rows,
             remarks=remarks,
-            cases=[{"layer": title, "cores": "balanced, separate", "training": False, **case.document()}],
+            cases=[{"layer": title, "cores": "balanced, separate", "training": False, **msgspec.to_builtins(case)}],
         )
 
 
@@ -159,7 +160,7 @@ def grid_tables(quick: bool, largest: int, conditions: Conditions) -> Iterator[T
     for cell in run_grid(quick, largest, conditions):
         kinds.setdefault(cell.kind, []).append(cell)
         ratios = "  ".join(f"{value:.2f}" for value in cell.ratios.values())
-        click.echo(f"{cell.label}: {seconds(cell.case.best_dense.median_s)}; {ratios}", err=True)
+        click.echo(f"{cell.label}: {seconds(cell.case.baseline.median_s or 0.0)}; {ratios}", err=True)
     for kind, cells in kinds.items():
         compressed = [timed for cell in cells for timed in cell.case.contenders if timed.kind == "compressed"]
         yield Table(
@@ -168,14 +169,14 @@ def grid_tables(quick: bool, largest: int, conditions: Conditions) -> Iterator[T
             rows=[
                 (
                     cell.label,
-                    seconds(cell.case.best_dense.median_s),
+                    seconds(cell.case.baseline.median_s or 0.0),
                     *(f"{cell.ratios[name]:.2f}" for name in columns(bonds)),
                 )
                 for cell in cells
             ],
             remarks=[worst(cells), f"largest difference to the dense twin: {difference(*compressed)}"],
             cases=[
-                {"layer": cell.label, "cores": "by contender", "training": False, **cell.case.document()}
+                {"layer": cell.label, "cores": "by contender", "training": False, **msgspec.to_builtins(cell.case)}
                 for cell in cells
             ],
         )

@@ -21,7 +21,7 @@ from mpocompress.benchmarking.contenders import (
 )
 from mpocompress.benchmarking.layers import random_inputs
 from mpocompress.benchmarking.stored_layers import LayerPair
-from mpocompress.reports.benchmark import Case, Timed
+from mpocompress.reports.benchmark import Case, ContenderResult
 
 SIZES, BATCHES, BONDS = (64, 128, 256, 512, 1024, 2048), (1, 4, 16, 64), (4, 16, 64)
 QUICK_SIZES, QUICK_BATCHES, QUICK_BONDS = (64,), (1, 2), (4,)
@@ -46,7 +46,7 @@ class Cell:
     def ratios(self) -> dict[str, float]:
         """Bond and site shape -> how many times faster than the best dense contender."""
         timed = [contender for contender in self.case.contenders if contender.kind == "compressed"]
-        return {contender.contender: self.case.times_faster(contender) or 0.0 for contender in timed}
+        return {contender.name: contender.times_faster or 0.0 for contender in timed}
 
     @property
     def label(self) -> str:
@@ -108,7 +108,7 @@ def _twins(kind: str, size: int, shape: str, bond: int) -> Callable[[], LayerPai
     return partial(linear_twins, size, size, shape, bond)
 
 
-def _compared(timed: Timed, differences: dict[str, float | None]) -> Timed:
+def _compared(timed: ContenderResult, differences: dict[str, float | None]) -> ContenderResult:
     """A contender with its difference from its own dense twin."""
-    own = differences.get(timed.contender, timed.largest_difference)
+    own = differences.get(timed.name, timed.largest_difference)
     return dataclasses.replace(timed, largest_difference=own)

@@ -69,7 +69,7 @@ def peer_case(hidden: int, batch: int, length: int, bond: int, conditions: Condi
         batch=batch,
         length=length,
         contenders=tuple(
-            dataclasses.replace(one, largest_difference=apart) if one.contender == OURS else one for one in timed
+            dataclasses.replace(one, largest_difference=apart) if one.name == OURS else one for one in timed
         ),
     )
 

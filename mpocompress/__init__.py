@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mpocompress.planning.target import Truncation as Truncation
     from mpocompress.reports.benchmark import BenchReport as BenchReport
     from mpocompress.reports.compression import Report as Report
-    from mpocompress.reports.finetuning import TuningReport as TuningReport
+    from mpocompress.reports.finetuning import FinetuningReport as FinetuningReport
     from mpocompress.reports.overview import Overview as Overview
     from mpocompress.reports.plan import PlanReport as PlanReport
 
@@ -75,7 +75,7 @@ _PUBLIC = {
     "planning.target": ("Truncation",),
     "reports.benchmark": ("BenchReport",),
     "reports.compression": ("Report",),
-    "reports.finetuning": ("TuningReport",),
+    "reports.finetuning": ("FinetuningReport",),
     "reports.overview": ("Overview",),
     "reports.plan": ("PlanReport",),
 }

@@ -85,7 +85,7 @@ def bench(source: StrPath, options: BenchOptions) -> BenchReport:
             threads=options.threads,
             torch=torch.__version__,
         ),
-        measured=measured,
+        results=measured,
         notes=notes,
     )
 

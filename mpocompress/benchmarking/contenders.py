@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mpocompress.benchmarking.torch_int8 import has_int8_layers, int8_copy, packed_bytes, why_not_int8
 from mpocompress.nn.timing import BUDGET_S, SAMPLE_S, Call, clock_of, interleaved
-from mpocompress.reports.benchmark import ContenderKind, Timed
+from mpocompress.reports.benchmark import ContenderKind, ContenderResult
 from mpocompress.user.dense_model import device_of
 from mpocompress.user.pytree import tensors
 
@@ -144,7 +144,7 @@ def time_contenders(
     gradients: bool = False,
     sample_s: float = SAMPLE_S,
     budget_s: float = BUDGET_S,
-) -> tuple[Timed, ...]:
+) -> tuple[ContenderResult, ...]:
     """Time contenders against each other and compare their outputs.
 
     Args:
@@ -175,11 +175,11 @@ def time_contenders(
             clock=clock_of(device),
         )
     timed = {
-        contender.name: Timed(
-            contender=contender.name,
+        contender.name: ContenderResult(
+            name=contender.name,
             kind=contender.kind,
             times_s=samples.times_s,
-            calls=samples.calls,
+            calls_per_sample=samples.calls,
             size_bytes=contender.size_bytes(),
             largest_difference=difference,
         )
@@ -187,7 +187,7 @@ def time_contenders(
     }
     return tuple(
         timed.get(contender.name)
-        or Timed(contender=contender.name, kind=contender.kind, unavailable=contender.unavailable)
+        or ContenderResult(name=contender.name, kind=contender.kind, unavailable=contender.unavailable)
         for contender in contenders
     )
 

@@ -15,8 +15,9 @@ from mpocompress.checkpoint import Checkpoint
 from mpocompress.errors import SelectionError
 from mpocompress.layers.names import matches
 from mpocompress.nn import Execution
-from mpocompress.reports.benchmark import Benched, BenchedKind, BenchedMatrix, Case
-from mpocompress.reports.compression import MatrixReport, Report
+from mpocompress.reports.benchmark import BenchKind, BenchMatrix, BenchResult, Case
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.text import listed
 
 MOST_LAYERS = 12
@@ -30,7 +31,7 @@ def bench_layers(
     checkpoint: Checkpoint,
     report: Report,
     conditions: Conditions,
-) -> tuple[tuple[Benched, ...], tuple[str, ...]]:
+) -> tuple[tuple[BenchResult, ...], tuple[str, ...]]:
     """Measure every layer that has a compressed matrix.
 
     Args:
@@ -147,10 +148,10 @@ def random_inputs(
     return (lambda module: module(inputs)), ()
 
 
-def _benched(group: Sequence[StoredLayer], cases: tuple[Case, ...]) -> Benched:
+def _benched(group: Sequence[StoredLayer], cases: tuple[Case, ...]) -> BenchResult:
     first = group[0]
-    return Benched(
-        kind=cast("BenchedKind", first.kind),
+    return BenchResult(
+        kind=cast("BenchKind", first.kind),
         layers=tuple(layer.path for layer in group),
         matrices=tuple(_matrix(name, matrix) for name, matrix in first.matrices.items()),
         dense_parameters=first.dense_parameters,
@@ -159,8 +160,8 @@ def _benched(group: Sequence[StoredLayer], cases: tuple[Case, ...]) -> Benched:
     )
 
 
-def _matrix(name: str, matrix: MatrixReport) -> BenchedMatrix:
-    return BenchedMatrix(
+def _matrix(name: str, matrix: MatrixReport) -> BenchMatrix:
+    return BenchMatrix(
         name=name,
         shape=matrix.shape,
         row_dims=matrix.row_dims,

@@ -20,7 +20,7 @@ from mpocompress.benchmarking.stored_layers import StoredLayer
 from mpocompress.checkpoint import Checkpoint
 from mpocompress.modules.load import load
 from mpocompress.nn import Execution
-from mpocompress.reports.benchmark import Benched, Case
+from mpocompress.reports.benchmark import BenchResult, Case
 from mpocompress.user.batches import call_model
 from mpocompress.user.model import model_factory
 
@@ -31,7 +31,7 @@ def bench_model(
     inputs: str | InputsFunction | None,
     checkpoint: Checkpoint,
     conditions: Conditions,
-) -> tuple[tuple[Benched, ...], tuple[str, ...]]:
+) -> tuple[tuple[BenchResult, ...], tuple[str, ...]]:
     """Load a compressed file into the user's model, once for every execution mode, and measure it.
 
     Args:
@@ -63,7 +63,7 @@ def bench_model(
         conditions.report_progress(done, len(sizes))
         cases.append(_case(dense, compressed, maker, batch, length, conditions))
     conditions.report_progress(len(sizes), len(sizes))
-    benched = Benched(
+    benched = BenchResult(
         kind="model",
         layers=tuple(layer.path for layer in stored),
         matrices=(),

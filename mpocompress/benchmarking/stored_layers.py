@@ -15,7 +15,8 @@ from mpocompress.errors import FormatError
 from mpocompress.layers.names import LSTM_GATES
 from mpocompress.mpo.mpo import MPO
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
-from mpocompress.reports.compression import MatrixReport, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.text import shown
 
 _PARTS: Mapping[str, re.Pattern[str]] = {

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.rig import Rig
 from mpocompress.mpo.metric import Metric
+from mpocompress.reports.calibration import OutputKind
+from mpocompress.reports.documents import NonNegative, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +25,8 @@ class Point:
 
     matrix: str
     sites: str
-    bond: int
-    divergence: float
+    bond: Positive
+    divergence: NonNegative
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -40,10 +42,10 @@ class Calibration:
         sha256: digest of the checkpoint.
         units: weights that are multiplied at once, in the order of execution.
         metrics: unit name -> metric.
-        left_out: name of a tensor -> why it was not measured.
+        uncalibrated: name of a tensor -> why it was not measured.
         kind: kind of the model's outputs.
         measure: name of the divergence.
-        said: source of the kind, as text.
+        kind_from: source of the kind, as text.
         samples: number of samples that the moments were collected on.
         points: sensitivities measured so far; more are added when they are needed.
         rig: the model and its inputs; None if the calibration was read from a file.
@@ -53,10 +55,10 @@ class Calibration:
     sha256: str
     units: tuple[WeightGroup, ...]
     metrics: Mapping[str, Metric]
-    left_out: Mapping[str, str]
-    kind: str
+    uncalibrated: Mapping[str, str]
+    kind: OutputKind
     measure: str
-    said: str
+    kind_from: str
     samples: int
     points: dict[tuple[str, str, int], Point] = field(default_factory=dict)
     rig: Rig | None = None

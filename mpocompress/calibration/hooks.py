@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.lstm_forward import level_names, run_cell, run_lstm
+from mpocompress.reports.documents import Positive
 from mpocompress.text import shown
 
 NOT_RUN = "was not run on the calibration batches"
@@ -34,9 +36,9 @@ class WeightGroup:
         bias: name of the bias that can be corrected by the mean error; empty if there is none.
     """
 
-    members: tuple[str, ...]
-    columns: tuple[int, ...]
-    rows: int
+    members: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    columns: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)]
+    rows: Positive
     bias: str
 
     @property

@@ -31,12 +31,12 @@ class Collected:
     Args:
         units: groups of weights, in the order in which they first ran.
         metrics: name of a group -> metric.
-        left_out: name of a tensor -> the reason why it has no metric.
+        uncalibrated: name of a tensor -> the reason why it has no metric.
     """
 
     units: tuple[WeightGroup, ...]
     metrics: Mapping[str, Metric]
-    left_out: Mapping[str, str]
+    uncalibrated: Mapping[str, str]
 
 
 def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | None = None) -> Collected:
@@ -90,7 +90,9 @@ def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | 
     return Collected(
         units=measured,
         metrics={unit.name: moments[unit.name].metric() for unit in measured},
-        left_out={member: reasons[unit.name] for unit in all_units if unit.name in reasons for member in unit.members},
+        uncalibrated={
+            member: reasons[unit.name] for unit in all_units if unit.name in reasons for member in unit.members
+        },
     )
 
 

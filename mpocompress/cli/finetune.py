@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 import mpocompress
 from mpocompress.cli.options import TextsType, build, json_option, options_of, output_option, source_argument
+from mpocompress.cli.render.finetuning_table import show_finetuning
 from mpocompress.cli.render.formatting import labelled
-from mpocompress.cli.render.tuning_table import show_tuning
 from mpocompress.cli.terminal import INTERRUPTED, printing, stdout
 from mpocompress.finetuning.options import FinetuneOptions
 from mpocompress.finetuning.progress import FinetuneProgress
@@ -70,14 +70,14 @@ def finetune(
     options = build(FinetuneOptions, given)
     with _progress() as progress:
         report = mpocompress.finetune(source, output or "", **keywords(replace(options, progress=progress)))
-    tuning = report.tuning[-1]
+    tuning = report.finetuning[-1]
     if is_rank_zero():
         with printing(output):
             if as_json:
                 click.echo(report.to_json(indent=2))
             else:
                 console = stdout()
-                show_tuning(tuning, console)
+                show_finetuning(tuning, console)
                 console.print()
                 console.print(labelled(" ".join(tuning.verdict()), "Verdict", "bold"), highlight=False)
                 click.echo(f"\nWrote {output}. `mpocompress inspect {output}` shows this and the layers.")

@@ -36,7 +36,7 @@ from mpocompress.mpo.sites import candidates, low_rank
 from mpocompress.mpo.tt_svd import FiniteMatrix, measured_error
 from mpocompress.planning.bond_choice import BondChoice, choose_bonds
 from mpocompress.reports.calibration import BEYOND, CalibrationReport
-from mpocompress.reports.compression import INT8
+from mpocompress.reports.matrix import INT8
 from mpocompress.user.batches import Batch
 
 SHAPES_BELOW = 0.1
@@ -304,8 +304,8 @@ def _calibration_report(
     calibration: Calibration, survey: CheckpointSurvey, weighted: Mapping[str, WeightedMatrix], mix: float
 ) -> CalibrationReport:
     """Return the calibration section of the report, without the divergence of the outputs."""
-    left_out = {
-        matrix.name: calibration.left_out.get(matrix.members[0].name, NOT_SEEN)
+    uncalibrated = {
+        matrix.name: calibration.uncalibrated.get(matrix.members[0].name, NOT_SEEN)
         for layer in survey.layers
         for matrix in layer.forms[-1]
         if matrix.name not in weighted
@@ -313,14 +313,14 @@ def _calibration_report(
     return CalibrationReport(
         kind=calibration.kind,
         measure=calibration.measure,
-        said=calibration.said,
+        kind_from=calibration.kind_from,
         samples=calibration.samples,
-        held_out=0,
+        held_out_samples=0,
         divergence=None,
-        unrelated=None,
+        unrelated_divergence=None,
         agreement=None,
-        mix=mix,
-        left_out=left_out,
+        refit_mix=mix,
+        uncalibrated=uncalibrated,
     )
 
 
@@ -330,9 +330,9 @@ def _with_divergence(report: CalibrationReport, rig: Rig, tensors: Mapping[str, 
         comparison = rig.compared(rig.held_out)
     return dataclasses.replace(
         report,
-        held_out=rig.batches.held_out_samples,
+        held_out_samples=rig.batches.held_out_samples,
         divergence=comparison.divergence,
-        unrelated=rig.unrelated(rig.held_out),
+        unrelated_divergence=rig.unrelated(rig.held_out),
         agreement=comparison.agreement,
     )
 

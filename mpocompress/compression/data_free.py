@@ -25,7 +25,7 @@ from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.mpo.tt_svd import FiniteMatrix, factorise, factorise_within, measured_error
 from mpocompress.planning.bond_choice import BondChoice, check_globs, choose_bonds
 from mpocompress.planning.curves import MatrixCurves
-from mpocompress.reports.compression import INT8, ROUNDING_TOLERANCE
+from mpocompress.reports.matrix import INT8, ROUNDING_TOLERANCE
 
 SWEEP_COPIES = 3
 """Copies in float32 of a matrix that exist at once while it is decomposed."""

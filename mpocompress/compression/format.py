@@ -19,7 +19,10 @@ from mpocompress.mpo.lanczos import LARGE_ENTRIES
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import LARGEST_CODE, QuantisedMPO, channels, restore
 from mpocompress.mpo.svd import BLOCK_ENTRIES
-from mpocompress.reports.compression import INT8, MatrixReport, Report
+from mpocompress.planning.target import TARGETS
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import INT8, MatrixReport
+from mpocompress.text import shown
 
 
 def core_tensors(matrix: str, mpo: MPO | QuantisedMPO) -> dict[str, Tensor]:
@@ -281,6 +284,9 @@ def stored_report(
             action=otherwise,
         )
     report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
+    if report.target is not None and report.target.kind not in TARGETS:
+        kinds = f"the kinds of targets are {', '.join(TARGETS)}"
+        raise _damaged(checkpoint.path.name, f"target.kind: {shown(report.target.kind)!r}", kinds)
     totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
     return dataclasses.replace(report, totals=totals)
 

@@ -15,7 +15,7 @@ from mpocompress.layers.specs import LayerSpec, MatrixSpec
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.planning.target import TruncationTarget
 from mpocompress.reports.compression import Report
-from mpocompress.reports.overview import Estimate, Held, Overview, Weight
+from mpocompress.reports.overview import DtypeTotals, EligibleTensor, Estimate, Overview
 from mpocompress.text import StrPath
 from mpocompress.user.options import with_keywords
 
@@ -70,7 +70,7 @@ def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
         estimates=tuple(
             Estimate(
                 kind=target.kind,
-                asked=target.value,
+                requested=target.value,
                 eligible_parameters_after=(after := parameters_left(found.layers, target, options.sites)),
                 parameters=parameters - eligible + after,
             )
@@ -82,13 +82,13 @@ def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
     )
 
 
-def _held(infos: Sequence[TensorInfo]) -> tuple[Held, ...]:
+def _held(infos: Sequence[TensorInfo]) -> tuple[DtypeTotals, ...]:
     """What there is of every dtype, most bytes first."""
     by_dtype: dict[str, list[TensorInfo]] = {}
     for info in infos:
         by_dtype.setdefault(dtype_name(info), []).append(info)
     held = [
-        Held(
+        DtypeTotals(
             dtype=dtype,
             tensors=len(group),
             parameters=sum(info.numel for info in group),
@@ -99,14 +99,14 @@ def _held(infos: Sequence[TensorInfo]) -> tuple[Held, ...]:
     return tuple(sorted(held, key=lambda one: -one.size_bytes))
 
 
-def _weights(checkpoint: Checkpoint, found: Discovery) -> tuple[Weight, ...]:
+def _weights(checkpoint: Checkpoint, found: Discovery) -> tuple[EligibleTensor, ...]:
     """Every tensor of the layers by itself, in file order."""
     weights = {}
     for layer in found.layers:
         for matrix in layer.forms[0]:
             for member in matrix.members:
                 rows, cols = member.shape
-                weights[member.name] = Weight(
+                weights[member.name] = EligibleTensor(
                     name=member.name,
                     layer=layer.name,
                     kind=layer.kind,

@@ -16,7 +16,7 @@ from mpocompress.mpo.quantisation import QuantisedMPO, restore
 from mpocompress.mpo.sites import Sites, SitesChoice
 from mpocompress.planning.target import TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
-from mpocompress.reports.compression import STORED_DTYPES, MatrixReport
+from mpocompress.reports.matrix import STORED_DTYPES, MatrixReport
 from mpocompress.user.model import UserModel
 
 DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}

@@ -15,7 +15,7 @@ from mpocompress.errors import TargetError
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.sites import SitesChoice, check_choice
 from mpocompress.planning.target import PLAN_TARGETS, Truncation
-from mpocompress.reports.compression import STORED_DTYPES
+from mpocompress.reports.matrix import STORED_DTYPES
 from mpocompress.text import StrPath
 from mpocompress.user.common_options import OverwriteOptions, ProgressOptions, SourceOptions
 from mpocompress.user.options import Option, check_options, option, option_class, required

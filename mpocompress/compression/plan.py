@@ -163,7 +163,7 @@ def _divergence_note(calibration: Calibration) -> str:
         if calibration.rig is not None
         else "the sum of what each matrix costs alone"
     )
-    return f"Divergence is {how}: {calibration.measure} ({calibration.kind}, since {calibration.said})."
+    return f"Divergence is {how}: {calibration.measure} ({calibration.kind}, since {calibration.kind_from})."
 
 
 def _dtype_note(dtype: str) -> str:

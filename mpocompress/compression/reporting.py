@@ -15,7 +15,8 @@ from mpocompress.mpo.quantisation import stored_size_bytes
 from mpocompress.planning.bond_choice import BondChoice
 from mpocompress.planning.target import Matrices, TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
-from mpocompress.reports.compression import MatrixReport, Report, Target, Totals
+from mpocompress.reports.compression import Report, Target, Totals
+from mpocompress.reports.matrix import MatrixReport
 
 
 def compressed_report(
@@ -218,7 +219,7 @@ def target_outcome(
         parameters: parameters of the whole model; None if the target cannot be met.
     """
     achieved = target.achieved(matrices, parameters)
-    outcome = Target(kind=target.kind, asked=target.value, achieved=achieved, by_layer=dict(target.by_layer))
+    outcome = Target(kind=target.kind, requested=target.value, achieved=achieved, bond_by_layer=dict(target.by_layer))
     return outcome, target.unmet(achieved, matrices)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mpocompress.errors import FinetuneError
+from mpocompress.reports.documents import Count
 from mpocompress.user.batches import Batch, BatchFormat, parse_batch, passes_over
 from mpocompress.user.code import data_passes
 from mpocompress.user.pytree import map_leaves, tensors
@@ -43,8 +44,8 @@ class Position:
         taken: batches taken from that pass, including held-out ones.
     """
 
-    number: int = 0
-    taken: int = 0
+    number: Count = 0
+    taken: Count = 0
 
 
 class TrainingData:

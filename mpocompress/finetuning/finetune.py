@@ -60,7 +60,7 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
         >>> _ = mpocompress.compress("net.pt", "small-net.pt", truncation=mpocompress.Truncation(max_bond=8))
         >>> batches = [torch.randn(32, 64) * torch.linspace(0.0, 2.0, 64) for _ in range(16)]
         >>> report = finetune("small-net.pt", "tuned.pt", model=nn.Linear(64, 64), data=batches, steps=40)
-        >>> report.tuning[0].after.loss < report.tuning[0].before.loss
+        >>> report.finetuning[0].after.loss < report.finetuning[0].before.loss
         True
     """
     source_path, path = Path(source), Path(target)
@@ -90,7 +90,9 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
             round_weights=trained.round_weights,
         )
         notes = [note for note in output.carried_notes(checkpoint) if note not in report.notes]
-        report = dataclasses.replace(report, tuning=(*report.tuning, result.report), notes=(*report.notes, *notes))
+        report = dataclasses.replace(
+            report, finetuning=(*report.finetuning, result.report), notes=(*report.notes, *notes)
+        )
         report.check()
         if not is_rank_zero():
             return report
@@ -133,8 +135,8 @@ def _is_of_interrupted_run(path: Path, report: Report) -> bool:
             other = stored_report(checkpoint)
     except MPOCompressError:
         return False
-    is_same = (other.source, other.tuning[:-1]) == (report.source, report.tuning)
-    return is_same and bool(other.tuning) and other.tuning[-1].is_interrupted
+    is_same = (other.source, other.finetuning[:-1]) == (report.source, report.finetuning)
+    return is_same and bool(other.finetuning) and other.finetuning[-1].is_interrupted
 
 
 def _usable_device(name: str | torch.device | None) -> torch.device:

@@ -17,7 +17,7 @@ from mpocompress.finetuning.setup import set_up
 from mpocompress.finetuning.trainer import Trainer
 from mpocompress.modules.provenance import record_of, remember
 from mpocompress.nn import MPOWeight
-from mpocompress.reports.finetuning import Evaluation, TuningReport
+from mpocompress.reports.finetuning import Evaluation, FinetuningReport
 from mpocompress.user.options import with_keywords
 
 
@@ -32,7 +32,7 @@ class FinetuneResult:
     """
 
     model: nn.Module
-    report: TuningReport
+    report: FinetuningReport
     elapsed_s: float
 
     def __repr__(self) -> str:
@@ -63,7 +63,7 @@ class FinetuneResult:
     @property
     def stopped(self) -> str:
         """`finished`, or why the run ended earlier."""
-        return self.report.stopped
+        return self.report.stop_reason
 
 
 @with_keywords(FinetuneModuleOptions)
@@ -147,10 +147,10 @@ def train_model(
     return FinetuneResult(model=model, report=report, elapsed_s=result.elapsed_s)
 
 
-def _record(model: nn.Module, report: TuningReport) -> None:
+def _record(model: nn.Module, report: FinetuningReport) -> None:
     """Add the report to the records of the model's cores."""
     for weight in model.modules():
         record = record_of(weight) if isinstance(weight, MPOWeight) else None
         if isinstance(weight, MPOWeight) and record is not None:
-            whole = dataclasses.replace(record.report, tuning=(*record.report.tuning, report))
+            whole = dataclasses.replace(record.report, finetuning=(*record.report.finetuning, report))
             remember(weight, dataclasses.replace(record, report=whole))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+
+from mpocompress.reports.documents import choice
+
+MatmulDtype = Annotated[str, choice("float32", "bfloat16")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,18 +19,10 @@ class MatmulDtypes:
     Args:
         model: dtype of the trained model.
         teacher: dtype of the teacher.
-
-    Raises:
-        ValueError: another dtype.
     """
 
-    model: str = "float32"
-    teacher: str = "float32"
-
-    def __post_init__(self) -> None:
-        """Check the names."""
-        if not {self.model, self.teacher} <= {"float32", "bfloat16"}:
-            raise ValueError("dtypes")
+    model: MatmulDtype = "float32"
+    teacher: MatmulDtype = "float32"
 
     def __str__(self) -> str:
         return self.model if self.model == self.teacher else f"{self.model}, teacher in {self.teacher}"

@@ -10,11 +10,13 @@ from mpocompress._version import __version__
 from mpocompress.finetuning.resume import name_of
 from mpocompress.finetuning.setup import RunSetup
 from mpocompress.finetuning.trainer import RunResult
-from mpocompress.reports.finetuning import DATA_ENDED, TuningReport
+from mpocompress.reports.finetuning import DATA_ENDED, FinetuningReport
 from mpocompress.text import shown
 
 
-def finetuning_report(setup: RunSetup, result: RunResult, *, notes: tuple[str, ...], is_rounded: bool) -> TuningReport:
+def finetuning_report(
+    setup: RunSetup, result: RunResult, *, notes: tuple[str, ...], is_rounded: bool
+) -> FinetuningReport:
     """Return the report of a run.
 
     Args:
@@ -27,30 +29,30 @@ def finetuning_report(setup: RunSetup, result: RunResult, *, notes: tuple[str, .
     is_held_out, is_rank_zero = setup.data.is_held_out, setup.team.is_rank_zero
     score = name_of(options.evaluate)
     rounded = setup.evaluator.evaluate(state.best_step).evaluation if is_rounded and is_rank_zero else None
-    return TuningReport(
+    return FinetuningReport(
         tool_version=__version__,
         data=setup.settings["data"],
         teacher=setup.settings["teacher"],
         loss=str(setup.objective),
         kind=measure.kind if measure is not None else "",
-        said=measure.kind_from if measure is not None else "",
+        kind_from=measure.kind_from if measure is not None else "",
         trained=options.train,
         trained_parameters=sum(parameter.numel() for parameter in setup.parameters.values()),
         steps=state.step,
-        asked_steps=result.asked_steps,
+        requested_steps=result.requested_steps,
         batches_per_step=setup.batches_per_step,
         samples=state.samples,
         learning_rate=options.lr,
-        relative_step=state.relative_learning_rate if options.lr is None else None,
+        relative_learning_rate=state.relative_learning_rate if options.lr is None else None,
         precision=str(setup.dtypes),
         seed=options.seed,
-        measured_on=f"the score of {shown(score)}" if score else "the loss on held-out batches",
-        held_out=sum(batch.samples for batch in setup.data.held_out) if is_held_out else 0,
+        selection_metric=f"the score of {shown(score)}" if score else "the loss on held-out batches",
+        held_out_samples=sum(batch.samples for batch in setup.data.held_out) if is_held_out else 0,
         best_step=state.best_step,
         evaluations=state.evaluations,
         as_stored=rounded,
-        stopped=result.stopped,
-        unrelated=setup.evaluator.unrelated() if is_rank_zero else None,
+        stop_reason=result.stopped,
+        unrelated_divergence=setup.evaluator.unrelated() if is_rank_zero else None,
         notes=(*notes, *_half_notes(setup.parameters.values()), *_run_notes(setup, result)),
     )
 

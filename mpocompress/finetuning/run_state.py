@@ -52,11 +52,11 @@ class RunState:
     @property
     def best_step(self) -> int:
         """Step of the best evaluation."""
-        return max(self.evaluations, key=lambda evaluation: evaluation.merit).step
+        return max(self.evaluations, key=lambda evaluation: evaluation.selection_metric).step
 
     def is_better(self, evaluation: Evaluation) -> bool:
         """Return whether an evaluation is better than all so far."""
-        return all(evaluation.merit > earlier.merit for earlier in self.evaluations)
+        return all(evaluation.selection_metric > earlier.selection_metric for earlier in self.evaluations)
 
     def after_step(self, *, samples: int, position: Position, loss: float) -> RunState:
         """Return the state after a step.
@@ -94,4 +94,5 @@ class RunState:
         before, recent = (*before, *recent[:-PATIENCE]), recent[-PATIENCE:]
         losses = [[each.loss for each in part if each.loss is not None] for part in (recent, before)]
         has_smaller_loss = all(losses) and min(losses[0]) < min(losses[1])
-        return not has_smaller_loss and max(each.merit for each in recent) <= max(each.merit for each in before)
+        best, earlier = (max(each.selection_metric for each in part) for part in (recent, before))
+        return not has_smaller_loss and best <= earlier

@@ -126,7 +126,9 @@ def set_up(
         resumed = snapshot.read(settings)
         mode.enable()
         autotuner = Autotuner(model, teacher, objective, first, stateful, device)
-        dtypes = team.broadcast(lambda: autotuner.fastest(options.precision) if resumed is None else resumed.dtypes)
+        dtypes = team.broadcast(
+            lambda: autotuner.fastest(options.precision) if resumed is None else resumed.header.dtypes
+        )
         has_unused = team.size > 1 and autotuner.has_unused(parameters.values(), dtypes.model)
         yield RunSetup(
             model=model,

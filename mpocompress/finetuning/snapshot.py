@@ -1,31 +1,48 @@
-"""A run of fine-tuning on disk, so that it can go on where it was: tensors in safetensors, all else as JSON in it."""
+"""Snapshots of a fine-tuning run, from which it is resumed: tensors, and a JSON document, in a safetensors file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mpocompress._version import __version__
 from mpocompress.checkpoint import replacing
 from mpocompress.errors import CheckpointError, FinetuneError, FormatError
-from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.precision import MatmulDtypes
 from mpocompress.finetuning.run_state import RunState
-from mpocompress.reports.documents import build, read_document, typed
-from mpocompress.reports.finetuning import Evaluation
+from mpocompress.reports.documents import Count, Document
 from mpocompress.text import listed, shown
 
-FORMAT, VERSION = "mpocompress-run", 1
-_DAMAGED = "The file is damaged or was edited: start again, without resuming."
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHeader(Document):
+    """The document in a snapshot file.
+
+    Args:
+        tool_version: version of mpocompress that wrote it.
+        settings: settings of the run, which a resumed run must share.
+        dtypes: dtypes of the matrix products.
+        state: the state, apart from tensors.
+        moved: numbers of the parameters that were changed so far; only these have a state of the optimizer.
+        is_reshuffled: whether a later pass over the data had other batches at the places of the held-out ones.
+    """
+
+    FORMAT: ClassVar[str] = "mpocompress-run"
+    IF_DAMAGED: ClassVar[str] = "The file is damaged or was edited: start again without resuming."
+
+    tool_version: str
+    settings: Mapping[str, str]
+    dtypes: MatmulDtypes
+    state: RunState
+    moved: tuple[Count, ...]
+    is_reshuffled: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,174 +50,139 @@ class Snapshot:
     """A run between two steps.
 
     Args:
-        settings: settings of the run, which a resumed run must share.
-        dtypes: dtypes of the matrix products.
-        state: the state, apart from tensors.
-        moved: numbers of the parameters that were changed so far; only these have a state of the optimizer.
-        is_reshuffled: whether a later pass over the data had other batches at the places of the held-out ones.
+        header: everything but the tensors.
         tensors: name -> values; the names start with `model.`, `best.`, `optimizer.` or `state.`.
     """
 
-    settings: Mapping[str, str]
-    dtypes: MatmulDtypes
-    state: RunState
-    moved: tuple[int, ...]
-    is_reshuffled: bool = False
+    header: RunHeader
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def part(self, head: str) -> dict[str, Tensor]:
-        """The tensors whose names begin in one way, by the rest of their names.
+        """Return the tensors whose names have a prefix, by the rest of their names.
 
         Args:
-            head: the beginning.
-
-        Returns:
-            Name -> values.
+            head: the prefix.
         """
-        return {name.removeprefix(head): one for name, one in self.tensors.items() if name.startswith(head)}
+        return {name.removeprefix(head): tensor for name, tensor in self.tensors.items() if name.startswith(head)}
 
 
 def write_snapshot(snapshot: Snapshot, path: str | PathLike[str]) -> None:
-    """Write a run, in place of an earlier one, all or nothing.
+    """Write a snapshot to a file; an earlier one is replaced all or nothing.
 
     Args:
-        snapshot: the run.
-        path: where to.
+        snapshot: the snapshot.
+        path: the file.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "tool_version": __version__,
-        "settings": dict(snapshot.settings),
-        "dtypes": asdict(snapshot.dtypes),
-        "state": asdict(snapshot.state),
-        "moved": snapshot.moved,
-        "is_reshuffled": snapshot.is_reshuffled,
-    }
+    header = snapshot.header
     tensors = {
-        name: one.detach().cpu().clone(memory_format=torch.contiguous_format) for name, one in snapshot.tensors.items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in snapshot.tensors.items()
     }
+    content = save(tensors, metadata={header.FORMAT: header.to_json()})
     with replacing(Path(path)) as stream:
-        stream.write(save(tensors, metadata={FORMAT: json.dumps(document, allow_nan=False)}))
+        stream.write(content)
 
 
 def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Snapshot:
-    """Read a run back.
+    """Read a snapshot from a file.
 
     Args:
         path: the file.
-        settings: what is asked for now.
-
-    Returns:
-        The run.
+        settings: settings of the run that is to be resumed.
 
     Raises:
         CheckpointError: the file cannot be read.
-        FormatError: it holds no run, or a damaged one.
-        FinetuneError: a run of other settings.
+        FormatError: the file holds no snapshot, or a damaged one.
+        FinetuneError: the run had other settings.
     """
     source = Path(path)
     try:
-        with safe_open(source, framework="pt") as held:
-            text = (held.metadata() or {}).get(FORMAT)
+        with safe_open(source, framework="pt") as file:
+            text = (file.metadata() or {}).get(RunHeader.FORMAT)
             if text is None:
                 raise FormatError(
                     where=source.name,
                     found="a safetensors file without a run",
-                    why="it is not known what its tensors are",
-                    action="Give the file that was written while training.",
+                    why="the meaning of its tensors is unknown",
+                    action="Pass the file that was written during training.",
                 )
-            document = read_document(text, name=FORMAT, version=VERSION, where=source.name)
-            tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - not a mapping
+            header = RunHeader.from_json(text, where=source.name)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             where=source.name,
             found="no such file" if isinstance(error, FileNotFoundError) else shown(str(error)),
-            why="there is no run to go on with",
-            action="Start the run without resuming; what it needs to go on is written beside the output.",
+            why="there is no run to resume",
+            action="Start the run without resuming; its snapshot is written beside the output.",
         ) from error
-    try:
-        found = _snapshot(document, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            where=source.name, found=f"no usable {error}", why="the run is not whole", action=_DAMAGED
-        ) from error
-    others = [name for name in {**settings, **found.settings} if settings.get(name) != found.settings.get(name)]
-    if others:
-        first = others[0]
+    _check(header, tensors, source.name)
+    names = {**settings, **header.settings}
+    different = [name for name in names if settings.get(name) != header.settings.get(name)]
+    if different:
+        first = different[0]
+        there, now = header.settings.get(first, "none"), settings.get(first, "none")
         raise FinetuneError(
             where=source.name,
-            found=f"a run with another {listed(others, 5)} ({first}: {shown(found.settings.get(first, 'none'))} there, "
-            f"{shown(settings.get(first, 'none'))} now)",
-            why="what goes on would be neither run",
+            found=f"a run with another {listed(different)} ({first}: {shown(there)} there, {shown(now)} now)",
+            why="a resumed run must have the same settings",
             action="Resume with the same settings, or start again without resuming.",
         )
-    return found
+    return Snapshot(header=header, tensors=tensors)
 
 
-def _snapshot(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Snapshot:
-    state = document["state"]
-    found = Snapshot(
-        settings=typed(document["settings"], "Mapping[str, str]", "settings"),
-        dtypes=build(MatmulDtypes, document["dtypes"]),
-        state=build(
-            RunState,
-            state,
-            position=build(Position, state["position"]),
-            evaluations=tuple(build(Evaluation, one) for one in state["evaluations"]),
-        ),
-        moved=typed(document["moved"], "tuple[int, ...]", "moved"),
-        is_reshuffled=typed(document["is_reshuffled"], "bool", "is_reshuffled"),
-        tensors=tensors,
-    )
-    found.state.check()
-    others = [one for name, one in tensors.items() if not name.startswith(("model.", "best."))]
+def _check(header: RunHeader, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Check that the state has an evaluation to return to, and that the state of the optimizer is finite."""
+    state = header.state
+    if state.last_cut >= len(state.evaluations):
+        raise FormatError(
+            where=where,
+            found=f"state.last_cut: evaluation {state.last_cut} of {len(state.evaluations)}",
+            why="the learning rate was cut after one of the evaluations",
+            action=RunHeader.IF_DAMAGED,
+        )
+    others = (tensor for name, tensor in tensors.items() if not name.startswith(("model.", "best.")))
     if not all(map(_is_finite, others)):
-        raise ValueError("values that are NaN or Inf")
-    return found
+        raise FormatError(
+            where=where,
+            found="a state of the optimizer or of a layer with NaN or Inf",
+            why="the run cannot be continued from it",
+            action=RunHeader.IF_DAMAGED,
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def checked_values(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> None:
-    """Refuse values that are not those of the model.
+def checked_values(values: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Check that the tensors of a snapshot belong to the model.
 
     Args:
-        found: what was read.
-        wanted: name -> a tensor of the same shape and dtype.
-        where: the file, for the message.
+        values: tensors of the snapshot.
+        expected: name -> a tensor of the same shape and dtype.
+        where: the file, for the error.
 
     Raises:
-        FormatError: a name, shape or dtype differs, or a value is not finite where none of the model's is (a mask may
-            hold minus infinity).
+        FormatError: a name, shape or dtype differs, or a tensor is not finite although that of the model is (a mask may
+            have minus infinity).
     """
-    odd = next(
-        (
-            name
-            for name in {**wanted, **found}
-            if name not in found
-            or name not in wanted
-            or (found[name].shape, found[name].dtype) != (wanted[name].shape, wanted[name].dtype)
-        ),
-        None,
-    )
-    if odd is not None:
-        raise FormatError(
-            where=Path(where).name,
-            found=f"{shown(odd)}, on one side only or of another shape or dtype",
-            why="the run is of another model",
-            action="Resume with the same model, or start again without resuming.",
-        )
-    damaged = next((name for name, one in found.items() if _is_finite(wanted[name]) and not _is_finite(one)), None)
-    if damaged is not None:
-        raise FormatError(
-            where=Path(where).name,
-            found=f"{shown(damaged)}, with values that are NaN or Inf",
-            why="the run is not whole",
-            action=_DAMAGED,
-        )
+    for name in {**expected, **values}:
+        value, model = values.get(name), expected.get(name)
+        if value is None or model is None or (value.shape, value.dtype) != (model.shape, model.dtype):
+            raise FormatError(
+                where=Path(where).name,
+                found=f"{shown(name)}, on one side only or of another shape or dtype",
+                why="the run is of another model",
+                action="Resume with the same model, or start again without resuming.",
+            )
+    for name, value in values.items():
+        if _is_finite(expected[name]) and not _is_finite(value):
+            raise FormatError(
+                where=Path(where).name,
+                found=f"{shown(name)}, with values that are NaN or Inf",
+                why="the run cannot be continued from it",
+                action=RunHeader.IF_DAMAGED,
+            )

@@ -15,7 +15,7 @@ from mpocompress.modules.provenance import record_of
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
-from mpocompress.reports.compression import MatrixReport
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.text import shown
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mpocompress._version import __version__
 from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.interrupt import stop_requests
@@ -30,7 +31,7 @@ from mpocompress.finetuning.schedule import (
     warm_up_steps,
 )
 from mpocompress.finetuning.setup import RunSetup
-from mpocompress.finetuning.snapshot import Snapshot, checked_values, write_snapshot
+from mpocompress.finetuning.snapshot import RunHeader, Snapshot, checked_values, write_snapshot
 from mpocompress.finetuning.teacher_cache import TeacherCache
 from mpocompress.reports.finetuning import DATA_ENDED, ENDED_EARLY, FINISHED, INTERRUPTED
 from mpocompress.user.batches import Batch
@@ -48,13 +49,13 @@ class RunResult:
 
     Args:
         state: the state at the end.
-        asked_steps: number of steps that the run would have had without a stop.
+        requested_steps: number of steps that the run would have had without a stop.
         stopped: why it ended.
         elapsed_s: seconds spent.
     """
 
     state: RunState
-    asked_steps: int
+    requested_steps: int
     stopped: str
     elapsed_s: float
 
@@ -90,7 +91,7 @@ class Trainer:
         state, is_finished = self._state, stopped == FINISHED
         return RunResult(
             state=state,
-            asked_steps=state.step if is_finished else max(state.expected_steps, state.step),
+            requested_steps=state.step if is_finished else max(state.expected_steps, state.step),
             stopped=stopped,
             elapsed_s=self._elapsed(),
         )
@@ -195,7 +196,7 @@ class Trainer:
         """Evaluate the model, and keep its weights if they are the best; return why the run ends, or an empty text."""
         measurement = self._team.broadcast(lambda: self._setup.evaluator.evaluate(self._state.step))
         self._setup.mode.enable()
-        if not math.isfinite(measurement.evaluation.merit):
+        if not math.isfinite(measurement.evaluation.selection_metric):
             return f"the outputs were NaN or Inf at step {self._state.step}"
         if not self._state.evaluations:
             measure = self._setup.objective.measure
@@ -253,15 +254,15 @@ class Trainer:
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state().items()}
         for number, hooks in enumerate(self._setup.stateful):
             tensors |= flatten_states(hooks.states, f"state.{number}.")
-        snapshot = Snapshot(
+        header = RunHeader(
+            tool_version=__version__,
             settings=self._setup.settings,
             dtypes=self._setup.dtypes,
             state=replace(self._state, elapsed_s=self._elapsed()),
             moved=self._optimizer.moved,
             is_reshuffled=self._setup.data.is_reshuffled,
-            tensors=tensors,
         )
-        write_snapshot(snapshot, path)
+        write_snapshot(Snapshot(header=header, tensors=tensors), path)
         self._saved = time.monotonic()
 
     def _restore(self, snapshot: Snapshot) -> None:
@@ -269,15 +270,15 @@ class Trainer:
         where = str(self._setup.snapshot)
         for head in ("model.", "best."):
             checked_values(snapshot.part(head), self._weights, where)
-        checked_values(snapshot.part("optimizer."), self._optimizer.expected_state(snapshot.moved), where)
+        checked_values(snapshot.part("optimizer."), self._optimizer.expected_state(snapshot.header.moved), where)
         there = {name: tensor.to(self._setup.device) for name, tensor in snapshot.part("state.").items()}
         for number, hooks in enumerate(self._setup.stateful):
             hooks.restore(unflatten_states(there, f"{number}."), where)
         self._optimizer.restore(snapshot.part("optimizer."))
         self._load(snapshot.part("model."))
         self._best = {name: value.to(self._weights[name].device) for name, value in snapshot.part("best.").items()}
-        self._state = snapshot.state
-        self._setup.data.is_reshuffled = snapshot.is_reshuffled
+        self._state = snapshot.header.state
+        self._setup.data.is_reshuffled = snapshot.header.is_reshuffled
         self._setup.mode.enable()
 
     def _report(self, loss: float, *, is_evaluated: bool) -> None:

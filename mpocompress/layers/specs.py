@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A tensor that was passed through untouched.
+    """A tensor that is not compressed.
 
     Args:
-        name: its name.
-        shape: its shape.
-        reason: why, in words.
+        name: name of the tensor.
+        shape: shape of the tensor.
+        reason: why it is not compressed.
     """
 
     name: str

@@ -12,7 +12,8 @@ from mpocompress.checkpoint import TensorInfo
 from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import full_name, short_class
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
-from mpocompress.reports.compression import MatrixReport, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.text import listed, shown
 from mpocompress.user.name_alignment import common_prefixes, map_names, rename
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mpocompress.nn import MPOWeight
-from mpocompress.reports.compression import MatrixReport, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import MatrixReport
 
 _ATTRIBUTE = "record"
 

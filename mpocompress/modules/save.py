@@ -23,7 +23,8 @@ from mpocompress.modules.live_checkpoint import live_checkpoint
 from mpocompress.modules.provenance import record_of
 from mpocompress.modules.saved_report import Found, renewed_report
 from mpocompress.nn import MPOWeight
-from mpocompress.reports.compression import FLOAT_DTYPES, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import FLOAT_DTYPES
 from mpocompress.text import listed, shown
 from mpocompress.user.name_alignment import strip_wrappers
 

@@ -15,7 +15,8 @@ from mpocompress.layers.names import JOINT, core_name
 from mpocompress.layers.specs import Skipped
 from mpocompress.modules.provenance import Record
 from mpocompress.nn import MPOWeight
-from mpocompress.reports.compression import FLOAT_DTYPES, INT8, MatrixReport, Report, Totals
+from mpocompress.reports.compression import Report, Totals
+from mpocompress.reports.matrix import FLOAT_DTYPES, INT8, MatrixReport
 
 SAVED = (
     "Saved from a model in memory: errors are those of the truncation, and weights may have been trained since; "

@@ -17,7 +17,8 @@ from mpocompress.modules.name_matching import Placed, Slot, described
 from mpocompress.modules.provenance import Record, remember
 from mpocompress.mpo.mpo import MPO
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
-from mpocompress.reports.compression import MatrixReport, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.text import shown
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar, TypedDict, TypeGuard, Unpack, cast
 
 from mpocompress.errors import TargetError
 from mpocompress.layers.names import matches
-from mpocompress.reports.compression import MatrixReport
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.reports.plan import PlannedMatrix
 
 Matrices = Sequence[MatrixReport] | Sequence[PlannedMatrix]

@@ -1,232 +1,216 @@
-"""The report of `bench`: dense layers and compressed ones timed side by side, as plain numbers."""
+"""The report of `bench`: dense and compressed layers timed side by side on one machine."""
 
-from __future__ import annotations
-
-import json
 import statistics
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
 
-from mpocompress.errors import ReportError
-from mpocompress.reports.documents import fields_of
+import msgspec
 
-BENCH_FORMAT, BENCH_VERSION = "mpocompress-bench", 1
+from mpocompress.reports.documents import LARGEST, Count, Document, NonNegative, Positive, contradiction
 
 ContenderKind = Literal["dense", "int8", "compressed"]
-"""torch's own layer, the same with weights of 8 bits, or cores."""
-BenchedKind = Literal["lstm", "lstm_cell", "linear", "conv1d", "model"]
+"""A layer of torch, the same with weights of 8 bits, or an MPO layer."""
+BenchKind = Literal["lstm", "lstm_cell", "linear", "conv1d", "model"]
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timed:
-    """One way to run a layer or a model, on one size of input.
+class ContenderResult:
+    """One implementation of a layer or a model, timed on one size of input.
 
     Args:
-        contender: its name, such as `dense, oneDNN` or `factorised`.
-        kind: `dense`, `int8` or `compressed`.
-        times_s: seconds of one call, from every sample; empty where it did not run.
-        calls: calls in a sample; its time is divided by them.
-        size_bytes: bytes of the weights that it holds, with what it has prepared beside them.
-        largest_difference: the largest absolute difference of its outputs to those of the first dense contender; None
-            where one of them is not finite.
-        unavailable: why it did not run, in words; empty where it did.
+        name: name of the implementation, such as `dense, oneDNN` or `factorised`.
+        kind: whether it has dense weights, dense weights of 8 bits, or cores.
+        times_s: duration of one call in every sample; empty if it did not run.
+        calls_per_sample: number of calls in a sample, whose duration is divided by it.
+        size_bytes: size of its weights and of what is cached beside them to run faster.
+        largest_difference: largest absolute difference of its outputs to those of the first dense contender; None if
+            some are not finite.
+        unavailable: why it did not run; empty if it did.
+        median_s: median of `times_s`; None if it did not run.
+        fastest_s: smallest of `times_s`; None if it did not run.
+        slowest_s: largest of `times_s`; None if it did not run.
+        times_faster: median of the fastest dense contender of the same case divided by its own; below 1 it is slower.
+            None if it did not run, or belongs to no case.
 
     Raises:
-        ReportError: neither times nor a reason, both, or a time that is not positive.
+        ReportError: it has neither times nor a reason, or both, or a time that is not positive.
     """
 
-    contender: str
+    name: str
     kind: ContenderKind
-    times_s: tuple[float, ...] = ()
-    calls: int = 0
-    size_bytes: int = 0
-    largest_difference: float | None = None
+    times_s: tuple[Seconds, ...] = ()
+    calls_per_sample: Count = 0
+    size_bytes: Count = 0
+    largest_difference: NonNegative | None = None
     unavailable: str = ""
+    median_s: Seconds | None = field(init=False, default=None)
+    fastest_s: Seconds | None = field(init=False, default=None)
+    slowest_s: Seconds | None = field(init=False, default=None)
+    times_faster: Seconds | None = None
 
     def __post_init__(self) -> None:
-        """Check that there are figures or a reason."""
+        """Check that there are times or a reason, and set the figures that follow from the times."""
         if bool(self.times_s) == bool(self.unavailable) or not all(time > 0 for time in self.times_s):
-            _fail(
-                self.contender,
+            raise contradiction(
+                self.name,
                 f"times {self.times_s}, reason {self.unavailable!r}",
-                "what ran has positive times, and what did not has a reason",
+                "a contender that ran has positive times, and one that did not has a reason",
             )
-
-    @property
-    def median_s(self) -> float:
-        """Median of the times, in seconds; 0 where there are none."""
-        return statistics.median(self.times_s) if self.times_s else 0.0
+        if self.times_s:
+            object.__setattr__(self, "median_s", statistics.median(self.times_s))
+            object.__setattr__(self, "fastest_s", min(self.times_s))
+            object.__setattr__(self, "slowest_s", max(self.times_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """All contenders on one size of input.
+    """All contenders on one size of input, timed in one run.
 
     Args:
-        batch: inputs in a batch.
-        length: steps of a sequence; None where there is no sequence.
-        contenders: what was timed, in one run.
+        batch: number of inputs in a batch.
+        length: number of steps of a sequence; None if there are no sequences.
+        contenders: every contender.
+        best_dense: name of the fastest dense contender, by its median.
 
     Raises:
-        ReportError: two contenders of one name, or no dense one that ran.
+        ReportError: two contenders have the same name, or no dense one ran.
     """
 
-    batch: int
-    length: int | None
-    contenders: tuple[Timed, ...]
+    batch: Positive
+    length: Positive | None
+    contenders: Annotated[tuple[ContenderResult, ...], msgspec.Meta(min_length=1)]
+    best_dense: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
-        """Check that there is something to compare with."""
-        names = [one.contender for one in self.contenders]
-        if len(set(names)) != len(names) or not any(one.kind == "dense" and one.times_s for one in self.contenders):
-            _fail(
+        """Check that there is a baseline, and compare every contender with it."""
+        names = [contender.name for contender in self.contenders]
+        dense = {
+            contender.name: contender.median_s
+            for contender in self.contenders
+            if contender.kind == "dense" and contender.median_s is not None
+        }
+        if len(set(names)) != len(names) or not dense:
+            raise contradiction(
                 f"batch {self.batch}, length {self.length}",
                 f"contenders {', '.join(names) or 'none'}",
-                "they have names of their own, and a dense one is compared with",
+                "names must be unique, and a dense contender must have run",
             )
+        best = min(dense, key=dense.__getitem__)
+        object.__setattr__(self, "best_dense", best)
+        compared = tuple(
+            replace(contender, times_faster=dense[best] / contender.median_s if contender.median_s else None)
+            for contender in self.contenders
+        )
+        object.__setattr__(self, "contenders", compared)
 
     @property
-    def best_dense(self) -> Timed:
-        """The fastest dense contender, by its median."""
-        return min(
-            (one for one in self.contenders if one.kind == "dense" and one.times_s), key=lambda one: one.median_s
-        )
-
-    def times_faster(self, contender: Timed) -> float | None:
-        """How many times faster than the best dense contender of the same run.
-
-        Args:
-            contender: one of this case.
-
-        Returns:
-            Median of the best dense contender over its own median; None where it did not run.
-        """
-        return self.best_dense.median_s / contender.median_s if contender.times_s else None
-
-    def document(self) -> dict[str, Any]:
-        """The fields as JSON takes them, and beside the times of each contender what follows from them."""
-        fields = fields_of(self)
-        for one, timed in zip(self.contenders, fields["contenders"], strict=True):
-            timed |= {
-                "median_s": one.median_s if one.times_s else None,
-                "fastest_s": min(one.times_s, default=None),
-                "slowest_s": max(one.times_s, default=None),
-                "times_faster": self.times_faster(one),
-            }
-        return fields | {"best_dense": self.best_dense.contender}
+    def baseline(self) -> ContenderResult:
+        """The fastest dense contender."""
+        return next(contender for contender in self.contenders if contender.name == self.best_dense)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchedMatrix:
+class BenchMatrix:
     """One compressed matrix of a layer that was timed.
 
     Args:
-        name: its name in the layer, as `weight_hh_l0`.
-        shape: (rows, columns).
+        name: its name in the layer, such as `weight_hh_l0`.
+        shape: rows and columns.
         row_dims: row dim of each site.
         col_dims: column dim of each site.
-        anti_aligned: whether the last site's row digit is the slowest.
-        bonds: bond of each cut.
+        anti_aligned: whether the row index counts with the digit of the last site slowest.
+        bonds: bond of each cut between two sites.
     """
 
     name: str
-    shape: tuple[int, int]
-    row_dims: tuple[int, ...]
-    col_dims: tuple[int, ...]
+    shape: tuple[Positive, Positive]
+    row_dims: tuple[Positive, ...]
+    col_dims: tuple[Positive, ...]
     anti_aligned: bool
-    bonds: tuple[int, ...]
+    bonds: tuple[Positive, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Benched:
-    """What was timed: one of a number of equal layers, or a whole model.
+class BenchResult:
+    """A layer that was timed, for all layers with the same shapes, sites and bonds; or the whole model.
 
     Args:
-        kind: `lstm`, `lstm_cell`, `linear`, `conv1d`, or `model`.
-        layers: paths of the layers that have these shapes, sites and bonds, the measured one first; of a model, those
-            that are compressed.
-        matrices: the compressed matrices of the measured layer; empty for a model.
-        dense_parameters: of the compressed matrices of one layer, or of all in a model, dense.
-        parameters: of their cores.
-        cases: one for every size of input.
+        kind: kind of the layer, or `model`.
+        layers: paths of all layers with these shapes, sites and bonds, the timed one first; for a model, paths of all
+            compressed layers.
+        matrices: the compressed matrices of the timed layer; empty for a model.
+        dense_parameters: number of entries of the dense matrices in one layer; for a model, in all layers.
+        parameters: number of entries of the cores.
+        cases: the results for each size of input.
     """
 
-    kind: BenchedKind
+    kind: BenchKind
     layers: tuple[str, ...]
-    matrices: tuple[BenchedMatrix, ...]
-    dense_parameters: int
-    parameters: int
-    cases: tuple[Case, ...]
+    matrices: tuple[BenchMatrix, ...]
+    dense_parameters: Count
+    parameters: Count
+    cases: Annotated[tuple[Case, ...], msgspec.Meta(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the figures depend on.
+    """The machine and the software that the times depend on.
 
     Args:
-        processor: its name.
-        device: where the layers ran: `cpu`, or `cuda` and the name of the card.
-        threads: threads of torch.
-        torch: its version.
+        processor: name of the processor.
+        device: device of the layers: `cpu`, or `cuda` and the name of the card.
+        threads: number of threads of torch.
+        torch: version of torch.
     """
 
     processor: str
     device: str
-    threads: int
+    threads: Positive
     torch: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
-    """Dense against compressed, side by side, on one machine.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class BenchReport(Document):
+    """Times of dense and compressed layers, side by side on one machine.
 
     Args:
         tool_version: version of mpocompress that measured.
         file: name of the compressed file.
-        model: where the user's own model came from; empty where layers were measured alone.
-        machine: what the figures depend on.
-        measured: the layers, or the model.
-        notes: what else the reader should know, a sentence each.
+        model: name of the user's own model; empty if layers were timed alone.
+        machine: the machine.
+        results: one result for each layer that differs from the others, or one for the model.
+        notes: further notes for the reader, in sentences.
     """
+
+    __module__ = "mpocompress"
+    FORMAT: ClassVar[str] = "mpocompress-bench"
 
     tool_version: str
     file: str
     model: str
     machine: Machine
-    measured: tuple[Benched, ...]
+    results: Annotated[tuple[BenchResult, ...], msgspec.Meta(min_length=1)]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Return the file, what was timed, and the speed of the default execution."""
+        timed = self.model or f"{len(self.results)} {'layer' if len(self.results) == 1 else 'layers'}"
+        return f"<BenchReport: {self.file}, {timed}, auto {self._speed()} times as fast as dense>"
+
     def verdict(self) -> str:
-        """What the figures say of the mode that is used when none is named, in words.
+        """Return a sentence on the speed of the default execution."""
+        return f"auto is {self._speed()} times as fast as the fastest dense implementation in this run."
 
-        Returns:
-            A sentence.
-        """
-        found = [
-            (case.times_faster(one) or 0.0, one)
-            for benched in self.measured
-            for case in benched.cases
-            for one in case.contenders
-            if one.contender == "auto"
+    def _speed(self) -> str:
+        """Return the smallest and the largest speed of the default execution as text."""
+        speeds = [
+            contender.times_faster or 0.0
+            for result in self.results
+            for case in result.cases
+            for contender in case.contenders
+            if contender.name == "auto"
         ]
-        slow, fast = (pick(ratio for ratio, _ in found) for pick in (min, max))
-        reach = f"{fast:.3g}" if f"{slow:.3g}" == f"{fast:.3g}" else f"{slow:.3g} to {fast:.3g}"
-        return f"auto is {reach} times as fast as the best dense path of this run."
-
-    def to_json(self, *, indent: int | None = None) -> str:
-        """The report as a JSON document; its schema is `mpocompress/reports/schema/bench-1.json`.
-
-        Args:
-            indent: spaces to indent by, or None for one line.
-
-        Returns:
-            The document: the fields, and beside the times of each contender what follows from them.
-        """
-        document = {"format": BENCH_FORMAT, "version": BENCH_VERSION, **fields_of(self)}
-        for benched, entry in zip(self.measured, document["measured"], strict=True):
-            entry["cases"] = [case.document() for case in benched.cases]
-        return json.dumps(document, indent=indent, allow_nan=False)
-
-
-def _fail(where: str, found: str, why: str) -> None:
-    raise ReportError(where=where, found=found, why=why, action="Report this as a bug, with the command and the file.")
+        slowest, fastest = (f"{limit(speeds, default=0.0):.3g}" for limit in (min, max))
+        return fastest if slowest == fastest else f"{slowest} to {fastest}"

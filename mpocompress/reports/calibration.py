@@ -1,100 +1,135 @@
-"""What calibration inputs say of a compressed model, as plain numbers, and what those mean in words."""
+"""The calibration section of a report: divergence of the outputs, and the verdict."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+import msgspec
+
+from mpocompress.reports.documents import LARGEST, Count, Fraction, NonNegative, Positive
 
 OutputKind = Literal["classification", "embedding", "regression"]
 """What a model outputs: scores or probabilities, directions, or values."""
 OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
+
 NOT_MEASURED = (
-    "Cores were chosen by what the outputs feel, but the outputs were not measured: errors of weights say little. "
-    "Compress with the calibration inputs themselves to see, or measure the expanded model on your own task."
+    "Cores were fitted to calibration inputs, but the outputs were not compared, and weight errors do not measure "
+    "quality. Compress with the calibration inputs themselves to compare the outputs, or evaluate the expanded model "
+    "on your own task."
 )
 BEYOND = 1e100
-"""Divergence of outputs that are not finite or have another shape; a number, so that JSON can hold it."""
+"""Divergence of outputs that are not finite or have another shape; a number, because JSON has no infinity."""
+
 VERDICTS = (
-    (0.02, "hardly changed", "Check it on your own task all the same."),
-    (0.1, "changed a little", "Check it on your own task; fine-tuning brings back most of what was lost."),
+    (0.02, "hardly changed", "Evaluate the model on your own task before you use it."),
+    (0.1, "changed a little", "Evaluate the model on your own task; fine-tuning recovers most of the loss."),
     (0.3, "changed clearly", "Keep more, or fine-tune before use."),
-    (math.inf, "changed beyond use", "Keep more, or leave the most sensitive layers dense; fine-tune before use."),
+    (math.inf, "changed too much to be useful", "Keep more, leave the most sensitive layers dense, or fine-tune."),
 )
-"""Extent of a change (see `CalibrationReport.extent`) up to which -> what it means, and what to do."""
+"""Largest output change (see `output_change`) -> meaning, advice."""
+
+UnrelatedDivergence = Annotated[float, msgspec.Meta(gt=0, le=LARGEST)]
+
+
+def output_change(
+    kind: str, *, divergence: float | None, unrelated: float | None, agreement: float | None
+) -> float | None:
+    """Return how much outputs changed, on one scale for all kinds; None if it is not known.
+
+    That is the divergence as a share of that of unrelated outputs; for a classifier the divergence in nats or the share
+    of changed answers, whichever is larger.
+
+    Args:
+        kind: kind of the outputs.
+        divergence: of the outputs from the original ones.
+        unrelated: divergence between the original's outputs for different inputs.
+        agreement: fraction of answers of a classifier that are the same.
+
+    Example:
+        >>> output_change("regression", divergence=0.1, unrelated=2.0, agreement=None)
+        0.05
+    """
+    if divergence is None:
+        return None
+    if kind == "classification":
+        return max(divergence, 0.0 if agreement is None else 1.0 - agreement)
+    return divergence / unrelated if unrelated else None
+
+
+def meaning_of(change: float) -> tuple[str, str]:
+    """Return what a change of the outputs means, and the advice.
+
+    Args:
+        change: see `output_change`.
+    """
+    return next(((meaning, advice) for limit, meaning, advice in VERDICTS if change <= limit), VERDICTS[-1][1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationReport:
-    """What the model's outputs lost, measured with calibration inputs.
+    """Divergence of the compressed model's outputs, measured on calibration inputs.
 
     Args:
-        kind: what the model puts out: `classification`, `embedding` or `regression`.
-        measure: how outputs are compared, in words.
-        said: from where the kind is known, in words.
-        samples: how many samples were learnt from.
-        held_out: how many others the divergence was measured on; 0 where it was measured on the same.
-        divergence: of the outputs of the compressed model from those of the original; `BEYOND` where one cannot be
-            compared, None where it was not measured.
-        unrelated: divergence between the original's outputs for different inputs: what a model that tells nothing would
-            have; None where it was not measured.
-        agreement: fraction of rows of outputs whose largest entry stayed the largest; None for other kinds.
-        mix: weight on the inputs of the compressed model that layers were refitted with; 1 where they were not.
-        left_out: name of a matrix or unit -> why it was treated without data.
+        kind: kind of the outputs: scores or probabilities, directions, or values.
+        measure: name of the divergence.
+        kind_from: source of `kind`, in words.
+        samples: number of samples that were learnt from.
+        held_out_samples: number of other samples that the divergence was measured on; 0 if it was measured on the same
+            ones, or not at all.
+        divergence: divergence of the compressed model's outputs from those of the original; 1e100 if some are not
+            finite or have another shape; None if it was not measured (the calibration came from a file).
+        unrelated_divergence: divergence between the original's outputs for different inputs; None if it was not
+            measured.
+        agreement: fraction of output rows with the same largest entry; None unless `kind` is `classification`.
+        refit_mix: weight of the compressed model's inputs in the refit of its layers; 1 if nothing was refitted.
+        uncalibrated: matrices that were compressed without calibration inputs: name to reason.
     """
 
-    kind: str
+    kind: OutputKind
     measure: str
-    said: str
-    samples: int
-    held_out: int
-    divergence: float | None
-    unrelated: float | None
-    agreement: float | None
-    mix: float
-    left_out: Mapping[str, str]
+    kind_from: str
+    samples: Positive
+    held_out_samples: Count
+    divergence: NonNegative | None
+    unrelated_divergence: UnrelatedDivergence | None
+    agreement: Fraction | None
+    refit_mix: Fraction
+    uncalibrated: Mapping[str, str]
 
     @property
-    def extent(self) -> float | None:
-        """How far the outputs changed, whatever they are; None where it was not measured.
+    def output_change(self) -> float | None:
+        """How much the outputs changed, see `output_change`; None if it was not measured."""
+        return output_change(
+            self.kind, divergence=self.divergence, unrelated=self.unrelated_divergence, agreement=self.agreement
+        )
 
-        The divergence as a share of `unrelated`; of a classifier the divergence itself, in nats, or the share of
-        changed answers, whichever is more.
-        """
-        if self.divergence is None:
-            return None
-        if self.kind == "classification":
-            return max(self.divergence, 1.0 - self.agreement if self.agreement is not None else 0.0)
-        return self.divergence / self.unrelated if self.unrelated else None
-
-    def verdict(self, costs: Mapping[str, float]) -> tuple[str, ...]:
-        """What the divergence means, in words.
+    def verdict(self, sensitivities: Mapping[str, float]) -> tuple[str, ...]:
+        """Return one or two sentences on what the divergence means.
 
         Args:
-            costs: name of every compressed matrix -> the divergence by it alone; 0 where that was not measured.
-
-        Returns:
-            A sentence or two.
+            sensitivities: name of every compressed matrix -> its sensitivity; 0 if it was not measured.
         """
         if self.divergence is None:
             return (NOT_MEASURED,)
-        inputs = "held-out calibration inputs" if self.held_out else "the calibration inputs themselves"
-        extent = self.extent
-        if extent is None:
-            return (f"Measured on {inputs}: measure the expanded model on your own task as well.",)
-        meaning, advice = next((words for limit, *words in VERDICTS if extent <= limit), VERDICTS[-1][1:])
-        said = f"On {inputs} the outputs {meaning}: {self._how(extent)}."
-        worst = max(costs, key=lambda name: costs[name], default="")
-        if extent > VERDICTS[0][0] and len(costs) > 1 and costs[worst]:
-            said += f" {worst} costs most ({costs[worst]:.2g} by itself)."
-        return said, advice
+        inputs = "held-out calibration inputs" if self.held_out_samples else "the calibration inputs themselves"
+        change = self.output_change
+        if change is None:
+            return (f"The divergence was measured on {inputs}: evaluate the expanded model on your own task as well.",)
+        meaning, advice = meaning_of(change)
+        finding = f"On {inputs} the outputs {meaning}: {self._figure(change)}."
+        worst = max(sensitivities, key=lambda name: sensitivities[name], default="")
+        if change > VERDICTS[0][0] and len(sensitivities) > 1 and sensitivities[worst]:
+            finding += f" The most sensitive matrix is {worst} (divergence {sensitivities[worst]:.2g} alone)."
+        return finding, advice
 
-    def _how(self, extent: float) -> str:
-        """The figure that a verdict is about."""
+    def _figure(self, change: float) -> str:
+        """Return the figure that the verdict is about."""
         if self.divergence is not None and self.divergence >= BEYOND:
-            return "some are not finite, or of another shape"
+            return "some are not finite, or have another shape"
         if self.kind != "classification":
-            return f"{extent:.1%} of the way to outputs for other inputs"
+            return f"{change:.1%} of the divergence between outputs for different inputs"
         same = f", the same answer for {self.agreement:.1%}" if self.agreement is not None else ""
         return f"a KL divergence of {self.divergence:.2g} nats{same}"

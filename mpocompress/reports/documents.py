@@ -1,169 +1,298 @@
-"""JSON documents from dataclasses and back: the right format and version, and every field of its type."""
+"""JSON documents declared as dataclasses: encoding, strict decoding of untrusted text, and JSON Schemas.
+
+The fields, their types and bounds are the declaration; descriptions come from the `Args:` section of its docstring.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
-from mpocompress.errors import FormatError
+import msgspec
+
+from mpocompress.errors import FormatError, ReportError
+from mpocompress.text import shown
 
 LARGEST = 1e150
-"""Numbers in a document are smaller; larger ones could not be squared."""
+"""Limit of the numbers in a document; the square of a larger one would overflow."""
+
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=LARGEST)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 
 
-def fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, of those in it too, as JSON takes them; nothing is copied.
-
-    `dataclasses.asdict` copies every number and name, which takes longer than to write them.
+def choice(*values: str) -> msgspec.Meta:
+    """Return the declaration of a text that is one of several.
 
     Args:
-        value: an instance.
-
-    Returns:
-        Name -> value.
+        values: the allowed texts.
 
     Example:
-        >>> from mpocompress.mpo.sites import low_rank
-        >>> fields_of(low_rank(4, 6))
-        {'row_dims': (4, 1), 'col_dims': (1, 6), 'anti_aligned': False}
+        >>> msgspec.convert("b", Annotated[str, choice("a", "b")])
+        'b'
     """
-    return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    # `$` alone matches before a trailing newline, too
+    pattern = rf"^({'|'.join(map(re.escape, values))})(?!\n)$"
+    return msgspec.Meta(pattern=pattern, extra_json_schema={"enum": list(values)})
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-        return [fields_of(one) for one in value]
-    return fields_of(value) if dataclasses.is_dataclass(value) else value
+class Document:
+    """Base of the dataclasses that are whole documents; their JSON begins with `format` and `version`.
+
+    A document is pickled as its JSON text, so that a pickle names no class but that of the document.
+    """
+
+    __slots__ = ()
+
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    IF_DAMAGED: ClassVar[str] = "The file is damaged or was edited: run the command again that wrote it."
+    """Last sentence of the error about a damaged document."""
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return the document as JSON text.
+
+        Args:
+            indent: spaces to indent by; None for one line.
+        """
+        return encode(self, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "document") -> Self:
+        """Return the document in a JSON text; unknown fields are ignored.
+
+        Args:
+            text: the text, from an untrusted source.
+            where: the file it is from, for the error.
+
+        Raises:
+            FormatError: the text is not a document of this format and version; the message has the path of the field.
+            ReportError: its figures contradict each other.
+        """
+        document = decode(cls, text, where=where)
+        try:
+            document.check()
+        except ReportError as error:
+            raise ReportError(
+                where=f"{where}, {error.where}", found=error.found, why=error.why, action=cls.IF_DAMAGED
+            ) from error
+        return document
+
+    def check(self) -> None:
+        """Check that the figures do not contradict each other.
+
+        Raises:
+            ReportError: they do.
+        """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return the class and the JSON text."""
+        return type(self).from_json, (self.to_json(),)
+
+    def __copy__(self) -> Self:
+        """Return the document itself: it cannot be changed."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the document itself: it cannot be changed."""
+        return self
 
 
-def read_document(text: str, *, name: str, version: int, where: str) -> dict[str, Any]:
-    """The JSON object of a document, of a format and version that can be read.
+D = TypeVar("D", bound=Document)
+
+
+def encode(document: Document, *, indent: int | None = None) -> str:
+    """Return a document as JSON text; equal documents give equal text.
 
     Args:
-        text: the document.
-        name: what its `format` must be.
-        version: what its `version` must be.
-        where: the file it came from, for messages.
-
-    Returns:
-        The object.
+        document: the document.
+        indent: spaces to indent by; None for one line.
 
     Raises:
-        FormatError: not JSON, of another format, or of another version.
+        ValueError: a number is NaN or infinite.
+    """
+    fields = msgspec.to_builtins(document, enc_hook=_builtin)
+    return json.dumps({**_header(type(document)), **fields}, indent=indent, allow_nan=False)
 
-    Example:
-        >>> read_document('{"format": "x", "version": 1}', name="x", version=1, where="x.json")["version"]
-        1
+
+def decode(kind: type[D], text: str, *, where: str) -> D:
+    """Return the document in a JSON text; fields that are not declared are ignored.
+
+    Args:
+        kind: class of the document.
+        text: the text, from an untrusted source.
+        where: the file it is from, for the error.
+
+    Raises:
+        FormatError: the text is not JSON, or a document of another format or version, or has a field that is missing,
+            of another type, or out of range. The message has the path of the field.
     """
     try:
-        document = json.loads(text)
+        fields = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            where=where,
-            found="a document that is not JSON",
-            why=str(error),
-            action="Compress the original checkpoint again.",
+            where=where, found="a document that is not valid JSON", why=shown(str(error)), action=kind.IF_DAMAGED
         ) from error
-    if not isinstance(document, dict) or document.get("format") != name:
+    if not isinstance(fields, dict) or fields.get("format") != kind.FORMAT:
         raise FormatError(
             where=where,
             found="a document of another format",
-            why=f"this one should say format {name!r}",
-            action="Give a file that mpocompress wrote.",
+            why=f"the format must be {kind.FORMAT!r}",
+            action="Pass a file that mpocompress wrote.",
         )
-    found = document.get("version")
-    if found != version:
+    version = fields.get("version")
+    if version != kind.VERSION or type(version) is not int:
         raise FormatError(
             where=where,
-            found=f"format version {found}",
-            why=f"this release reads version {version}",
+            found=f"format version {shown(str(version))}",
+            why=f"this release reads version {kind.VERSION}",
             action="Upgrade mpocompress: pip install -U mpocompress.",
         )
-    return document
+    try:
+        return msgspec.convert(fields, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
+        problem, _, path = str(error).rpartition(" - at `$")
+        path = path.rstrip("`").lstrip(".") if problem else ""
+        raise FormatError(
+            where=where,
+            found=(f"{shown(path)}: " if path else "") + shown(_lower(problem or str(error))),
+            why=f"the document does not follow format {kind.FORMAT!r}",
+            action=kind.IF_DAMAGED,
+        ) from error
 
 
-def build(kind: type[Any], entry: Mapping[str, Any], **made: Any) -> Any:
-    """A dataclass from a JSON object: lists become tuples, unknown fields are left out, missing ones get their default.
+def schema(kind: type[Document]) -> dict[str, Any]:
+    """Return the JSON Schema of the documents that `encode` writes.
 
     Args:
-        kind: the dataclass; its annotations are among those that `_TYPES` knows.
-        entry: the object.
-        made: fields that are no plain values, made already.
-
-    Returns:
-        An instance.
-
-    Raises:
-        KeyError: a field that is missing and has no default.
-        TypeError: not an object.
-        ValueError: a value of another type than its field, or a number out of range.
+        kind: class of the document.
     """
-    if not isinstance(entry, Mapping):
-        raise TypeError(f"{kind.__name__.lower()}: {entry!r:.60} is no object")
-    there = [one for one in dataclasses.fields(kind) if one.name in entry or one.default is dataclasses.MISSING]
-    plain = [one for one in there if one.name not in made]
-    return kind(**{one.name: typed(entry[one.name], str(one.type), one.name) for one in plain}, **made)
+    (root,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
+    definitions = {name: _described(cls, components[name]) for name, cls in sorted(_classes(kind).items())}
+    document = definitions.pop(root["$ref"].rpartition("/")[2])
+    header = {
+        "format": {"description": "name of the format", "const": kind.FORMAT},
+        "version": {"description": "version of the format", "const": kind.VERSION},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **document,
+        "properties": header | document["properties"],
+        "required": [*header, *document["required"]],
+        "$defs": definitions,
+    }
 
 
-def typed(value: Any, annotation: str, name: str) -> Any:
-    """A value from a JSON object, checked: a list becomes a tuple.
+def contradiction(where: str, found: str, why: str) -> ReportError:
+    """Return the error about figures of a report that contradict each other.
 
     Args:
-        value: the value.
-        annotation: what it must be, as written in an annotation.
-        name: its name, for the message.
+        where: the part of the report.
+        found: the figures.
+        why: what they must fulfil.
+    """
+    return ReportError(where=where, found=found, why=why, action="Report this as a bug, with the command and the file.")
 
-    Returns:
-        The value.
 
-    Raises:
-        ValueError: a value of another type, or a number out of range.
+def field_descriptions(kind: type[Any]) -> dict[str, str]:
+    """Return the descriptions in the `Args:` section of a docstring, by name, each on one line.
+
+    Args:
+        kind: a class.
 
     Example:
-        >>> typed([1, 2], "tuple[int, ...]", "bonds")
-        (1, 2)
+        >>> from mpocompress.mpo.sites import Sites
+        >>> field_descriptions(Sites)["anti_aligned"]
+        "whether the last site's row digit is the slowest"
     """
-    value = tuple(value) if isinstance(value, list) else value
-    if not _TYPES[annotation](value):
-        raise ValueError(f"{name}: {value!r:.60} is not {annotation}")
-    return value
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
+    entries = re.split(r"^ {4}(\w+): ", section[1] if section else "", flags=re.MULTILINE)[1:]
+    return {
+        name: re.sub(r"\bNone\b", "null", " ".join(text.split()).rstrip("."))
+        for name, text in zip(entries[::2], entries[1::2], strict=True)
+    }
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _header(kind: type[Document]) -> dict[str, str | int]:
+    return {"format": kind.FORMAT, "version": kind.VERSION}
 
 
-def _is_number(value: object) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and abs(value) < LARGEST  # type: ignore[arg-type]
+def _builtin(value: object) -> object:
+    """Return a mapping as a dict, and a value of a subclass (such as `torch.__version__`) as one of its base class."""
+    for base in (str, int, float):
+        if isinstance(value, base):
+            return base(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a document cannot hold {value!r}")
 
 
-def _all(check: Callable[[object], bool], value: object) -> bool:
-    return isinstance(value, tuple) and all(map(check, value))
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dict; refuse duplicate keys."""
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"duplicate key {name!r}")
+        fields[name] = value
+    return fields
 
 
-def _mapping(check: Callable[[object], bool], value: object) -> bool:
-    return isinstance(value, dict) and all(map(check, value.values()))
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def _is_str(value: object) -> bool:
-    return isinstance(value, str)
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
-_TYPES: Mapping[str, Callable[[Any], bool]] = {
-    "str": _is_str,
-    "bool": lambda value: isinstance(value, bool),
-    "int": _is_int,
-    "int | None": lambda value: value is None or _is_int(value),
-    "float": _is_number,
-    "float | None": lambda value: value is None or _is_number(value),
-    "tuple[int, int]": lambda value: _all(_is_int, value) and len(value) == 2,
-    "tuple[int, ...]": partial(_all, _is_int),
-    "tuple[float, ...]": partial(_all, _is_number),
-    "tuple[str, ...]": partial(_all, _is_str),
-    "Mapping[str, int]": partial(_mapping, _is_int),
-    "Mapping[str, str]": partial(_mapping, _is_str),
-}
-"""What a value read from JSON must be, by the annotation of its field."""
+def _classes(kind: type[Any]) -> dict[str, type[Any]]:
+    """Return a dataclass and the dataclasses in its fields, by name."""
+    classes: dict[str, type[Any]] = {}
+    queue: list[Any] = [msgspec.inspect.type_info(kind)]
+    while queue:
+        info = queue.pop()
+        if isinstance(info, msgspec.inspect.DataclassType):
+            if info.cls.__name__ in classes:
+                continue
+            classes[info.cls.__name__] = info.cls
+            queue += [field.type for field in info.fields]
+        else:
+            queue += _inner(info)
+    return classes
+
+
+def _inner(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    """Yield the types in a type."""
+    for name in ("type", "item_type", "key_type", "value_type"):
+        if isinstance(inner := getattr(info, name, None), msgspec.inspect.Type):
+            yield inner
+    for name in ("item_types", "types"):
+        yield from getattr(info, name, ())
+
+
+def _described(kind: type[Any], component: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a dataclass with the descriptions of its docstring; every field is required."""
+    descriptions = field_descriptions(kind)
+    properties = {
+        field.name: {"description": descriptions[field.name], **component["properties"][field.name]}
+        for field in dataclasses.fields(kind)
+    }
+    for declared in properties.values():
+        declared.pop("default", None)
+        if "enum" in declared:
+            declared.pop("pattern", None)
+    return {
+        "title": kind.__name__,
+        "description": inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " "),
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+    }

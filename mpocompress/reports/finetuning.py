@@ -1,183 +1,205 @@
-"""What fine-tuning did to a compressed model, as plain numbers, and what they mean in words."""
-
-from __future__ import annotations
+"""The fine-tuning section of a report: how the model was trained, its evaluations, and the verdict."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from mpocompress.reports.calibration import VERDICTS
+import msgspec
+
+from mpocompress.reports.calibration import (
+    VERDICTS,
+    OutputKind,
+    UnrelatedDivergence,
+    meaning_of,
+    output_change,
+)
+from mpocompress.reports.documents import Count, Fraction, NonNegative, Number, Positive
 
 FINISHED = "finished"
-"""Why a run ended that went on to its last step."""
 INTERRUPTED = "interrupted"
-ENDED_EARLY = "no better for a while"
-DATA_ENDED = "the data ended"
-"""Why others did. Whatever else is said there went wrong."""
+ENDED_EARLY = "early stopping"
+DATA_ENDED = "end of data"
+"""Reasons to stop; any other reason is a failure."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The model at one step, measured on what it is not trained on.
+    """The evaluation of the model after a step, on data that it is not trained on.
 
     Args:
-        step: steps done.
-        loss: the loss on held-out batches; None where it was not measured.
-        divergence: of its outputs from those of the teacher there; None without a teacher.
-        agreement: of a classifier, the fraction of answers that are the teacher's; None of others.
-        score: what the user's own function says, larger being better; None without one.
-        training_loss: mean loss of the steps since the last evaluation; None at the first one.
+        step: number of steps done.
+        loss: loss on the held-out batches; None if it was not measured.
+        divergence: divergence of the outputs from those of the teacher; None without a teacher.
+        agreement: fraction of a classifier's answers that are those of the teacher; None for other models.
+        score: value of the user's own score function, higher is better; None without one.
+        training_loss: mean training loss since the last evaluation; None for the first one.
     """
 
-    step: int
-    loss: float | None
-    divergence: float | None = None
-    agreement: float | None = None
-    score: float | None = None
-    training_loss: float | None = None
+    step: Count
+    loss: Number | None
+    divergence: Number | None = None
+    agreement: Fraction | None = None
+    score: Number | None = None
+    training_loss: Number | None = None
 
     @property
-    def merit(self) -> float:
-        """What the best model is told by, larger being better: the score, or minus the loss."""
+    def selection_metric(self) -> float:
+        """What the best weights are selected by, higher is better: the score, or the negated loss without one."""
         return self.score if self.score is not None else -(self.loss or 0.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TuningReport:
-    """What fine-tuning did.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FinetuningReport:
+    """A fine-tuning run.
 
     Args:
-        tool_version: version of mpocompress that trained.
-        data: name of what it was trained on.
-        teacher: name of the model that was learnt from; empty without one.
-        loss: what was minimised, in words.
-        kind: what the model puts out: `classification`, `embedding` or `regression`; empty where it did not matter.
-        said: from where the kind is known, in words.
-        trained: `all` parameters, or `cores`.
-        trained_parameters: how many.
-        steps: steps done.
-        asked_steps: steps that were asked for, or that the asked time gave.
-        batches_per_step: batches of every step, over all processes.
-        samples: samples trained on, counted as often as they were seen.
-        learning_rate: the largest step size; None where every tensor had one that suits its size.
-        relative_step: that of a tensor as a share of the root mean square of its entries at the start; None where one
-            was given for all.
-        precision: `float32`, or that of the products where they were made in another one.
-        seed: what was drawn with.
-        measured_on: what the best was told by, in words.
-        held_out: samples that the held-out loss was measured on; 0 where it was measured on what was trained on.
-        best_step: the step whose weights were kept; 0 if none was better than the start.
-        evaluations: the model at the start, and as it went on.
-        stopped: `finished`, or why it ended earlier, in words.
-        as_stored: the best weights again, rounded to what the file holds; None where that changed none.
-        unrelated: divergence between the teacher's outputs for different inputs; None where it is not known.
-        notes: what else the reader should know, a sentence each.
+        tool_version: version of mpocompress that trained the model.
+        data: name of the training data.
+        teacher: name of the teacher; empty without one.
+        loss: name of the loss.
+        kind: kind of the outputs; empty if the loss does not depend on it.
+        kind_from: source of `kind`, in words; empty if `kind` is.
+        trained: which parameters were trained.
+        trained_parameters: number of parameters that were trained.
+        steps: number of steps done.
+        requested_steps: number of steps requested, or possible in the time requested.
+        batches_per_step: number of batches in every step, over all processes.
+        samples: number of samples trained on, each counted as often as it was used.
+        learning_rate: largest learning rate; None if every tensor had its own.
+        precision: dtype of the products, `float32` or another.
+        seed: seed of the random numbers.
+        selection_metric: what the best weights were selected by, in words.
+        held_out_samples: number of samples of the held-out loss; 0 if it was measured on training batches.
+        best_step: number of steps after which the selected weights were reached; 0 if none were better than the first.
+        evaluations: every evaluation, from step 0 on.
+        stop_reason: `finished`, `interrupted`, `early stopping`, `end of data`, or the failure in words.
+        relative_learning_rate: largest learning rate of each tensor as a share of the root mean square of its entries
+            at the start; None if all tensors had the same learning rate.
+        as_stored: evaluation of the selected weights after rounding to the dtypes of the file; None if that changed
+            none.
+        unrelated_divergence: divergence between the teacher's outputs for different inputs; None if it is not known.
+        notes: further notes for the reader, in sentences.
     """
+
+    __module__ = "mpocompress"
 
     tool_version: str
     data: str
     teacher: str
     loss: str
-    kind: str
-    said: str
-    trained: str
-    trained_parameters: int
-    steps: int
-    asked_steps: int
-    batches_per_step: int
-    samples: int
-    learning_rate: float | None
+    kind: Literal[""] | OutputKind
+    kind_from: str
+    trained: Literal["all", "cores"]
+    trained_parameters: Count
+    steps: Count
+    requested_steps: Count
+    batches_per_step: Positive
+    samples: Count
+    learning_rate: NonNegative | None
     precision: str
-    seed: int
-    measured_on: str
-    held_out: int
-    best_step: int
-    evaluations: tuple[Evaluation, ...]
-    stopped: str
-    relative_step: float | None = None
+    seed: Count
+    selection_metric: str
+    held_out_samples: Count
+    best_step: Count
+    evaluations: Annotated[tuple[Evaluation, ...], msgspec.Meta(min_length=1)]
+    stop_reason: str
+    relative_learning_rate: NonNegative | None = None
     as_stored: Evaluation | None = None
-    unrelated: float | None = None
+    unrelated_divergence: UnrelatedDivergence | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return the data, the number of steps and the change of the selection metric."""
+        before, after = _metric(self.before), _metric(self.after)
+        name = _metric_name(self.after)
+        return f"<FinetuningReport: {self.data}, {self.steps} steps, {name} {before} before, {after} after>"
 
     @property
     def before(self) -> Evaluation:
-        """The model as it came."""
+        """Evaluation of the model before training."""
         return self.evaluations[0]
 
     @property
     def after(self) -> Evaluation:
-        """The model as it was kept, and as a file holds it."""
+        """Evaluation of the selected weights, as they are stored."""
         return self.as_stored or self._best
 
     @property
     def _best(self) -> Evaluation:
-        return next(one for one in self.evaluations if one.step == self.best_step)
+        return next(evaluation for evaluation in self.evaluations if evaluation.step == self.best_step)
 
     @property
     def is_finished(self) -> bool:
-        """Whether it went on to the end."""
-        return self.stopped == FINISHED
+        """Whether the run reached its last step."""
+        return self.stop_reason == FINISHED
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was stopped from outside, and could go on."""
-        return self.stopped == INTERRUPTED
+        """Whether the run was interrupted and can be resumed."""
+        return self.stop_reason == INTERRUPTED
 
     @property
     def is_broken(self) -> bool:
-        """Whether it could not go on."""
-        return self.stopped not in (FINISHED, INTERRUPTED, ENDED_EARLY, DATA_ENDED)
+        """Whether the run failed."""
+        return self.stop_reason not in (FINISHED, INTERRUPTED, ENDED_EARLY, DATA_ENDED)
 
-    def flaw(self) -> str:
-        """What is wrong with the figures, in words; empty where nothing is."""
-        steps = [one.step for one in self.evaluations]
+    def inconsistency(self) -> str:
+        """Return which figures contradict each other, in words; empty if none do."""
+        steps = [evaluation.step for evaluation in self.evaluations]
         if not steps or steps[0] != 0 or steps != sorted(set(steps)):
             return "evaluations are not in order from step 0 on"
         if self.best_step not in steps:
             return f"the best step, {self.best_step}, was not evaluated"
-        if any(one.merit > self._best.merit for one in self.evaluations):
-            return f"step {self.best_step} was kept, and another is better"
-        if steps[-1] > self.steps or min(self.samples, self.trained_parameters, self.held_out) < 0:
-            return "counts that do not belong together"
+        best = self._best.selection_metric
+        if any(evaluation.selection_metric > best for evaluation in self.evaluations):
+            return f"step {self.best_step} was selected, but another one is better"
+        if steps[-1] > self.steps:
+            return f"step {steps[-1]} was evaluated, but only {self.steps} were done"
         return ""
 
     def verdict(self) -> tuple[str, ...]:
-        """What the figures mean, in words.
-
-        Returns:
-            A sentence or two.
-        """
-        before, after = self.before, self.after
-        broke = (f"Training broke off: {self.stopped}. A smaller step size may help.",) if self.is_broken else ()
+        """Return one to three sentences on what the figures mean."""
+        failure = (f"Training failed: {self.stop_reason}. A lower learning rate may help.",) if self.is_broken else ()
         if not self.best_step:
-            advice = "Resume it." if self.is_interrupted else "Give more steps or other data, or a smaller step size."
+            advice = "Resume it." if self.is_interrupted else "Try more steps, other data or a lower learning rate."
             return (
-                *broke,
-                "Fine-tuning made nothing better: the weights are those from before.",
-                *(() if broke else (advice,)),
+                *failure,
+                "Fine-tuning did not improve the model: its weights are unchanged.",
+                *(() if failure else (advice,)),
             )
-        name = "score" if after.score is not None else "loss"
-        said = f"Fine-tuning: {name} {_told(before)} before, {_told(after)} after."
-        extent = self.extent(after)
-        if extent is None:
-            return (*broke, f"{said} Check it on your own task.")
-        meaning, _ = next((words for limit, *words in VERDICTS if extent <= limit), VERDICTS[-1][1:])
-        where = "held-out batches" if self.held_out else "the training batches themselves"
-        advice = "Check it on your own task all the same."
-        if extent > VERDICTS[1][0]:
-            advice = "More steps or more data may bring it nearer; so does keeping more."
+        before, after = self.before, self.after
+        finding = f"Fine-tuning: {_metric_name(after)} {_metric(before)} before, {_metric(after)} after."
+        change = self.output_change(after)
+        if change is None:
+            return (*failure, f"{finding} Evaluate the model on your own task.")
+        meaning, _ = meaning_of(change)
+        batches = "held-out batches" if self.held_out_samples else "the training batches themselves"
+        advice = "Evaluate the model on your own task before you use it."
+        if change > VERDICTS[1][0]:
+            advice = "More steps or more data may reduce the difference; so does keeping more parameters."
         same = f", with the same answer for {after.agreement:.1%}" if after.agreement is not None else ""
-        return (*broke, f"{said} On {where} the outputs {meaning} against the original{same}.", advice)
+        comparison = f"Compared with the original on {batches}, the outputs {meaning}{same}."
+        return (*failure, f"{finding} {comparison}", advice)
 
-    def extent(self, one: Evaluation) -> float | None:
-        """How far outputs are from the teacher's, as in `CalibrationReport.extent`; None where it is not known."""
-        if one.divergence is None:
-            return None
-        if self.kind == "classification":
-            return max(one.divergence, 1.0 - one.agreement if one.agreement is not None else 0.0)
-        return one.divergence / self.unrelated if self.unrelated else None
+    def output_change(self, evaluation: Evaluation) -> float | None:
+        """Return how much the outputs differ from the teacher's, see `calibration.output_change`; None if not known.
+
+        Args:
+            evaluation: one of this run.
+        """
+        return output_change(
+            self.kind,
+            divergence=evaluation.divergence,
+            unrelated=self.unrelated_divergence,
+            agreement=evaluation.agreement,
+        )
 
 
-def _told(one: Evaluation) -> str:
-    """What the best is told by."""
-    if one.score is not None:
-        return f"{one.score:.4g}"
-    return f"{one.loss:.3g}" if one.loss is not None else "unknown"
+def _metric_name(evaluation: Evaluation) -> str:
+    return "score" if evaluation.score is not None else "loss"
+
+
+def _metric(evaluation: Evaluation) -> str:
+    """Return the score or the loss as text."""
+    if evaluation.score is not None:
+        return f"{evaluation.score:.4g}"
+    return f"{evaluation.loss:.3g}" if evaluation.loss is not None else "unknown"

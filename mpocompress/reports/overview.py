@@ -1,126 +1,122 @@
-"""A checkpoint as its names and shapes show it, as plain numbers: what it holds, and what could be compressed."""
+"""The overview of an uncompressed checkpoint, from names and shapes alone."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mpocompress.layers.specs import Skipped
-from mpocompress.reports.documents import fields_of
-
-OVERVIEW_FORMAT, OVERVIEW_VERSION = "mpocompress-overview", 1
+from mpocompress.reports.documents import Count, Document, Fraction, Positive
+from mpocompress.reports.matrix import Kind, KindSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
+class EligibleTensor:
     """A tensor that can be compressed.
 
     Args:
-        name: its name.
+        name: name of the tensor.
         layer: path of its module.
-        kind: what the layer is: `lstm`, `lstm_cell`, `linear` or `conv1d`.
-        kind_from: from where that is known: `as asked`, `recorded class`, `model`, `config` or `name and shape`.
-        shape: its shape in the file.
+        kind: kind of the layer.
+        kind_from: source of `kind`, the most certain first: the user, a class recorded in the file, the given model,
+            `config.json`, or name and shape.
+        shape: shape in the file.
         transposed: whether its rows are inputs.
-        dtype: its dtype.
-        parameters: its entries.
+        dtype: dtype.
+        parameters: number of entries.
     """
 
     name: str
     layer: str
-    kind: str
-    kind_from: str
-    shape: tuple[int, int]
+    kind: Kind
+    kind_from: KindSource
+    shape: tuple[Positive, Positive]
     transposed: bool
     dtype: str
-    parameters: int
+    parameters: Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """The tensors of one dtype; tied ones count once.
+class DtypeTotals:
+    """All tensors of one dtype; tied ones count once.
 
     Args:
         dtype: the dtype.
-        tensors: how many there are.
-        parameters: their entries.
-        size_bytes: their bytes.
+        tensors: number of tensors.
+        parameters: number of entries.
+        size_bytes: size.
     """
 
     dtype: str
-    tensors: int
-    parameters: int
-    size_bytes: int
+    tensors: Positive
+    parameters: Count
+    size_bytes: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a target would leave, as far as that is known without reading a weight.
+    """The result of one target as far as shapes determine it.
 
     Args:
-        kind: `bond` or `keep`.
-        asked: the bond, or the fraction.
-        eligible_parameters_after: parameters of the weights that can be compressed; at most so many for `keep`.
-        parameters: parameters of the whole model.
+        kind: kind of the target: `bond` or `keep`.
+        requested: the bond, or the fraction to keep.
+        eligible_parameters_after: number of parameters of the tensors that can be compressed; an upper bound for
+            `keep`.
+        parameters: number of parameters of the whole model; an upper bound for `keep`.
     """
 
     kind: str
-    asked: float
-    eligible_parameters_after: int
-    parameters: int
+    requested: Positive | Fraction
+    eligible_parameters_after: Count
+    parameters: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """What an ordinary checkpoint is and holds, and what of it could be compressed. No weight is read for it.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Overview(Document):
+    """Contents of an uncompressed checkpoint, and which of its tensors can be compressed. No weight is read.
 
     Args:
-        tool_version: version of mpocompress that looked.
-        file: name of the file, without the folder.
-        container: the kind of file.
-        key: where the state dict sits in it; empty for the top.
+        tool_version: version of mpocompress that read the file.
+        file: name of the file or folder, without the folder it is in.
+        container: form of the file, such as `torch-zip`, `safetensors` or `torchscript`; later releases may add
+            others.
+        key: path of the state dict in the checkpoint; empty if it is the checkpoint itself.
         files: number of files.
-        file_size_bytes: bytes of all files.
-        recorded_classes: number of modules whose class the file records.
-        parameters: of the whole model; tied tensors count once.
-        eligible_parameters: of the weights that can be compressed.
-        size_bytes: bytes of all tensors.
-        dtypes: what it holds, by dtype, most bytes first.
+        file_size_bytes: size of all files.
+        recorded_classes: number of modules whose class is recorded in the file.
+        parameters: number of parameters of the whole model; tied tensors count once.
+        eligible_parameters: number of parameters of the tensors that can be compressed.
+        size_bytes: size of all tensors.
+        dtypes: totals by dtype, most bytes first.
         weights: the tensors that can be compressed, in file order.
         skipped: every other tensor, with the reason.
-        aliases: tied tensors, name -> the name that holds the values.
-        estimates: what some targets would leave.
-        estimated_sites: the site shape that bonds are counted in.
-        notes: what else the reader should know, a sentence each.
+        aliases: tied tensors: a name that is not stored, to the name that holds its values.
+        estimates: the result of some targets.
+        estimated_sites: site shape of the estimates.
+        notes: further notes for the reader, in sentences.
     """
+
+    __module__ = "mpocompress"
+    FORMAT: ClassVar[str] = "mpocompress-overview"
 
     tool_version: str
     file: str
     container: str
     key: str
-    files: int
-    file_size_bytes: int
-    recorded_classes: int
-    parameters: int
-    eligible_parameters: int
-    size_bytes: int
-    dtypes: tuple[Held, ...]
-    weights: tuple[Weight, ...]
+    files: Positive
+    file_size_bytes: Count
+    recorded_classes: Count
+    parameters: Count
+    eligible_parameters: Count
+    size_bytes: Count
+    dtypes: tuple[DtypeTotals, ...]
+    weights: tuple[EligibleTensor, ...]
     skipped: tuple[Skipped, ...]
     aliases: Mapping[str, str]
     estimates: tuple[Estimate, ...]
     estimated_sites: str
     notes: tuple[str, ...] = ()
 
-    def to_json(self, *, indent: int | None = None) -> str:
-        """The overview as a JSON document; its schema is `mpocompress/reports/schema/overview-1.json`.
-
-        Args:
-            indent: spaces to indent by, or None for one line.
-
-        Returns:
-            The document.
-        """
-        document = {"format": OVERVIEW_FORMAT, "version": OVERVIEW_VERSION, **fields_of(self)}
-        return json.dumps(document, indent=indent, allow_nan=False)
+    def __repr__(self) -> str:
+        """Return the file and how much of it can be compressed."""
+        eligible = f"{self.eligible_parameters:,} of {self.parameters:,} parameters can be compressed"
+        return f"<Overview: {self.file}, {eligible}>"

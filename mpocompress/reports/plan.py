@@ -1,102 +1,96 @@
-"""The report of `plan`: a checkpoint as it is, and what each of several targets would make of it."""
+"""The report of `plan`: an uncompressed checkpoint, and the predicted result of several targets."""
 
-from __future__ import annotations
-
-import json
 from dataclasses import dataclass
+from typing import ClassVar
 
-from mpocompress.reports.compression import VERSION, Report, Target
-from mpocompress.reports.documents import fields_of
-
-PLAN_FORMAT = "mpocompress-plan"
+from mpocompress.reports.compression import Report, Target
+from mpocompress.reports.documents import Count, Document, NonNegative, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMatrix:
-    """What one target would make of one matrix.
+    """The predicted result of one target for one matrix.
 
     Args:
-        name: what its cores would be filed under, or the tensor that stays dense.
-        members: original tensor names.
-        shape: (rows, columns).
-        row_dims: row dim of each site; empty when dense.
-        col_dims: column dim of each site; empty when dense.
-        anti_aligned: whether the last site's row digit is the slowest.
-        bonds: bond of each cut; empty when dense.
-        dense_parameters: entries of the dense matrix.
-        parameters: entries of the cores, or of the dense matrix where it is kept.
-        relative_error: predicted relative Frobenius error; exact for two sites, an upper bound for more. With a
-            calibration, of low-rank products of matrices that were seen to run, as the model feels it.
-        reason: why it stays dense.
+        name: prefix of the names of its cores, or the name of the dense tensor.
+        members: names of the original tensors.
+        shape: rows and columns.
+        row_dims: row dim of each site; empty if dense.
+        col_dims: column dim of each site; empty if dense.
+        anti_aligned: whether the row index counts with the digit of the last site slowest.
+        bonds: bond of each cut between two sites; empty if dense.
+        dense_parameters: number of entries of the dense matrix.
+        parameters: number of entries of the cores; of the dense matrix if it is kept dense.
+        relative_error: predicted relative Frobenius error; exact for two sites, an upper bound for more. With
+            calibration inputs, low-rank products have the weighted error instead.
+        reason: why the matrix is kept dense; empty if it is compressed.
     """
 
     name: str
     members: tuple[str, ...]
-    shape: tuple[int, int]
-    row_dims: tuple[int, ...]
-    col_dims: tuple[int, ...]
+    shape: tuple[Positive, Positive]
+    row_dims: tuple[Positive, ...]
+    col_dims: tuple[Positive, ...]
     anti_aligned: bool
-    bonds: tuple[int, ...]
-    dense_parameters: int
-    parameters: int
-    relative_error: float
+    bonds: tuple[Positive, ...]
+    dense_parameters: Positive
+    parameters: Positive
+    relative_error: NonNegative
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedTarget:
-    """What one target would give.
+    """The predicted result of one target.
 
     Args:
-        target: asked, and what would be achieved; achieved is None when the target cannot be met.
-        problem: why it cannot be met; empty when it can.
-        unmet: what of it would not be met, a sentence each.
-        parameters: of the whole model.
-        eligible_parameters_after: of the eligible matrices.
-        relative_error: over all eligible matrices together.
-        worst_relative_error: of the worst single matrix.
-        matrices: every eligible matrix.
-        divergence: of the model's outputs from the original ones, before any refit; None where it is not known.
+        target: the target; `achieved` is None if it cannot be met.
+        problem: why the target cannot be met; empty if it can.
+        unmet: what would not be met, in sentences.
+        parameters: number of parameters of the whole model.
+        eligible_parameters_after: number of parameters of all matrices.
+        relative_error: relative error over all matrices together.
+        worst_relative_error: largest relative error of a matrix.
+        matrices: every matrix.
+        divergence: predicted divergence of the outputs before any refit, on the inputs that decisions are measured on;
+            for a calibration from a file, the sum of the sensitivities. None if it is not known.
     """
 
     target: Target
     problem: str
     unmet: tuple[str, ...]
-    parameters: int
-    eligible_parameters_after: int
-    relative_error: float
-    worst_relative_error: float
+    parameters: Count
+    eligible_parameters_after: Count
+    relative_error: NonNegative
+    worst_relative_error: NonNegative
     matrices: tuple[PlannedMatrix, ...]
-    divergence: float | None = None
+    divergence: NonNegative | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanReport:
-    """A checkpoint as it is, and the choices.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PlanReport(Document):
+    """The predicted results of several targets for a checkpoint.
 
     Args:
-        checkpoint: the report of the untouched checkpoint; every eligible matrix is dense.
-        choices: one for every target.
+        checkpoint: the report of the uncompressed checkpoint; every matrix is dense and `target` is None.
+        choices: the result of each target.
     """
+
+    __module__ = "mpocompress"
+    FORMAT: ClassVar[str] = "mpocompress-plan"
 
     checkpoint: Report
     choices: tuple[PlannedTarget, ...]
 
-    def to_json(self, *, indent: int | None = None) -> str:
-        """The plan as a JSON document: the fields of a report, and `choices`.
+    def __repr__(self) -> str:
+        """Return the file and the number of targets."""
+        possible = sum(not choice.problem for choice in self.choices)
+        return f"<PlanReport: {self.checkpoint.source.file}, {possible} of {len(self.choices)} targets possible>"
 
-        Its schema is `mpocompress/reports/schema/plan-1.json`.
+    def check(self) -> None:
+        """Check that the figures of the checkpoint add up.
 
-        Args:
-            indent: spaces to indent by, or None for one line.
-
-        Returns:
-            The document.
+        Raises:
+            ReportError: they contradict each other.
         """
-        document = {
-            "format": PLAN_FORMAT,
-            "version": VERSION,
-            **fields_of(self.checkpoint),
-            "choices": [fields_of(choice) for choice in self.choices],
-        }
-        return json.dumps(document, indent=indent, allow_nan=False)
+        self.checkpoint.check()

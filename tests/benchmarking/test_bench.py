@@ -34,7 +34,7 @@ from mpocompress.checkpoint import open_checkpoint
 from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelError, ReportError, SelectionError
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE
-from mpocompress.reports.benchmark import Case, Timed
+from mpocompress.reports.benchmark import Case, ContenderResult
 from mpocompress.user.batches import call_model
 from tests.inspecting import report_in
 
@@ -117,7 +117,7 @@ def test_half_weights_are_measured_in_float32_and_that_is_said(tmp_path: Path, k
     report = bench(tmp_path / "small.pt")
 
     assert report.notes == (f"Layers alone run in float32; their cores are stored as {kind}.",)
-    assert report.measured[0].cases[0].contenders[0].size_bytes == 4 * 64 * 64
+    assert report.results[0].cases[0].contenders[0].size_bytes == 4 * 64 * 64
 
 
 def test_a_tie_to_a_compressed_weight_is_followed(tmp_path: Path) -> None:
@@ -143,22 +143,22 @@ def test_a_tie_to_a_compressed_weight_is_followed(tmp_path: Path) -> None:
 def test_everything_is_measured_once_and_what_runs_alike_is_counted(small: Path) -> None:
     report = bench(small, batches=(1, 2), lengths=(3, 1))
 
-    assert [one.layers for one in report.measured] == [
+    assert [one.layers for one in report.results] == [
         ("rnn",),
         ("projected",),
         ("cell",),
         ("blocks.0", "blocks.1", "blocks.2"),
         ("head",),
     ]
-    sizes = [[(case.batch, case.length) for case in one.cases] for one in report.measured]
+    sizes = [[(case.batch, case.length) for case in one.cases] for one in report.results]
     assert sizes[:2] == [[(1, 3), (1, 1), (2, 3), (2, 1)]] * 2
     assert sizes[2:] == [[(1, None), (2, None)]] * 3
 
 
 def test_all_contenders_compute_the_same(small: Path) -> None:
-    for benched in bench(small, lengths=(3, 1)).measured:
+    for benched in bench(small, lengths=(3, 1)).results:
         for case in benched.cases:
-            names = [one.contender for one in case.contenders]
+            names = [one.name for one in case.contenders]
             assert names[-4:] == ["dynamic int8", "auto", "factorised", "materialised"]
             assert ("dense, cell, native" in names) == (case.length == 1 and benched.layers == ("rnn",))
             for one in case.contenders:
@@ -174,9 +174,9 @@ def test_figures_add_up_in_the_document_that_follows_its_schema(small: Path) -> 
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(document, SCHEMA)
     assert document["machine"]["threads"] == 1
-    for benched in document["measured"]:
+    for benched in document["results"]:
         for case in benched["cases"]:
-            timed = {one["contender"]: one for one in case["contenders"]}
+            timed = {one["name"]: one for one in case["contenders"]}
             best = min(one["median_s"] for one in timed.values() if one["kind"] == "dense")
             assert timed[case["best_dense"]]["median_s"] == best
             for one in timed.values():
@@ -192,7 +192,7 @@ def test_figures_add_up_in_the_document_that_follows_its_schema(small: Path) -> 
 def test_int8_says_why_where_torch_has_none(small: Path) -> None:
     reasons = {
         benched.layers[0]: one.unavailable
-        for benched in bench(small).measured
+        for benched in bench(small).results
         for one in benched.cases[0].contenders
         if one.kind == "int8"
     }
@@ -239,9 +239,9 @@ def test_one_step_of_an_lstm_is_that_of_its_cells() -> None:
 
 
 def test_memory_is_what_a_mode_holds_for_this_size_alone(small: Path) -> None:
-    for benched in bench(small, batches=(1, 16), layers=("blocks.0", "rnn")).measured:
+    for benched in bench(small, batches=(1, 16), layers=("blocks.0", "rnn")).results:
         first, second = benched.cases
-        sizes = [{one.contender: one.size_bytes for one in case.contenders} for case in (first, second)]
+        sizes = [{one.name: one.size_bytes for one in case.contenders} for case in (first, second)]
         kept = sizes[0]["dense, native"] - 4 * benched.dense_parameters
         assert sizes[0]["factorised"] >= kept + 4 * benched.parameters
         assert sizes[0]["materialised"] >= sizes[0]["dense, native"]
@@ -274,7 +274,7 @@ def test_threads_and_the_environment_are_put_back(small: Path, monkeypatch: pyte
     assert report.machine.threads == 2
     assert torch.get_num_threads() == before
     assert os.environ[VARIABLE] == "materialised"
-    sizes = {one.contender: one.size_bytes for one in report.measured[0].cases[0].contenders}
+    sizes = {one.name: one.size_bytes for one in report.results[0].cases[0].contenders}
     assert sizes["factorised"] != sizes["materialised"]
 
 
@@ -291,7 +291,7 @@ def test_a_large_model_is_not_measured_for_hours(small: Path, monkeypatch: pytes
 
     report = bench(small)
 
-    assert [one.layers[0] for one in report.measured] == ["rnn", "projected"]
+    assert [one.layers[0] for one in report.results] == ["rnn", "projected"]
     (note,) = report.notes
     assert note == (
         "Of 5 different layers, the 2 with the most parameters were measured, but not "
@@ -301,7 +301,7 @@ def test_a_large_model_is_not_measured_for_hours(small: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("glob", ["blocks*", "blocks.1", "blocks.1.weight", "*.1.*"])
 def test_layers_are_chosen_by_their_names_or_those_of_tensors(small: Path, glob: str) -> None:
-    (benched,) = bench(small, layers=(glob,)).measured
+    (benched,) = bench(small, layers=(glob,)).results
 
     assert "blocks.1" in benched.layers
 
@@ -368,18 +368,24 @@ def test_an_ordinary_file_and_a_damaged_one_are_refused(small: Path, tmp_path: P
             bench(tmp_path / "broken.pt")
 
 
-def timed(name: str, *times: float, kind: Any = "dense", unavailable: str = "") -> Timed:
-    return Timed(contender=name, kind=kind, times_s=times, unavailable=unavailable)
+def timed(name: str, *times: float, kind: Any = "dense", unavailable: str = "") -> ContenderResult:
+    return ContenderResult(name=name, kind=kind, times_s=times, unavailable=unavailable)
 
 
 def test_a_report_that_does_not_hold_together_is_refused() -> None:
     makes: tuple[tuple[Callable[[], object], str], ...] = (
-        (lambda: timed("a"), "a: times (), reason ''; what ran has positive times, and what did not has a reason"),
+        (lambda: timed("a"), "a: times (), reason ''; a contender that ran has positive times, and one that did not"),
         (lambda: timed("a", 0.0), "times (0.0,)"),
         (lambda: timed("a", 1.0, unavailable="no"), "reason 'no'"),
         (lambda: Case(batch=1, length=2, contenders=()), "batch 1, length 2: contenders none"),
-        (lambda: Case(batch=1, length=None, contenders=(timed("a", 1.0),) * 2), "contenders a, a; they have names of"),
-        (lambda: Case(batch=1, length=None, contenders=(timed("a", unavailable="no"),)), "a dense one is compared"),
+        (
+            lambda: Case(batch=1, length=None, contenders=(timed("a", 1.0),) * 2),
+            "contenders a, a; names must",
+        ),
+        (
+            lambda: Case(batch=1, length=None, contenders=(timed("a", unavailable="no"),)),
+            "a dense contender must have run",
+        ),
     )
     for make, message in makes:
         with pytest.raises(ReportError) as refused:
@@ -392,8 +398,8 @@ def test_faster_is_against_the_best_dense_path_of_the_same_case() -> None:
     off = timed("int8", kind="int8", unavailable="no")
     case = Case(batch=1, length=None, contenders=(slow, fast, off, cores))
 
-    assert case.best_dense == fast
-    assert [case.times_faster(one) for one in case.contenders] == [0.5, 1.0, None, 4.0]
+    assert (case.best_dense, case.baseline.times_s) == (fast.name, fast.times_s)
+    assert [contender.times_faster for contender in case.contenders] == [0.5, 1.0, None, 4.0]
 
 
 def test_differences_are_found_in_nests_and_what_is_not_finite_is_said() -> None:
@@ -410,7 +416,7 @@ def test_differences_are_found_in_nests_and_what_is_not_finite_is_said() -> None
 def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
     report = bench(small, model=Net(), batches=(1, 2))
 
-    (benched,) = report.measured
+    (benched,) = report.results
     jsonschema.validate(json.loads(report.to_json()), SCHEMA)
     assert report.model == "Net"
     assert (benched.kind, len(benched.layers), benched.matrices) == ("model", 7, ())
@@ -422,7 +428,7 @@ def test_a_whole_model_is_measured_with_guessed_inputs(small: Path) -> None:
         ),
     )
     for case in benched.cases:
-        assert [one.contender for one in case.contenders if one.kind == "compressed"] == [
+        assert [one.name for one in case.contenders if one.kind == "compressed"] == [
             "auto",
             "factorised",
             "materialised",

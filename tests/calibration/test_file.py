@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mpocompress.calibration.calibrate import calibrate, calibration_for
 from mpocompress.calibration.calibration import Calibration, Point
-from mpocompress.calibration.file import FORMAT, read_calibration, write_calibration
+from mpocompress.calibration.file import CalibrationHeader, read_calibration, write_calibration
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.checkpoint import open_checkpoint
 from mpocompress.compression.compress import compress
@@ -55,7 +56,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, made: Calibration) -> 
     write_calibration(made, path)
     found = read_calibration(path)
 
-    for field in ("sha256", "units", "left_out", "kind", "measure", "said", "samples", "points"):
+    for field in ("sha256", "units", "uncalibrated", "kind", "measure", "kind_from", "samples", "points"):
         assert getattr(found, field) == getattr(made, field), field
     assert (found.rig, found.notes) == (None, ())
     for unit in made.units:
@@ -83,17 +84,25 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     path.write_bytes(b"old")
 
     def full(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mpocompress.calibration.file.save_file", full)
-    with pytest.raises(
-        OutputError,
-        match=r"kept\.safetensors: no space left on device; the calibration could not be written\. Free some space, or "
-        r"name another place\.",
-    ):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError, match=r"kept\.safetensors: writing failed \(No space left on device\); "):
         write_calibration(made, path, overwrite=True)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_permissions_are_those_of_a_new_file_and_a_link_stays(tmp_path: Path, made: Calibration) -> None:
+    path, link = tmp_path / "kept.safetensors", tmp_path / "link.safetensors"
+    path.write_bytes(b"old")
+    link.symlink_to(path)
+    (tmp_path / "new").touch()
+    write_calibration(made, link, overwrite=True)
+
+    assert link.is_symlink()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
+    assert read_calibration(path).samples == made.samples
 
 
 @pytest.mark.parametrize(
@@ -102,10 +111,18 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
         (
             "kept.pt",
             OutputError,
-            r"kept\.pt: a name that does not end in \.safetensors; .* Name it kept\.safetensors\.",
+            r"kept\.pt: a name that does not end in \.safetensors; .* Call it kept\.safetensors\.",
         ),
-        ("no/kept.safetensors", OutputError, r"kept\.safetensors: a folder that is not there; .* Make it first\."),
-        ("there.safetensors", OutputExistsError, r"there\.safetensors: it exists; nothing is overwritten unasked\."),
+        (
+            "no/kept.safetensors",
+            OutputError,
+            r"kept\.safetensors: its folder does not exist; .* Create the folder first\.",
+        ),
+        (
+            "there.safetensors",
+            OutputExistsError,
+            r"there\.safetensors: the file exists; existing files are not replaced by default\.",
+        ),
     ],
 )
 def test_places_that_cannot_be_written_are_refused_before_the_work(
@@ -121,7 +138,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(
 
 def test_a_folder_is_never_replaced(tmp_path: Path, made: Calibration) -> None:
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(OutputExistsError, match=r"folder\.safetensors: it exists"):
+    with pytest.raises(OutputExistsError, match=r"folder\.safetensors: the file exists"):
         write_calibration(made, tmp_path / "folder.safetensors", overwrite=True)
 
 
@@ -132,8 +149,8 @@ def test_it_is_never_kept_in_the_place_of_a_checkpoint(tmp_path: Path, place: st
     before = source.read_bytes()
     with pytest.raises(
         OutputError,
-        match=rf"{place}\.safetensors: the checkpoint itself, or what it is compressed to; one would overwrite the "
-        r"other\. Name another file for the calibration\.",
+        match=rf"{place}\.safetensors: the file of the checkpoint or of the output; one file would replace the other\. "
+        r"Choose another file for the calibration\.",
     ):
         compress(
             source,
@@ -151,14 +168,14 @@ def test_it_is_never_kept_in_the_place_of_a_checkpoint(tmp_path: Path, place: st
 
 def edited(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
     with safe_open(path, framework="pt") as held:
-        document = json.loads(held.metadata()[FORMAT])
+        document = json.loads(held.metadata()[CalibrationHeader.FORMAT])
         tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - not a mapping
     change(document, tensors)
-    save_file(tensors, path, metadata={FORMAT: json.dumps(document)})
+    save_file(tensors, path, metadata={CalibrationHeader.FORMAT: json.dumps(document)})
 
 
-def unit(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
-    return lambda document, _: document["units"][0].update(fields)
+def group(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda document, _: document["weight_groups"][0].update(fields)
 
 
 def point(**fields: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
@@ -179,65 +196,74 @@ def tensor(name: str, value: Tensor | None) -> Callable[[dict[str, Any], dict[st
 
 EYE = torch.eye(12, dtype=torch.float64)
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], str]] = {
-    "no second": (tensor("0.second", None), "'0.second'"),
-    "no mean": (tensor("1.mean", None), "'1.mean'"),
-    "other shape": (tensor("0.second", EYE[:3]), "second of 0.weight"),
-    "other dtype": (tensor("0.second", EYE.float()), "second of 0.weight"),
-    "nan": (tensor("0.second", EYE * torch.nan), "second of 0.weight"),
-    "inf": (tensor("0.mean", torch.full((12,), torch.inf).double()), "mean of 0.weight"),
-    "zero outputs": (tensor("0.outputs", torch.zeros(16).double()), "0.weight"),
-    "negative outputs": (tensor("0.outputs", -torch.ones(16).double()), "0.weight"),
-    "no members": (unit(members=[], columns=[]), "members of unit 0"),
-    "more members": (unit(members=["0.weight", "2.weight"]), "members of unit 0"),
-    "no columns": (unit(columns=[0]), "members of unit 0"),
-    "columns below 0": (unit(members=["0.weight", "2.weight"], columns=[14, -2]), "members of unit 0"),
-    "columns of text": (unit(columns="12"), "columns: '12' is not tuple"),
-    "rows": (unit(rows=3), "outputs of 0.weight"),
-    "count": (unit(count=0), "0.weight"),
-    "count of text": (unit(count="many"), "count: 'many' is not int"),
-    "units": (field(units=3), "'int' object is not iterable"),
-    "a unit": (field(units=[3]), "weightgroup: 3 is no object"),
-    "points": (field(points=[None]), "point: None is no object"),
-    "bond": (point(bond=0), "sensitivity of 0.weight"),
-    "divergence": (point(divergence=-1.0), "sensitivity of 0.weight"),
-    "endless": (point(divergence=float("nan")), "divergence: nan is not float"),
-    "left out": (field(left_out={"a": 1}), "left_out: "),
-    "kind": (field(kind="poetry"), "kind 'poetry'"),
-    "sha": (field(sha256=None), "sha256: None is not str"),
-    "samples": (field(samples=1.5), "samples: 1.5 is not int"),
+    "no second": (tensor("0.second", None), "no valid tensor 0.second for 0.weight"),
+    "no mean": (tensor("1.mean", None), "no valid tensor 1.mean for 2.weight"),
+    "other shape": (tensor("0.second", EYE[:3]), "no valid tensor 0.second for 0.weight"),
+    "other dtype": (tensor("0.second", EYE.float()), "no valid tensor 0.second for 0.weight"),
+    "nan": (tensor("0.second", EYE * torch.nan), "no valid tensor 0.second for 0.weight"),
+    "inf": (tensor("0.mean", torch.full((12,), torch.inf).double()), "no valid tensor 0.mean for 0.weight"),
+    "zero outputs": (tensor("0.outputs", torch.zeros(16).double()), "tensor 0.outputs for 0.weight without a positive"),
+    "negative outputs": (tensor("0.outputs", -torch.ones(16).double()), "tensor 0.outputs for 0.weight without a"),
+    "no members": (group(members=[], columns=[]), "weight_groups[0].members: expected `array` of length >= 1"),
+    "more members": (group(members=["0.weight", "2.weight"]), "weight_groups[0]: 2 members with 1 columns"),
+    "no columns": (group(columns=[0]), "weight_groups[0].columns[0]: expected `int` >= 1"),
+    "columns below 0": (group(members=["0.weight", "2.weight"], columns=[14, -2]), "weight_groups[0].columns[1]: "),
+    "columns of text": (group(columns="12"), "weight_groups[0].columns: expected `array`, got `str`"),
+    "rows": (group(rows=3), "no valid tensor 0.outputs for 0.weight"),
+    "count": (field(counts=[0, 1]), "counts[0]: expected `int` >= 1"),
+    "count of text": (field(counts=["many", 1]), "counts[0]: expected `int`, got `str`"),
+    "counts": (field(counts=[1]), "2 weight groups with 1 counts"),
+    "groups": (field(weight_groups=3), "weight_groups: expected `array`, got `int`"),
+    "a group": (field(weight_groups=[3]), "weight_groups[0]: expected `object`, got `int`"),
+    "points": (field(points=[None]), "points[0]: expected `object`, got `null`"),
+    "bond": (point(bond=0), "points[0].bond: expected `int` >= 1"),
+    "divergence": (point(divergence=-1.0), "points[0].divergence: expected `float` >= 0.0"),
+    "uncalibrated": (field(uncalibrated={"a": 1}), "uncalibrated[...]: expected `str`, got `int`"),
+    "kind": (field(kind="poetry"), "kind: invalid enum value 'poetry'"),
+    "sha": (field(sha256=None), "sha256: expected `str`, got `null`"),
+    "samples": (field(samples=1.5), "samples: expected `int`, got `float`"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_file_that_was_edited_is_refused(tmp_path: Path, made: Calibration, name: str) -> None:
-    change, found = DAMAGES[name]
+    change, problem = DAMAGES[name]
     path = tmp_path / "kept.safetensors"
     write_calibration(made, path)
     edited(path, change)
 
     with pytest.raises(
         FormatError,
-        match=rf"kept\.safetensors: no usable {re.escape(found)}.*; the calibration is not whole\. The file is damaged "
-        r"or was edited: calibrate again\.",
+        match=rf"kept\.safetensors: {re.escape(problem)}.*; .*\. The file is damaged or was edited: calibrate again\.",
     ):
         read_calibration(path)
 
 
 def test_any_field_may_be_missing_and_is_named(tmp_path: Path, made: Calibration) -> None:
     path = tmp_path / "kept.safetensors"
-    for name in ("units", "points", "sha256", "left_out", "kind", "measure", "said", "samples"):
+    for name in (
+        "weight_groups",
+        "counts",
+        "points",
+        "sha256",
+        "uncalibrated",
+        "kind",
+        "measure",
+        "kind_from",
+        "samples",
+    ):
         write_calibration(made, path, overwrite=True)
         edited(path, lambda document, _, name=name: document.pop(name))  # type: ignore[misc]
-        with pytest.raises(FormatError, match=f"no usable '{name}'"):
+        with pytest.raises(FormatError, match=f"object missing required field `{name}`"):
             read_calibration(path)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (unit(columns=[6, 6], members=["0.weight", "x"]), r"moments of 0\.weight for 6 x 16 entries"),
-        (unit(members=["other"]), r"moments of other for 12 x 16 entries"),
-        (unit(bias="0.weight"), r"moments of 0\.weight for 16 entries"),
+        (group(columns=[6, 6], members=["0.weight", "x"]), r"moments of 0\.weight for 6 x 16 entries"),
+        (group(members=["other"]), r"moments of other for 12 x 16 entries"),
+        (group(bias="0.weight"), r"moments of 0\.weight for 16 entries"),
     ],
 )
 def test_moments_that_do_not_fit_the_weights_are_refused(
@@ -261,20 +287,20 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, made: Calibration) -> 
         ({"version": 2}, r"format version 2; this release reads version 1\. Upgrade mpocompress"),
         (
             {"format": "mpocompress"},
-            "a document of another format; this one should say format 'mpocompress-calibration'",
+            "a document of another format; the format must be 'mpocompress-calibration'",
         ),
     ):
         edited(path, field(**fields))
         with pytest.raises(FormatError, match=message):
             read_calibration(path)
-    save_file({"a": torch.zeros(1)}, path, metadata={FORMAT: "{"})
-    with pytest.raises(FormatError, match="a document that is not JSON"):
+    save_file({"a": torch.zeros(1)}, path, metadata={CalibrationHeader.FORMAT: "{"})
+    with pytest.raises(FormatError, match="a document that is not valid JSON"):
         read_calibration(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(FormatError, match=r"a safetensors file without a calibration; .* kept when calibrating\."):
+    with pytest.raises(FormatError, match=r"a safetensors file without a calibration; .* saved when calibrating\."):
         read_calibration(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"kept\.safetensors: .*; the file cannot be read\. Give a file that"):
+    with pytest.raises(CheckpointError, match=r"kept\.safetensors: .*; the file cannot be read\. Pass a file that"):
         read_calibration(path)
     with pytest.raises(CheckpointError, match="the file cannot be read"):
         read_calibration(tmp_path / "missing.safetensors")

@@ -28,7 +28,7 @@ def test_moments_are_those_of_the_activations(tmp_path: Path) -> None:
     hidden = model[:2](x).detach()  # type: ignore[index]
 
     assert [unit.name for unit in found.units] == ["0.weight", "2.weight"]
-    assert not found.left_out
+    assert not found.uncalibrated
     for unit, z in zip(found.units, (x, hidden), strict=True):
         metric = found.metrics[unit.name]
         assert metric.count == len(z)
@@ -76,7 +76,7 @@ def test_a_unit_that_sees_nan_is_left_out_and_no_other_is(tmp_path: Path) -> Non
     found = collect(rig_of(tmp_path, model))
 
     assert [unit.name for unit in found.units] == ["first.weight"]
-    assert found.left_out == {
+    assert found.uncalibrated == {
         "second.weight": NOT_FINITE,
         "third.weight_ih_l0": NOT_RUN,
         "third.weight_hh_l0": NOT_RUN,

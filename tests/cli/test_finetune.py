@@ -131,7 +131,7 @@ def test_a_run_is_told_while_it_lasts_and_at_its_end(run: Run) -> None:
     code, out, err = run("small.pt", "-o", "tuned.pt", "--steps", "20")
 
     assert code == 0
-    assert re.search(r"^learnt from +model\.pt", out, flags=re.MULTILINE)
+    assert re.search(r"^teacher +model\.pt", out, flags=re.MULTILINE)
     assert "Verdict: Fine-tuning: loss" in out
     assert "Wrote tuned.pt." in out
     assert max(map(len, out.splitlines())) <= 80
@@ -162,11 +162,11 @@ def test_the_json_document_follows_its_schema(run: Run) -> None:
     document = json.loads(out)
     schema = json.loads(files("mpocompress").joinpath("reports", "schema", "report-1.json").read_text())
     jsonschema.validate(document, schema)
-    (tuning,) = document["tuning"]
+    (finetuning,) = document["finetuning"]
     assert code == 0
-    assert set(tuning) == set(schema["$defs"]["tuning"]["properties"])
-    assert set(tuning["evaluations"][0]) == set(schema["$defs"]["evaluation"]["properties"])
-    assert "0.5 x" in tuning["loss"]
+    assert set(finetuning) == set(schema["$defs"]["FinetuningReport"]["properties"])
+    assert set(finetuning["evaluations"][0]) == set(schema["$defs"]["Evaluation"]["properties"])
+    assert "0.5 x" in finetuning["loss"]
 
 
 def test_ctrl_c_writes_the_best_and_resume_ends_like_a_run_without_it(run: Run) -> None:
@@ -190,8 +190,8 @@ def test_ctrl_c_writes_the_best_and_resume_ends_like_a_run_without_it(run: Run) 
 @pytest.mark.parametrize(
     ("words", "data", "said"),
     [
-        (("--eval", "net.py:worse"), "train", "made nothing better"),
-        ((), "spoilt", r"broke off: the loss was NaN at step \d"),
+        (("--eval", "net.py:worse"), "train", "did not improve the model"),
+        ((), "spoilt", r"Training failed: the loss was NaN at step \d"),
     ],
 )
 def test_what_was_not_reached_leaves_with_code_3(run: Run, words: tuple[str, ...], data: str, said: str) -> None:
@@ -249,7 +249,7 @@ def test_a_language_model_writes_its_own_texts(folder: Path, monkeypatch: pytest
     with pytest.raises(SystemExit) as left:
         main()
 
-    (tuning,) = report_in("t.pt").tuning
+    (tuning,) = report_in("t.pt").finetuning
     assert left.value.code == 0
     assert tuning.data == "4 x 32 texts of 9 tokens that the teacher wrote"
     assert tuning.kind == "classification"
@@ -269,4 +269,4 @@ def test_two_processes_do_what_one_does(folder: Path) -> None:
     for name, value in expected.items():
         moved = (value - before[name]).norm()
         assert (found[name] - value).norm() <= 1e-3 * moved, name
-    assert report_in("two.pt").tuning[0].batches_per_step == 2
+    assert report_in("two.pt").finetuning[0].batches_per_step == 2

@@ -129,13 +129,13 @@ def test_every_target_is_met_and_what_is_reported_is_what_loads(
     assert found is not None
     held_out = [batches[3], batches[7]]
     assert found.divergence == pytest.approx(kl(tagger, twin, held_out), rel=1e-4, abs=1e-7)
-    assert (found.kind, found.held_out, found.samples) == ("classification", 12, 36)
+    assert (found.kind, found.held_out_samples, found.samples) == ("classification", 12, 36)
     loaded = load(small, copy.deepcopy(tagger)).eval()
     torch.testing.assert_close(loaded(batches[0]), twin(batches[0]), rtol=1e-4, atol=1e-4)
     report.check()
     assert Report.from_json(report.to_json()) == report
     assert (report_in(small).matrices, report_in(small).calibration) == (report.matrices, found)
-    assert not found.left_out
+    assert not found.uncalibrated
     if truncation.target.kind == "bond":
         assert max(bond for matrix in report.compressed for bond in matrix.bonds) <= 4
     if truncation.target.kind == "keep":
@@ -196,7 +196,7 @@ def test_a_layer_that_never_runs_gets_its_own_share_and_is_named(tmp_path: Path)
 
     assert report.calibration is not None
     reason = "was not run on the calibration batches"
-    assert report.calibration.left_out == {"unused.weight_ih_l0": reason, "unused.weight_hh_l0": reason}
+    assert report.calibration.uncalibrated == {"unused.weight_ih_l0": reason, "unused.weight_hh_l0": reason}
     unused = [by_name[f"unused.weight_{side}_l0"] for side in ("ih", "hh")]
     assert all(matrix.weighted_error is None for matrix in unused)
     share = 0.5 * sum(matrix.dense_parameters for matrix in unused)
@@ -212,7 +212,7 @@ def test_what_is_lost_without_data_is_measured_too(tmp_path: Path) -> None:
     one, other = (m(torch.cat([batches[3], batches[7]])).detach().double() for m in (model, expanded(small, model)))
 
     assert report.calibration is not None
-    assert list(report.calibration.left_out) == ["1.weight"]
+    assert list(report.calibration.uncalibrated) == ["1.weight"]
     assert [matrix.name for matrix in report.compressed] == ["1.weight"]
     assert report.calibration.divergence == pytest.approx(
         float((one - other).square().sum() / one.square().sum()), rel=1e-4
@@ -240,7 +240,7 @@ def test_a_single_linear_layer_is_enough(tmp_path: Path) -> None:
     small, report = shrunk_file(tmp_path, model, truncation=Truncation(max_bond=4))
 
     assert report.calibration is not None
-    assert report.calibration.mix == 1.0
+    assert report.calibration.refit_mix == 1.0
     assert report.calibration.divergence is not None
     assert report.calibration.divergence < 0.01  # the inputs lie near a plane of 3 directions
     assert expanded(small, model)(inputs()[0]).shape == (6, 10)
@@ -288,8 +288,14 @@ def test_a_kept_calibration_needs_no_model(tmp_path: Path, deep: Tagger) -> None
     found = report.calibration
 
     assert found is not None
-    assert (found.divergence, found.unrelated, found.agreement, found.mix, found.held_out) == (None, None, None, 1.0, 0)
-    assert found.extent is None
+    assert (found.divergence, found.unrelated_divergence, found.agreement, found.refit_mix, found.held_out_samples) == (
+        None,
+        None,
+        None,
+        1.0,
+        0,
+    )
+    assert found.output_change is None
     assert (found.kind, found.samples) == ("classification", 36)
     assert [matrix.bonds for matrix in report.matrices] == [matrix.bonds for matrix in first.matrices]
     assert "the outputs were not measured" in report.verdict()[0]
@@ -329,7 +335,8 @@ def test_everything_may_be_named_as_text(tmp_path: Path) -> None:
     _, report = shrunk_file(tmp_path, seeded(two_layers), given, model=f"{mine}:Net")
 
     assert report.calibration is not None
-    assert (report.calibration.said, report.calibration.samples, report.calibration.held_out) == ("as asked", 24, 6)
+    assert report.calibration.kind_from == "as asked"
+    assert (report.calibration.samples, report.calibration.held_out_samples) == (24, 6)
     assert [note.rpartition(":")[2] for note in report.notes] == [
         "Net was imported and run.",
         "batches was imported and run.",
@@ -343,7 +350,7 @@ def test_of_one_batch_it_is_said_that_nothing_was_held_out(tmp_path: Path) -> No
     _, report = shrunk_file(tmp_path, seeded(two_layers), inputs(1))
 
     assert report.calibration is not None
-    assert report.calibration.held_out == 0
+    assert report.calibration.held_out_samples == 0
     assert any(note.startswith("There was only one calibration batch") for note in report.notes)
     assert report.verdict()[0].startswith("On the calibration inputs themselves the outputs changed")
 

@@ -30,7 +30,8 @@ from mpocompress.errors import (
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.sites import SitesChoice
 from mpocompress.planning.target import Truncation
-from mpocompress.reports.compression import FLOAT_DTYPES, MatrixReport, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import FLOAT_DTYPES, MatrixReport
 from tests.draw import decaying, random_matrix
 from tests.inspecting import report_in
 
@@ -154,7 +155,7 @@ def test_every_target_is_kept_and_every_figure_is_true(tmp_path: Path, target: d
         # The rounding to float32 is no part of the promise: cut by cut the discarded weights are the squared error.
         assert sum(matrix.discarded_weights) / matrix.squared_norm == pytest.approx(matrix.relative_error**2, abs=1e-5)
     assert report.target is not None
-    assert report.target.asked == Truncation(**target).target.value
+    assert report.target.requested == Truncation(**target).target.value
     check_target(report, target)
 
 

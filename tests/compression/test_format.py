@@ -19,7 +19,8 @@ from mpocompress.layers.specs import MatrixSpec, Member
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.sites import folded
 from mpocompress.mpo.tt_svd import factorise
-from mpocompress.reports.compression import MatrixReport, Report, Source, Totals
+from mpocompress.reports.compression import Report, Source, Totals
+from mpocompress.reports.matrix import MatrixReport
 from tests.draw import random_matrix
 
 

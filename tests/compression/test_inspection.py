@@ -114,9 +114,9 @@ def test_a_fraction_to_keep_and_a_bond_in_the_low_rank_shape_are_counted(model: 
     found = overview_of(model, truncations=[Truncation(keep=0.25), Truncation(max_bond=4), Truncation(max_error=0.1)])
 
     keep, bond = found.estimates
-    assert (keep.kind, keep.asked, keep.eligible_parameters_after) == ("keep", 0.25, found.eligible_parameters // 4)
+    assert (keep.kind, keep.requested, keep.eligible_parameters_after) == ("keep", 0.25, found.eligible_parameters // 4)
     counted = sum(min(rows * cols, 4 * (rows + cols)) for rows, cols in (weight.shape for weight in found.weights))
-    assert (bond.kind, bond.asked, bond.eligible_parameters_after) == ("bond", 4, counted)
+    assert (bond.kind, bond.requested, bond.eligible_parameters_after) == ("bond", 4, counted)
     assert bond.parameters == found.parameters - found.eligible_parameters + counted
     assert found.estimated_sites == "low rank"
 

@@ -23,7 +23,8 @@ from mpocompress.modules.save import save
 from mpocompress.modules.saved_report import ROUNDED
 from mpocompress.mpo.quantisation import channels
 from mpocompress.planning.target import Truncation
-from mpocompress.reports.compression import ROUNDING_TOLERANCE, Report
+from mpocompress.reports.compression import Report
+from mpocompress.reports.matrix import ROUNDING_TOLERANCE
 from tests.checkpoint.folders import make_folder, split, weight_map, weights
 from tests.draw import decaying
 from tests.inspecting import report_in
@@ -211,7 +212,7 @@ def test_it_is_benched_and_looked_at_like_any_other(tmp_path: Path) -> None:
     with mpocompress.open_checkpoint(small) as checkpoint:
         assert checkpoint.tensor("fc.weight.core.0").dtype == torch.int8
     benched = mpocompress.bench(small, layers=("fc",), batches=(1,), repeats=1)
-    (case,) = benched.measured[0].cases
+    (case,) = benched.results[0].cases
     compressed_ones = [one for one in case.contenders if one.kind == "compressed"]
     assert all((one.largest_difference or 0.0) < 1e-4 for one in compressed_ones)
     assert any("stored as int8" in note for note in benched.notes)

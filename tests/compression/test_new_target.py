@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpocompress.cli.render.formatting import achieved, asked
+from mpocompress.cli.render.formatting import achieved, requested
 from mpocompress.compression.compress import compress
 from mpocompress.compression.inspection import inspect
 from mpocompress.compression.plan import plan
@@ -62,12 +62,12 @@ def test_a_new_target_needs_one_class(tmp_path: Path, save: type[TruncationTarge
 
     assert repr(target) == "Truncation(save=8000)"
     assert report.target is not None
-    assert (report.target.kind, report.target.asked, report.unmet) == ("save", 8000, ())
+    assert (report.target.kind, report.target.requested, report.unmet) == ("save", 8000, ())
     saved = report.totals.dense_parameters - report.totals.parameters
     assert 8000 <= saved == report.target.achieved == choice.target.achieved
     assert saved < 8000 + 2 * (96 + 80)  # one more bond in each matrix would not fit
     assert inspect(tmp_path / "small.pt") == report
-    assert asked(report.target) == "parameters to save 8,000"
+    assert requested(report.target) == "parameters to save 8,000"
     assert achieved(report.target) == f"{saved:,}"
     assert save.parse("8000") == 8000
 

@@ -207,7 +207,7 @@ def test_a_score_is_one_number(value: Any) -> None:
 
     figures = evaluator(student, teacher, of_sizes(4), score=score).evaluate(0).evaluation
 
-    assert (figures.score, figures.merit) == (0.25, 0.25)
+    assert (figures.score, figures.selection_metric) == (0.25, 0.25)
     assert seen == [False]
 
 

@@ -103,9 +103,9 @@ def test_the_outputs_approach_those_of_the_original(folder: Path) -> None:
     report = tuned(data=batches(40, 32), steps=160)
 
     assert distance("tuned.pt") < 0.8 * distance("small.pt")
-    (made,) = report.tuning
+    (made,) = report.finetuning
     assert loss(made.after) < 0.8 * loss(made.before)
-    assert (made.teacher, made.data, made.steps, made.held_out) == ("model.pt", "a list", 160, 128)
+    assert (made.teacher, made.data, made.steps, made.held_out_samples) == ("model.pt", "a list", 160, 128)
     assert report_in("tuned.pt").to_json() == report.to_json()
 
 
@@ -127,7 +127,7 @@ def test_the_file_is_the_compressed_one_with_new_values(folder: Path, dtype: str
     small = report_in("small.pt")
     assert report.aliases == small.aliases == {"again.weight": "inner.weight"}
     assert (report.matrices, report.totals.parameters) == (small.matrices, small.totals.parameters)
-    assert (report.tuning[0].as_stored is None) == (dtype is None)
+    assert (report.finetuning[0].as_stored is None) == (dtype is None)
     assert distance("tuned.pt") < distance("small.pt")
 
 
@@ -145,7 +145,7 @@ def test_figures_include_the_rounding(folder: Path) -> None:
         pairs = [(original(each), stored(each)) for each in held_out]
         scale = original(batches()[0]).square().mean()
     losses = [float((found - expected).square().mean() / scale) for expected, found in pairs]
-    assert report.tuning[0].after.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert report.finetuning[0].after.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
 
 
 def test_a_folder_becomes_a_folder(folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_folder_becomes_a_folder(folder: Path) -> None:
     tuned("tuned-hub", "small-hub", model=lambda: Net(tied=False))
 
     assert (folder / "tuned-hub" / "config.json").exists()
-    assert report_in("tuned-hub").tuning[0].teacher == "hub"
+    assert report_in("tuned-hub").finetuning[0].teacher == "hub"
     assert tensors("tuned-hub").keys() == tensors("small-hub").keys()
 
 
@@ -167,8 +167,8 @@ def test_a_trained_file_is_trained_again_and_keeps_both_reports(folder: Path) ->
 
     report = tuned("again.safetensors", "tuned.pt", seed=1)
 
-    assert [each.seed for each in report.tuning] == [0, 1]
-    assert report.tuning[1].before.loss == pytest.approx(report.tuning[0].after.loss, rel=1e-4)
+    assert [each.seed for each in report.finetuning] == [0, 1]
+    assert report.finetuning[1].before.loss == pytest.approx(report.finetuning[0].after.loss, rel=1e-4)
 
 
 def test_a_model_that_does_not_tie_is_refused(folder: Path) -> None:
@@ -194,8 +194,8 @@ def test_the_teacher_is_searched_or_given(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         tuned(teacher="nowhere.pt")
     report = tuned(teacher="moved.pt")
-    assert report.tuning[0].teacher == "moved.pt"
-    assert not report.tuning[0].notes
+    assert report.finetuning[0].teacher == "moved.pt"
+    assert not report.finetuning[0].notes
 
 
 def test_another_teacher_is_noted(folder: Path) -> None:
@@ -204,8 +204,8 @@ def test_another_teacher_is_noted(folder: Path) -> None:
     report = tuned(teacher="other.pt")
     from_small = tuned("from-small.pt", teacher="small.pt")
 
-    assert any("bytes differ" in note for note in report.tuning[0].notes)
-    assert any("compressed file itself" in note for note in from_small.tuning[0].notes)
+    assert any("bytes differ" in note for note in report.finetuning[0].notes)
+    assert any("compressed file itself" in note for note in from_small.finetuning[0].notes)
 
 
 def test_a_file_is_trained_on_targets_alone(folder: Path) -> None:
@@ -214,8 +214,8 @@ def test_a_file_is_trained_on_targets_alone(folder: Path) -> None:
 
     report = tuned(data=pairs, teacher=False, steps=40)
 
-    assert report.tuning[0].teacher == ""
-    assert loss(report.tuning[0].after) < 0.8 * loss(report.tuning[0].before)
+    assert report.finetuning[0].teacher == ""
+    assert loss(report.finetuning[0].after) < 0.8 * loss(report.finetuning[0].before)
 
 
 @pytest.mark.parametrize(
@@ -281,14 +281,14 @@ def test_a_run_resumed_after_ctrl_c_gives_the_same_result(folder: Path, step: in
     tuned("whole.pt", data=data)
 
     report = tuned(data=data, progress=stop_at(step, lambda: signal.raise_signal(signal.SIGINT)))
-    assert (report.tuning[0].stopped, report.tuning[0].steps) == ("interrupted", step + 1)
-    assert report_in("tuned.pt").tuning[0].is_interrupted
+    assert (report.finetuning[0].stop_reason, report.finetuning[0].steps) == ("interrupted", step + 1)
+    assert report_in("tuned.pt").finetuning[0].is_interrupted
     assert (folder / "tuned.pt.unfinished").exists()
     resumed = tuned(data=data, resume=True)
 
     assert not (folder / "tuned.pt.unfinished").exists()
     whole = report_in("whole.pt")
-    assert resumed.tuning == whole.tuning
+    assert resumed.finetuning == whole.finetuning
     found, expected = tensors("tuned.pt"), tensors("whole.pt")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -316,7 +316,7 @@ def test_a_stopped_run_is_not_overwritten_by_accident(folder: Path) -> None:
     with pytest.raises(FinetuneError, match="another seed"):
         tuned(seed=5, resume=True)
     assert (folder / "tuned.pt.unfinished").exists()
-    assert tuned(overwrite=True).tuning[0].is_finished
+    assert tuned(overwrite=True).finetuning[0].is_finished
 
 
 def test_resuming_never_replaces_another_output(folder: Path) -> None:
@@ -343,8 +343,8 @@ def test_a_loss_of_nan_keeps_the_last_good_weights(folder: Path) -> None:
 
     report = tuned(data=spoilt, steps=30)
 
-    assert report.tuning[0].is_broken
-    assert "NaN at step" in report.tuning[0].stopped
+    assert report.finetuning[0].is_broken
+    assert "NaN at step" in report.finetuning[0].stop_reason
     assert "broke off" in " ".join(report.verdict())
     assert all(value.isfinite().all() for value in tensors("tuned.pt").values() if value.is_floating_point())
     assert distance("tuned.pt") < distance("small.pt")

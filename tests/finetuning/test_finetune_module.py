@@ -158,9 +158,9 @@ def test_the_report_is_saved_with_the_model(tmp_path: Path) -> None:
     again = tuned(student, batches(), teacher=teacher, lr=0.01, seed=1)
     report = mpocompress.save(student, tmp_path / "small.pt")
 
-    assert report.tuning == (result.report, again.report)
-    assert report_in(tmp_path / "small.pt").tuning == report.tuning
-    assert all(each.flaw() == "" for each in report.tuning)
+    assert report.finetuning == (result.report, again.report)
+    assert report_in(tmp_path / "small.pt").finetuning == report.finetuning
+    assert all(each.inconsistency() == "" for each in report.finetuning)
     assert (result.report.data, result.report.teacher, result.report.learning_rate) == ("a list", "Sequential", 0.01)
     assert (result.steps, result.before, result.after) == (6, result.history[0], result.history[-1])
 
@@ -312,7 +312,7 @@ def test_packed_sequences_are_trained_on() -> None:
     result = tuned(student, data, teacher=teacher, steps=12)
 
     assert (result.stopped, result.report.samples) == ("finished", 24)
-    assert result.after.merit > result.before.merit
+    assert result.after.selection_metric > result.before.selection_metric
 
 
 class Computing(Odd):
@@ -334,7 +334,7 @@ def test_a_model_that_computes_its_own_loss_is_trained_with_it() -> None:
 
     assert alone.report.loss == "the loss that the model computes"
     assert both.report.loss.startswith("0.5 x (KL divergence to the outputs of the teacher) + 0.5 x (the loss")
-    assert alone.after.merit > alone.before.merit
+    assert alone.after.selection_metric > alone.before.selection_metric
     only = tuned(pair(Computing)[0], [{"x": x} for x in batches()], teacher=teacher)
     assert only.report.loss == "KL divergence to the outputs of the teacher"
 
@@ -431,7 +431,7 @@ def test_steps_of_a_very_short_time_limit_are_reported() -> None:
     student, teacher = pair()
     report = finetune_module(student, batches(), teacher=teacher, minutes=1e-7, precision="float32").report
 
-    assert report.asked_steps == report.steps
+    assert report.requested_steps == report.steps
 
 
 @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
@@ -473,7 +473,7 @@ def test_data_loss_and_score_can_be_in_a_file(tmp_path: Path) -> None:
 
     report = tuned(student, f"{there}:data", loss=f"{there}:loss", evaluate=f"{there}:score").report
 
-    assert (report.data, report.measured_on) == (f"{there}:data", f"the score of {there}:score")
+    assert (report.data, report.selection_metric) == (f"{there}:data", f"the score of {there}:score")
     assert report.loss == "the given loss on targets"
     (tmp_path / "mine.py").write_text("def score(model):\n    return model.no_such_layer\n")
     with pytest.raises(FinetuneError, match=r"mine.py, line 2: AttributeError: .*; the score could not be computed"):

@@ -113,7 +113,7 @@ def test_a_run_interrupted_at_its_end_ends_there(tmp_path: Path) -> None:
     expected = once()
     stopped = once(snapshot=path, progress=at(expected.steps - 1, interrupt))
 
-    assert (expected.stopped, stopped.steps) == ("no better for a while", expected.steps)
+    assert (expected.stopped, stopped.steps) == ("early stopping", expected.steps)
     assert not path.exists() or once(snapshot=path, resume=True) == expected
 
 

@@ -82,7 +82,7 @@ def test_weights_are_those_of_a_hand_written_loop(each: int, lr: float | None) -
     by_hand(expected, [loss(data[place % 5]) for place in range(10 * each)], steps=10, lr=lr)
 
     assert (report.best_step, report.steps, report.samples) == (10, 10, 10 * each * 6)
-    assert (report.relative_step is None) == (lr is not None)
+    assert (report.relative_learning_rate is None) == (lr is not None)
     close(found, expected)
     assert apart(values(found), values(pair()[0])) == set(values(found)), "every tensor was trained"
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_best_weights(
     expected: list[dict[str, Tensor]] = []
     tuned(clean, pairs(6), held_out=held_out, kind="regression", progress=lambda now: expected.append(values(clean)))
 
-    assert report.stopped == f"the loss was {word} at step 4"
+    assert report.stop_reason == f"the loss was {word} at step 4"
     assert (report.steps, report.is_finished) == (3, False)
     kept = expected[report.best_step - 1] if report.best_step else values(pair(make)[0])
     assert same(values(student), kept)
@@ -222,7 +222,7 @@ def test_a_run_that_makes_the_weights_worse_keeps_the_first_ones() -> None:
     result = tuned(student, batches(), teacher=teacher, lr=1e4, steps=100)
 
     assert result.report.best_step == 0
-    assert result.stopped == "no better for a while" or "NaN" in result.stopped or "inf" in result.stopped.lower()
+    assert result.stopped == "early stopping" or "NaN" in result.stopped or "inf" in result.stopped.lower()
     assert result.report.steps < 100
     assert same(values(student), before)
     assert result.after == result.before
@@ -242,7 +242,7 @@ def test_the_best_weights_are_kept_with_their_buffers() -> None:
 
     assert (result.report.best_step, result.after.score) == (2, 5.0)
     assert same(values(student), seen[2])
-    assert result.report.measured_on.startswith("the score of ")
+    assert result.report.selection_metric.startswith("the score of ")
     assert {"norm.running_mean", "norm.num_batches_tracked"} <= apart(seen[2], seen[4])
 
 
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_with_the_best_weights_and_keeps_the_snapshot(tmp_path: Path
         student, batches(), teacher=teacher, steps=80, snapshot=snapshot, progress=at(11, interrupt), kind="regression"
     )
 
-    assert (result.stopped, result.steps, result.report.asked_steps) == ("interrupted", 12, 80)
+    assert (result.stopped, result.steps, result.report.requested_steps) == ("interrupted", 12, 80)
     assert snapshot.exists()
     assert [each.step for each in result.history] == [0, 4, 8, 12]
     whole, again = pair()[0], list[dict[str, Tensor]]()
@@ -310,7 +310,7 @@ def test_data_that_end_early_end_the_run() -> None:
 
     result = tuned(student, iter(batches(9)), teacher=teacher, steps=50)
 
-    assert (result.steps, result.stopped, result.report.asked_steps) == (8, "the data ended", 50)
+    assert (result.steps, result.stopped, result.report.requested_steps) == (8, "end of data", 50)
     assert result.history[-1].step == 8
     assert "The data can be passed over only once, and ended before the steps did." in result.report.notes
 
@@ -320,7 +320,7 @@ def test_a_single_batch_is_trained_and_evaluated_on() -> None:
 
     result = tuned(student, iter(batches(1)), teacher=teacher)
 
-    assert (result.steps, result.stopped, result.report.held_out) == (1, "the data ended", 0)
+    assert (result.steps, result.stopped, result.report.held_out_samples) == (1, "end of data", 0)
     assert "There was only one batch, so the loss was measured on the data that were trained on." in result.report.notes
 
 

@@ -1,4 +1,4 @@
-"""A benchmark as tables: one for every layer and size of input."""
+"""Tables of a benchmark: one for every layer and size of input."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from mpocompress.cli.render.formatting import KIND_NAMES, counted, labelled, seconds, shape, sites_label, times
-from mpocompress.reports.benchmark import Benched, BenchReport, Case, Timed
+from mpocompress.cli.render.formatting import KIND_NAMES, counted, labelled, seconds, shape_text, sites_label, times
+from mpocompress.reports.benchmark import BenchReport, BenchResult, Case, ContenderResult
 from mpocompress.text import listed, printable, shown_size
 
 
@@ -16,8 +16,8 @@ def show_bench(report: BenchReport, console: Console) -> None:
     """Print a benchmark.
 
     Args:
-        report: the benchmark.
-        console: where to.
+        report: the report.
+        console: the console.
     """
     machine = report.machine
     threads = counted(machine.threads, "thread", "threads")
@@ -25,18 +25,18 @@ def show_bench(report: BenchReport, console: Console) -> None:
         Text(printable(f"{report.file} on {machine.processor}, {machine.device}, {threads}, torch {machine.torch}")),
         highlight=False,
     )
-    for benched in report.measured:
+    for result in report.results:
         console.print()
-        for line in _heading(report, benched):
+        for line in _heading(report, result):
             console.print(line, highlight=False)
-        for case in benched.cases:
+        for case in result.cases:
             console.print()
             _show_case(case, console)
     console.print()
     console.print(
-        "Times are medians of interleaved samples in one run. The dense row is the fastest of the paths that torch "
-        "has; its weights are the cores multiplied out. The last column is the largest absolute difference to its "
-        "outputs.",
+        "Times are medians of interleaved samples of one run. The dense row is the fastest of torch's implementations; "
+        "its weights are the products of the cores. The last column is the largest absolute difference of the outputs "
+        "to those of the dense layer.",
         highlight=False,
     )
     for note in report.notes:
@@ -44,47 +44,48 @@ def show_bench(report: BenchReport, console: Console) -> None:
     console.print(labelled(report.verdict(), "Verdict", "bold"), highlight=False)
 
 
-def _heading(report: BenchReport, benched: Benched) -> list[Text]:
-    """What was measured, and what it is compressed to."""
-    smaller = f"{times(benched.dense_parameters, benched.parameters)} fewer parameters"
-    if benched.kind == "model":
-        layers = counted(len(benched.layers), "layer", "layers")
-        return [Text(printable(f"{report.model}: {layers} with cores, {smaller} in them"), style="bold")]
-    first, *alike = [path or "the model" for path in benched.layers]
-    more = f" ({counted(len(benched.layers), 'layer', 'layers')} alike: also {listed(alike)})" if alike else ""
-    lines = [Text(printable(f"{first}: {KIND_NAMES[benched.kind][0]}, {smaller}{more}"), style="bold")]
-    for one in benched.matrices:
-        label = sites_label(one.row_dims, one.col_dims, one.anti_aligned)
-        bonds = f"{'bond' if len(one.bonds) == 1 else 'bonds'} {', '.join(map(str, one.bonds))}"
-        lines.append(Text(printable(f"  {one.name} {shape(one.shape)}, {label}, {bonds}")))
+def _heading(report: BenchReport, result: BenchResult) -> list[Text]:
+    """Return the lines above the tables of a result: the layers, and their cores."""
+    smaller = f"{times(result.dense_parameters, result.parameters)} fewer parameters"
+    if result.kind == "model":
+        layers = counted(len(result.layers), "compressed layer", "compressed layers")
+        return [Text(printable(f"{report.model}: {layers}, {smaller} in them"), style="bold")]
+    first, *others = [path or "the model" for path in result.layers]
+    same = f" (the same for {listed(others)})" if others else ""
+    lines = [Text(printable(f"{first}: {KIND_NAMES[result.kind][0]}, {smaller}{same}"), style="bold")]
+    for matrix in result.matrices:
+        label = sites_label(matrix.row_dims, matrix.col_dims, matrix.anti_aligned)
+        bonds = f"{'bond' if len(matrix.bonds) == 1 else 'bonds'} {', '.join(map(str, matrix.bonds))}"
+        lines.append(Text(printable(f"  {matrix.name} {shape_text(matrix.shape)}, {label}, {bonds}")))
     return lines
 
 
 def _show_case(case: Case, console: Console) -> None:
-    """All contenders on one size of input; of the dense ones the best."""
+    """Print the contenders on one size of input; of the dense ones only the fastest."""
     length = "" if case.length is None else f", length {case.length}"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(f"batch {case.batch}{length}", no_wrap=True)
     for heading in ("median", "fastest - slowest", "faster", "weights", "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
-    shown = [one for one in case.contenders if one.kind != "dense" or one == case.best_dense]
-    for one in shown:
-        if one.times_s:
-            table.add_row(*_row(case, one))
+    contenders = [each for each in case.contenders if each.kind != "dense" or each.name == case.best_dense]
+    for contender in contenders:
+        if contender.times_s:
+            table.add_row(*_row(contender))
     console.print(table)
-    for one in shown:
-        if one.unavailable:
-            said = Text(printable(f"{one.contender}: not available, {one.unavailable}"))
-            console.print(Padding(said, (0, 0, 0, 2)), highlight=False)
+    for contender in contenders:
+        if contender.unavailable:
+            reason = Text(printable(f"{contender.name}: not available, {contender.unavailable}"))
+            console.print(Padding(reason, (0, 0, 0, 2)), highlight=False)
 
 
-def _row(case: Case, one: Timed) -> tuple[str, ...]:
-    ratio = case.times_faster(one) or 0.0
+def _row(contender: ContenderResult) -> tuple[str, ...]:
+    """Return the cells of a contender that ran."""
+    median, faster, difference = contender.median_s or 0.0, contender.times_faster or 0.0, contender.largest_difference
     return (
-        one.contender,
-        seconds(one.median_s),
-        seconds(min(one.times_s), max(one.times_s)),
-        f"{ratio:.{2 if ratio < 10 else 1}f}x",
-        shown_size(one.size_bytes),
-        "-" if one.largest_difference is None else f"{one.largest_difference:.1e}",
+        contender.name,
+        seconds(median),
+        seconds(min(contender.times_s), max(contender.times_s)),
+        f"{faster:.{2 if faster < 10 else 1}f}x",
+        shown_size(contender.size_bytes),
+        "-" if difference is None else f"{difference:.1e}",
     )

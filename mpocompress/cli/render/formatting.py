@@ -1,4 +1,4 @@
-"""Numbers and names as a reader wants them."""
+"""Text for numbers, names and targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KIND_NAMES = {
     "linear": ("Linear", "Linears"),
     "conv1d": ("Conv1D", "Conv1Ds"),
 }
-"""Layers as a reader calls them: one, and several."""
+"""Kind of layer -> singular, plural."""
 
 KIND_SOURCES = {
     "as asked": "as asked",
@@ -31,27 +31,25 @@ KIND_SOURCES = {
     "config": "by config.json",
     "name and shape": "by name and shape",
 }
-"""How sure it is what a matrix belongs to, the surest first."""
+"""Source of the kind of a layer -> text; the most certain first."""
 
 FORMS = {
     "torch-zip": "a torch file",
-    "torch-legacy": "a torch file of the form before PyTorch 1.6",
+    "torch-legacy": "a torch file in the format before PyTorch 1.6",
     "torchscript": "a TorchScript archive",
     "torch-export": "an exported program",
     "pickle": "a bare pickle",
     "safetensors": "safetensors",
 }
+"""Form of a checkpoint -> text."""
 
 
 def times(before: int, after: int) -> str:
-    """How many times smaller.
+    """Return how many times smaller something is.
 
     Args:
-        before: dense parameters, or bytes.
-        after: parameters or bytes now.
-
-    Returns:
-        Text.
+        before: number of parameters or bytes before.
+        after: number after.
 
     Example:
         >>> times(100, 30)
@@ -61,13 +59,10 @@ def times(before: int, after: int) -> str:
 
 
 def seconds(*values: float) -> str:
-    """One duration, or several in the unit of the first.
+    """Return durations in the unit that suits the first.
 
     Args:
-        values: seconds.
-
-    Returns:
-        Text.
+        values: durations in seconds.
 
     Example:
         >>> seconds(0.0123), seconds(0.000085, 0.000091), seconds(2)
@@ -81,71 +76,69 @@ def _three_digits(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
-def fitted(names: Sequence[str], width: int) -> tuple[list[str], str]:
-    """Names made to fit a column: what all of them share is left out, then they are cut, and stay apart.
+def fit_names(names: Sequence[str], width: int) -> tuple[list[str], str]:
+    """Shorten names to the width of a column, and keep them different.
+
+    The parts that all names share are left out first; then names are cut.
 
     Args:
         names: the names.
-        width: columns to fit into.
+        width: number of columns.
 
     Returns:
-        The shorter names, and a sentence on what whole names look like; empty where these are whole.
+        The shortened names, and a sentence on how to read them; empty if none was shortened.
 
     Example:
-        >>> fitted(["layer.0.key.weight", "layer.1.value.weight"], 8)
-        (['0.key', '1.value'], 'Whole names are layer.NAME.weight.')
-        >>> fitted(["encoder.weight"], 8)[0], fitted(["encoder.layer.12.attention.key"], 10)[0]
+        >>> fit_names(["layer.0.key.weight", "layer.1.value.weight"], 8)
+        (['0.key', '1.value'], 'Full names are layer.NAME.weight.')
+        >>> fit_names(["encoder.weight"], 8)[0], fit_names(["encoder.layer.12.attention.key"], 10)[0]
         (['….weight'], ['12…ion.key'])
-        >>> fitted(["one.rnn.weight_ih", "two.rnn.weight_ih", "bias"], 12)[0]
+        >>> fit_names(["one.rnn.weight_ih", "two.rnn.weight_ih", "bias"], 12)[0]
         ['one.rn…ht_ih', 'two.rn…ht_ih', 'bias']
     """
-    shown = [printable(name) for name in names]
+    texts = [printable(name) for name in names]
     pattern = ""
-    if len(shown) > 1 and max(map(len, shown)) > width:
-        parts = [name.split(".") for name in shown]
+    if len(texts) > 1 and max(map(len, texts)) > width:
+        parts = [name.split(".") for name in texts]
         shortest = min(map(len, parts)) - 1
-        head = next((place for place in range(shortest) if len({one[place] for one in parts}) > 1), shortest)
+        head = next((place for place in range(shortest) if len({each[place] for each in parts}) > 1), shortest)
         rest = shortest - head
-        tail = next((place for place in range(rest) if len({one[-1 - place] for one in parts}) > 1), rest)
+        tail = next((place for place in range(rest) if len({each[-1 - place] for each in parts}) > 1), rest)
         if head + tail:
-            whole = [*parts[0][:head], "NAME", *parts[0][len(parts[0]) - tail :]]
-            shown = [".".join(one[head : len(one) - tail]) for one in parts]
-            pattern = ".".join(whole)
-    cut = [_cut(name, width) for name in shown]
-    seen = Counter(cut)
-    fits = [_cut_inside(name, width) if seen[one] > 1 else one for name, one in zip(shown, cut, strict=True)]
-    said = f"Whole names are {pattern}." if pattern else ""
-    if fits != shown:
-        said = f"{said} What is cut (…) stands whole in a wider terminal, and in --json.".strip()
-    return fits, said
+            pattern = ".".join([*parts[0][:head], "NAME", *parts[0][len(parts[0]) - tail :]])
+            texts = [".".join(each[head : len(each) - tail]) for each in parts]
+    cut = [_cut_start(name, width) for name in texts]
+    counts = Counter(cut)
+    fitted = [_cut_middle(name, width) if counts[short] > 1 else short for name, short in zip(texts, cut, strict=True)]
+    sentence = f"Full names are {pattern}." if pattern else ""
+    if fitted != texts:
+        sentence = f"{sentence} Names with … are complete in a wider terminal and in --json.".strip()
+    return fitted, sentence
 
 
-def _cut(name: str, width: int) -> str:
-    """A name cut to a width: the number of its layer and its end tell it from its neighbours."""
+def _cut_start(name: str, width: int) -> str:
+    """Return the end of a name, after the number of its layer if that is cut off."""
     if len(name) <= width:
         return name
     number = _NUMBER.search(name)
-    lost = number is not None and number.start(1) < len(name) - width + 1
-    head = f"{number[1]}…" if number is not None and lost and len(number[1]) < width // 2 else "…"
+    is_lost = number is not None and number.start(1) < len(name) - width + 1
+    head = f"{number[1]}…" if number is not None and is_lost and len(number[1]) < width // 2 else "…"
     return head + name[len(head) - width :]
 
 
-def _cut_inside(name: str, width: int) -> str:
-    """A name cut in its middle, where cut at its start it would look like another."""
+def _cut_middle(name: str, width: int) -> str:
+    """Return the start and the end of a name."""
     start = width // 2
     return name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"
 
 
 def labelled(sentence: str, label: str = "Note", style: str = "yellow") -> Text:
-    r"""A sentence about a file, which may quote names from it, fit for a terminal.
+    r"""Return a sentence with a label in front; escape codes and newlines in it are escaped.
 
     Args:
-        sentence: the sentence.
-        label: what stands in front of it.
-        style: of the label.
-
-    Returns:
-        Text without escape codes or newlines of the sentence's own.
+        sentence: the sentence, which may quote names from a file.
+        label: the label.
+        style: style of the label.
 
     Example:
         >>> labelled("left out: a\x1b[31mb").plain
@@ -155,15 +148,12 @@ def labelled(sentence: str, label: str = "Note", style: str = "yellow") -> Text:
 
 
 def counted(number: int, singular: str, plural: str) -> str:
-    """A number with its noun.
+    """Return a number with its noun.
 
     Args:
-        number: how many.
-        singular: the noun for one.
-        plural: the noun for all else.
-
-    Returns:
-        Text.
+        number: the number.
+        singular: the noun for 1.
+        plural: the noun for all other numbers.
 
     Example:
         >>> counted(1, "matrix", "matrices"), counted(2, "matrix", "matrices")
@@ -172,32 +162,26 @@ def counted(number: int, singular: str, plural: str) -> str:
     return f"{number:,} {singular if number == 1 else plural}"
 
 
-def shape(dims: tuple[int, ...]) -> str:
-    """A shape.
+def shape_text(dims: tuple[int, ...]) -> str:
+    """Return a shape as text.
 
     Args:
         dims: its dimensions.
 
-    Returns:
-        Text.
-
     Example:
-        >>> shape((1024, 256))
+        >>> shape_text((1024, 256))
         '1024x256'
     """
     return "x".join(map(str, dims)) or "scalar"
 
 
 def sites_label(row_dims: tuple[int, ...], col_dims: tuple[int, ...], anti_aligned: bool) -> str:
-    """The short name of a site shape.
+    """Return the short name of a site shape; `dense` if there are no sites.
 
     Args:
-        row_dims: row dim of each site; empty when dense.
+        row_dims: row dim of each site.
         col_dims: column dim of each site.
         anti_aligned: order of the row index.
-
-    Returns:
-        Text, `dense` where there are no sites.
 
     Example:
         >>> sites_label((8, 1), (1, 4), False)
@@ -206,85 +190,72 @@ def sites_label(row_dims: tuple[int, ...], col_dims: tuple[int, ...], anti_align
     return Sites(row_dims=row_dims, col_dims=col_dims, anti_aligned=anti_aligned).label if row_dims else "dense"
 
 
-def asked(target: Target) -> str:
-    """What was asked for.
+def requested(target: Target) -> str:
+    """Return the target that was requested.
 
     Args:
         target: the target.
 
-    Returns:
-        Text.
-
     Example:
-        >>> asked(Target(kind="keep", asked=0.25, achieved=0.249, by_layer={}))
+        >>> requested(Target(kind="keep", requested=0.25, achieved=0.249, bond_by_layer={}))
         'keep 0.25'
     """
     kind = TARGETS[target.kind]
-    value = "" if target.asked is None else f" {kind.show(target.asked)}"
-    layers = printable(", ".join(f"{glob}={bond}" for glob, bond in target.by_layer.items()))
+    value = "" if target.requested is None else f" {kind.show(target.requested)}"
+    layers = printable(", ".join(f"{glob}={bond}" for glob, bond in target.bond_by_layer.items()))
     return f"{kind.title}{value}" + (f" ({layers})" if layers else "")
 
 
 def achieved(target: Target) -> str:
-    """What came out.
+    """Return the figure that was achieved.
 
     Args:
         target: the target.
 
-    Returns:
-        Text.
-
     Example:
-        >>> achieved(Target(kind="keep", asked=0.25, achieved=0.24912, by_layer={}))
+        >>> achieved(Target(kind="keep", requested=0.25, achieved=0.24912, bond_by_layer={}))
         '0.24912'
     """
     return "nothing" if target.achieved is None else TARGETS[target.kind].show_achieved(target.achieved)
 
 
-def kinds(sources: Iterable[str]) -> str:
-    """From where it is known what the matrices are.
+def kind_sources(sources: Iterable[str]) -> str:
+    """Return how the kinds of the layers are known.
 
     Args:
-        sources: the `kind_from` of each.
-
-    Returns:
-        Text.
+        sources: the `kind_from` of each matrix.
 
     Example:
-        >>> kinds(["name and shape", "recorded class", "name and shape"])
+        >>> kind_sources(["name and shape", "recorded class", "name and shape"])
         '1 by class in the file, 2 by name and shape'
     """
     counts = Counter(sources)
-    return ", ".join(f"{counts[source]:,} {said}" for source, said in KIND_SOURCES.items() if counts[source])
+    return ", ".join(f"{counts[source]:,} {text}" for source, text in KIND_SOURCES.items() if counts[source])
 
 
-def skipped(report: Report) -> str:
-    """What was passed through, by reason.
+def skipped_text(report: Report) -> str:
+    """Return the tensors that are not eligible, by reason.
 
     Args:
         report: the report.
-
-    Returns:
-        Text.
     """
     totals = report.totals
-    return left_alone(report.skipped, totals.dense_parameters - totals.eligible_parameters, totals.dense_parameters)
+    return skipped_by_reason(
+        report.skipped, totals.dense_parameters - totals.eligible_parameters, totals.dense_parameters
+    )
 
 
-def left_alone(tensors: Sequence[Skipped], passed: int, parameters: int) -> str:
-    """What is not compressed, by reason.
+def skipped_by_reason(tensors: Sequence[Skipped], parameters: int, total: int) -> str:
+    """Return tensors that are not eligible, by reason.
 
     Args:
         tensors: the tensors.
-        passed: their parameters.
-        parameters: those of the whole model.
-
-    Returns:
-        Text.
+        parameters: their number of parameters.
+        total: number of parameters of the whole model.
     """
-    share = passed / parameters if parameters else 0.0
-    reasons = Counter(one.reason for one in tensors)
+    share = parameters / total if total else 0.0
+    reasons = Counter(tensor.reason for tensor in tensors)
     if not reasons:
         return "nothing"
-    said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return printable(f"{passed:,} parameters ({share:.1%}) in {counted(len(tensors), 'tensor', 'tensors')}: {said}")
+    text = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    return printable(f"{parameters:,} parameters ({share:.1%}) in {counted(len(tensors), 'tensor', 'tensors')}: {text}")
