@@ -328,7 +328,7 @@ def test_too_few_batches_for_a_step_are_refused() -> None:
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(FinetuneError, match="training: the data ended; not a single step could be made"):
+    with pytest.raises(FinetuneError, match="training: end of data; not a single step could be made"):
         tuned(student, iter(batches(3)), teacher=teacher, batches_per_step=4)
     assert same(values(student), before)
 
