@@ -36,6 +36,8 @@ class MPO:
         ((2,), 10, [2.0, 2.0])
     """
 
+    __module__ = "mpocompress"
+
     cores: tuple[Tensor, ...]
     sites: Sites
 

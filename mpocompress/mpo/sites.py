@@ -38,6 +38,8 @@ class Sites:
         ((1024, 256), (512,), 16384)
     """
 
+    __module__ = "mpocompress"
+
     row_dims: tuple[int, ...]
     col_dims: tuple[int, ...]
     anti_aligned: bool = False
