@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.schedule import PATIENCE
-from mpocompress.reports.documents import Count, Number
+from mpocompress.reports.documents import Count, NonNegative, Number
 from mpocompress.reports.finetuning import Evaluation
 
 
@@ -31,9 +31,9 @@ class RunState:
     expected_steps: Count
     step: Count = 0
     samples: Count = 0
-    elapsed_s: Number = 0.0
+    elapsed_s: NonNegative = 0.0
     position: Position = field(default_factory=Position)
-    relative_learning_rate: Number = 0.0
+    relative_learning_rate: NonNegative = 0.0
     evaluations: tuple[Evaluation, ...] = ()
     loss_sum: Number = 0.0
     loss_count: Count = 0
