@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mpocompress.calibration.file import read_calibration as read_calibration
     from mpocompress.calibration.file import write_calibration as write_calibration
     from mpocompress.calibration.options import CalibrationInputs as CalibrationInputs
-    from mpocompress.checkpoint import Checkpoint as Checkpoint
-    from mpocompress.checkpoint import open_checkpoint as open_checkpoint
+    from mpocompress.checkpoint.checkpoint import Checkpoint as Checkpoint
+    from mpocompress.checkpoint.reader import open_checkpoint as open_checkpoint
     from mpocompress.compression.compress import compress as compress
     from mpocompress.compression.expand import expand as expand
     from mpocompress.compression.inspection import inspect as inspect
@@ -54,7 +54,8 @@ _PUBLIC = {
     "calibration.calibration": ("Calibration",),
     "calibration.file": ("read_calibration", "write_calibration"),
     "calibration.options": ("CalibrationInputs",),
-    "checkpoint": ("Checkpoint", "open_checkpoint"),
+    "checkpoint.checkpoint": ("Checkpoint",),
+    "checkpoint.reader": ("open_checkpoint",),
     "compression.compress": ("compress",),
     "compression.expand": ("expand",),
     "compression.inspection": ("inspect",),

@@ -20,11 +20,11 @@ INTRODUCTION = """\
 
 # Forms of checkpoints
 
-Every way of saving a model that is tested, and what becomes of the file. The tests save one model in each of these
-ways. A file that is read gives the same tensors, bit by bit, whatever its form. A file that is refused is refused in
-words that say what it is and what to do. The container is what a report calls the form (`source.container`).
+The tests save one model in each of the ways listed here. From a form that is read, the tensors are the same in every
+bit. For a form that is refused, the error names the form and what to do. The container is the name of the form in a
+report (`source.container`).
 
-What a file is, is told from its content; its name does not matter. Nothing in a file is ever imported or run.
+The form of a file is recognised by its content; its name does not matter. No code from a file is imported or run.
 """
 
 
@@ -34,7 +34,7 @@ def render(groups: Iterable[Group]) -> str:
 
 
 def _section(group: Group) -> str:
-    rows = ["| form | what becomes of it | container | note |", "|---|---|---|---|", *map(_row, group.forms)]
+    rows = ["| form | result | container | note |", "|---|---|---|---|", *map(_row, group.forms)]
     return f"## {group.name}\n\n" + "\n".join(rows) + "\n"
 
 

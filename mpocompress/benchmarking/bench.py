@@ -16,8 +16,9 @@ from mpocompress.benchmarking.layers import bench_layers
 from mpocompress.benchmarking.model import bench_model
 from mpocompress.benchmarking.options import BenchOptions
 from mpocompress.benchmarking.stored_layers import stored_layers
-from mpocompress.checkpoint import open_checkpoint
-from mpocompress.compression.format import check_cores, stored_report
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.format import check_cores
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import BenchmarkError
 from mpocompress.jobs import blas_threads
 from mpocompress.nn.execution import VARIABLE

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpocompress.benchmarking.comparison import EXECUTIONS, Conditions, measure_case
 from mpocompress.benchmarking.contenders import Contender, RunModule, one_step_contenders
 from mpocompress.benchmarking.stored_layers import StoredLayer, load_pair
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import SelectionError
 from mpocompress.layers.names import matches
 from mpocompress.nn import Execution

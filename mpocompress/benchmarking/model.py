@@ -17,7 +17,7 @@ from mpocompress.benchmarking.example_inputs import (
 )
 from mpocompress.benchmarking.options import InputsFunction
 from mpocompress.benchmarking.stored_layers import StoredLayer
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.modules.load import load
 from mpocompress.nn import Execution
 from mpocompress.reports.benchmark import BenchResult, Case

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mpocompress.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.compression.format import stored_mpo
 from mpocompress.errors import FormatError
 from mpocompress.layers.names import LSTM_GATES

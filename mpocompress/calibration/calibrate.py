@@ -14,7 +14,8 @@ from mpocompress.calibration.file import SUFFIX, read_calibration
 from mpocompress.calibration.moments import collect
 from mpocompress.calibration.options import CalibrateOptions, CalibrationInputs
 from mpocompress.calibration.rig import Rig
-from mpocompress.checkpoint import Checkpoint, open_checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CalibrationError, FormatError, ModelError
 from mpocompress.jobs import Progress
 from mpocompress.text import StrPath, shown

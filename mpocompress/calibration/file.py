@@ -16,7 +16,7 @@ from torch import Tensor
 from mpocompress._version import __version__
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.calibration.hooks import WeightGroup
-from mpocompress.checkpoint import replacing
+from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from mpocompress.mpo.metric import Metric, OutputWeights
 from mpocompress.reports.calibration import OutputKind

@@ -14,7 +14,7 @@ from mpocompress.calibration.batches import CalibrationBatches, sample_total
 from mpocompress.calibration.divergence import DivergenceTotals, Measure, measure_for, unrelated_divergence
 from mpocompress.calibration.hooks import ObservedModule, find_observed, recording_calls
 from mpocompress.calibration.outputs import output_rows, primary
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import CalibrationError, MPOCompressError
 from mpocompress.reports.calibration import BEYOND, OutputKind
 from mpocompress.user.batches import Batch, call_model, to_device

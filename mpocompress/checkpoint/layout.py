@@ -1,4 +1,4 @@
-"""How a checkpoint of several files is laid out: which shard holds which tensor, and what the files are called."""
+"""Layout of a checkpoint of several files: the shard of every tensor, and the names of the files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 INDEX_SUFFIX = ".index.json"
 CONFIG = "config.json"
 _OURS = ".mpo"
-_TORCH_STEM, _STEM = "pytorch_model", "model"  # what loaders look for, in the one container and in the other
+_TORCH_STEM, _STEM = "pytorch_model", "model"  # names that loaders look for, in torch files and in safetensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,27 +18,23 @@ class Layout:
 
     Args:
         folder: the folder.
-        stem: what its weights are called, without endings: `model` for `model.safetensors.index.json`.
-        shards: tensor name -> file name of its shard; empty where all weights are in one file.
-        beside: the files that can be carried over with the weights, by name in the folder.
-        left: other entries of the folder that are no part of this checkpoint, sorted.
+        stem: name of the weights without endings: `model` for `model.safetensors.index.json`.
+        shards: tensor name -> file name of its shard; empty if all weights are in one file.
+        companions: names of the files in the folder that are copied with the weights.
+        ignored: other entries of the folder that are not part of this checkpoint, sorted.
     """
 
     folder: Path
     stem: str
     shards: Mapping[str, str]
-    beside: tuple[str, ...]
-    left: tuple[str, ...]
+    companions: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 def stem_of(name: str) -> str:
-    """Return what the weights of a folder are called, from the name of their file or index.
+    """Return the name of the weights of a folder, without endings, from the name of their file or index.
 
-    Args:
-        name: a file name.
-
-    Returns:
-        The name without endings; `model` for a `pytorch_model`, since safetensors go by that name.
+    It is `model` for a `pytorch_model`, because safetensors files have that name.
 
     Example:
         >>> stem_of("model.mpo.safetensors.index.json"), stem_of("pytorch_model.bin"), stem_of("unet.safetensors")
@@ -52,13 +48,10 @@ def file_name(stem: str, *, compressed: bool, shard: int = 1, of: int = 1) -> st
     """Return the name of a file of weights.
 
     Args:
-        stem: what the weights are called.
-        compressed: whether they are; a loader that knows nothing of cores then does not find the file.
+        stem: name of the weights without endings.
+        compressed: whether they are compressed; loaders without support for cores then do not find the file.
         shard: number of the shard, from 1.
-        of: how many shards there are; 1 for one file.
-
-    Returns:
-        The name.
+        of: number of shards; 1 for one file.
 
     Example:
         >>> file_name("model", compressed=True, shard=2, of=3), file_name("model", compressed=False)
@@ -72,11 +65,8 @@ def index_name(stem: str, *, compressed: bool) -> str:
     """Return the name of the index of shards.
 
     Args:
-        stem: what the weights are called.
-        compressed: whether they are.
-
-    Returns:
-        The name.
+        stem: name of the weights without endings.
+        compressed: whether they are compressed.
 
     Example:
         >>> index_name("model", compressed=True)

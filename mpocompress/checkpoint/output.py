@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from mpocompress.checkpoint.checkpoint import SAFETENSORS, TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.folders.permission import check_apart, check_folder
 from mpocompress.checkpoint.folders.writer import write_folder
 from mpocompress.checkpoint.layout import Layout
-from mpocompress.checkpoint.protocol import SAFETENSORS, TORCH_ZIP, Checkpoint
 from mpocompress.checkpoint.writing.safetensors_stream import check_storable
 from mpocompress.checkpoint.writing.writer import check_output, left_out, write_checkpoint
 from mpocompress.text import listed
@@ -22,7 +22,7 @@ FILE_ENDINGS = (
     ".safetensors",
     *(".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th", ".tar", ".pt2", ".ptl", ".zip"),
 )
-"""Endings that ask for a file where a folder is read; what else follows a dot is part of the name of a folder."""
+"""Endings of an output that mean a file even if a folder is read; any other ending is part of a folder's name."""
 _MOST_SHOWN = 12
 
 
@@ -34,7 +34,7 @@ def container_for(path: str | os.PathLike[str], layout: Layout | None = None) ->
         layout: the folder that was read, if it was one.
 
     Returns:
-        `safetensors` for that ending, whatever was read. For a folder that was read, `folder` for a name with none of
+        `safetensors` for that ending. If a folder was read, `folder` for a name with none of
         `FILE_ENDINGS`, one that ends in a slash, and a folder that exists. `torch-zip` for every other.
 
     Example:
@@ -164,12 +164,10 @@ class Output:
         if names:
             notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
         if layout is not None and self.container == FOLDER:
-            notes += [f"copied along unchanged: {listed(layout.beside, _MOST_SHOWN)}"] if layout.beside else []
-            notes += (
-                [f"not copied (only small files without weights, beside them, are): {listed(layout.left, _MOST_SHOWN)}"]
-                if layout.left
-                else []
-            )
-        elif layout is not None and layout.beside:
-            notes.append(f"not in the one file that is written: {listed(layout.beside, _MOST_SHOWN)}")
+            notes += [f"copied along unchanged: {listed(layout.companions, _MOST_SHOWN)}"] if layout.companions else []
+            if layout.ignored:
+                ignored = listed(layout.ignored, _MOST_SHOWN)
+                notes.append(f"not copied (only small files without weights, beside them, are): {ignored}")
+        elif layout is not None and layout.companions:
+            notes.append(f"not in the one file that is written: {listed(layout.companions, _MOST_SHOWN)}")
         return tuple(notes)

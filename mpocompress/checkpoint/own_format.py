@@ -1,4 +1,4 @@
-"""Where our own format, version 1, keeps its parts in a file; the document itself is opaque text here."""
+"""Names of the parts of a compressed file; the document itself is not parsed here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ MARK = "mpocompress"
 STATE_DICT = "state_dict"
 EXTRAS = "extras"
 ALIASES = "mpocompress.aliases"
-SHARD = "mpocompress.shard"  # in the header of a shard: the index without which it means nothing
-FILES = "mpocompress.files"  # in a folder that was written here: the names of all its files
+SHARD = "mpocompress.shard"  # in the header of a shard: the name of its index
+FILES = "mpocompress.files"  # in a folder written by mpocompress: the names of all its files
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
 
 def check_document(document: str, where: str) -> None:
-    """Refuse a document beyond the size the format allows.
+    """Refuse a document that is larger than the format allows.
 
     Args:
         document: the JSON text.
@@ -32,17 +32,14 @@ def check_document(document: str, where: str) -> None:
 
 
 def own_key(where: str, key: str | None) -> str:
-    """Return where the state dict of a compressed file is, refusing any other place.
+    """Return the position of the state dict in a compressed file: always `state_dict`.
 
     Args:
         where: the file, for the message.
-        key: what the user named, or None.
-
-    Returns:
-        `state_dict`.
+        key: the key that the user gave, or None.
 
     Raises:
-        CheckpointError: `key` names something else.
+        CheckpointError: `key` is another one.
 
     Example:
         >>> own_key("small.pt", None)
@@ -51,22 +48,19 @@ def own_key(where: str, key: str | None) -> str:
     if key not in (None, "", STATE_DICT):  # "" is the top, where a shard has its tensors
         raise CheckpointError(
             where=where,
-            found=f"key {shown(key)!r} was asked for in a compressed file",
+            found=f"key {shown(key)!r} for a compressed file",
             why="a compressed file has one state dict only",
-            action="Leave the key out.",
+            action="Omit the key.",
         )
     return STATE_DICT
 
 
 def inconsistent(where: str, found: str) -> FormatError:
-    """Return the error for a file that is marked as ours but does not hold together.
+    """Return the error for a file that is marked as ours but is inconsistent.
 
     Args:
         where: the file.
-        found: what is wrong in it.
-
-    Returns:
-        The error, to be raised.
+        found: the inconsistency.
 
     Example:
         >>> print(inconsistent("small.pt", "no tensors"))

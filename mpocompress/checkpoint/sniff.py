@@ -1,4 +1,4 @@
-"""What a file is, by its content; and, for forms that are not read, what to do instead."""
+"""Recognise the form of a file by its content; the error for forms that are not read says what to do instead."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a number, as every pick
 
 
 class Form(Enum):
-    """The forms a checkpoint, or what is taken for one, comes in."""
+    """Forms of files that are given as checkpoints."""
 
     TORCH_ZIP = auto()
     SAFETENSORS = auto()
@@ -44,8 +44,8 @@ class Form(Enum):
 
 _SAVE_STATE_DICT = "In the program that made the model, save its state dict: torch.save(model.state_dict(), ...)."
 _CONVERT = "Convert it to safetensors or to a PyTorch state dict with the tool that wrote it."
-_FETCH_AGAIN = "Fetch the file again and compare its size with the source."
-_NOT_READ = "what torch.save, torch.jit.save and torch.export.save write is read, safetensors and pickles"
+_DOWNLOAD_AGAIN = "Download the file again and compare its size with the source."
+_NOT_READ = "files of torch.save, torch.jit.save and torch.export.save, safetensors and pickles are read"
 _NO_MODEL = "it holds no model"
 
 # form -> (found, why, action)
@@ -59,17 +59,21 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
     Form.PLAIN_ZIP: (
         "a zip archive without a PyTorch checkpoint at its top",
         _NOT_READ,
-        "Unpack it and name the file inside.",
+        "Unpack it and give the file inside.",
     ),
-    Form.BROKEN_ZIP: ("the start of a zip archive without its end", "the file is cut off or damaged", _FETCH_AGAIN),
+    Form.BROKEN_ZIP: (
+        "the start of a zip archive without its end",
+        "the file is truncated or damaged",
+        _DOWNLOAD_AGAIN,
+    ),
     Form.HTML: (
         "a web page",
         _NO_MODEL,
-        "The download got a page in place of the file (a login, an error): fetch the file itself.",
+        "The download returned a page (a login, an error) instead of the file: download the file itself.",
     ),
     Form.LFS_POINTER: (
         "a git-lfs pointer",
-        "the model itself was never fetched",
+        "the model itself was never downloaded",
         "Run `git lfs pull` in its repository.",
     ),
     Form.GGUF: ("a GGUF file", _NOT_READ, _CONVERT),
@@ -79,23 +83,23 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
         _NOT_READ,
         "Load it with torch.load(..., weights_only=True) and save it again with torch.save.",
     ),
-    Form.PACKED: ("a packed file (tar, gzip, bzip2, xz or zstd)", _NOT_READ, "Unpack it and name the file inside."),
+    Form.PACKED: ("a packed file (tar, gzip, bzip2, xz or zstd)", _NOT_READ, "Unpack it and give the file inside."),
     Form.JSON: (
-        "JSON text that is no index of shards",
+        "JSON text that is not an index of shards",
         _NO_MODEL,
-        "Name the file with the weights.",
+        "Give the file with the weights.",
     ),
-    Form.FOLDER: ("a folder in the place of a file", _NO_MODEL, "Name the file with the weights."),
+    Form.FOLDER: ("a folder instead of a file", _NO_MODEL, "Give the file with the weights."),
     Form.SPECIAL: (
         "a device, pipe or socket",
-        "a checkpoint is mapped into memory, which takes a plain file",
+        "checkpoints are mapped into memory, which needs a plain file",
         "Save it to a file first.",
     ),
-    Form.EMPTY: ("an empty file", _NO_MODEL, _FETCH_AGAIN),
-    Form.MISSING: ("no such file", "there is nothing to read", "Check the path."),
+    Form.EMPTY: ("an empty file", _NO_MODEL, _DOWNLOAD_AGAIN),
+    Form.MISSING: ("no such file", "nothing can be read", "Check the path."),
     Form.UNREADABLE: (
         "the file cannot be opened",
-        "its permissions do not let this user read it",
+        "this user has no permission to read it",
         "Change its permissions.",
     ),
     Form.UNKNOWN: ("a file of unknown form", _NOT_READ, _SAVE_STATE_DICT),
@@ -104,7 +108,7 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
 _TORCH_TAR_FIRST = (b"sys_info", b"pickle", b"storages", b"tensors")
 
 _STARTS: tuple[tuple[bytes, Form], ...] = (
-    # The oldest pickles have no mark: these are the first instructions of a dict, a list and an object.
+    # The oldest pickles have no magic number: these are the first instructions of a dict, a list and an object.
     *(
         (start, Form.PICKLE)
         for start in (b"(dp", b"(lp", b"}q\0", b"]q\0", b"ccollections\nOrderedDict\n", b"ccopy_reg\n")
@@ -120,13 +124,10 @@ _STARTS: tuple[tuple[bytes, Form], ...] = (
 
 
 def sniff(path: Path) -> Form:
-    """Tell what a file is from its content, never from its name.
+    """Return the form of a file, from its content and never from its name.
 
     Args:
         path: any path, existing or not.
-
-    Returns:
-        The form; nothing in the file is loaded or run.
 
     Example:
         >>> import tempfile
@@ -153,18 +154,15 @@ def sniff(path: Path) -> Form:
 
 
 def refusal(path: Path, form: Form) -> CheckpointError:
-    """Return the error that says what a file is, why it is not read, and the way out.
+    """Return the error for a file of a form that is not read: its form, the reason, and what to do.
 
     Args:
         path: the file.
-        form: what `sniff` made of it.
-
-    Returns:
-        The error, to be raised.
+        form: result of `sniff`.
 
     Example:
         >>> print(refusal(Path("page.pt"), Form.EMPTY))
-        page.pt: an empty file; it holds no model. Fetch the file again and compare its size with the source.
+        page.pt: an empty file; it holds no model. Download the file again and compare its size with the source.
     """
     found, why, action = _REFUSALS[form]
     return CheckpointError(where=str(path), found=found, why=why, action=action)

@@ -1,213 +1,124 @@
-"""Memory of tensors inside a mapped file, and tensors over it."""
+"""Blocks of bytes in a file, before any tensor is made of them."""
 
 from __future__ import annotations
 
+import mmap
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
-import torch
-
-from mpocompress.checkpoint.protocol import Place
+from mpocompress.checkpoint import dtypes
+from mpocompress.checkpoint.dtypes import DType
 from mpocompress.errors import CheckpointError
-from mpocompress.text import shown_size
 
-# A tensor may repeat its elements by stride 0 (`expand`) up to this size; beyond, it claims memory the file lacks.
-MAX_REPEATED_BYTES = 2**20
-_MOST_DIMS = 64
+PROCESS_MEMORY = object()
+"""The buffer of tensors that are in memory already: offsets into it are addresses."""
 
-STORAGE_DTYPES: dict[str, torch.dtype] = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.QInt8Storage": torch.int8,  # of quantized tensors, which are recognised and not rebuilt
-    "torch.QUInt8Storage": torch.uint8,
-    "torch.QInt32Storage": torch.int32,
-    "torch.UntypedStorage": torch.uint8,
-    "torch.storage.UntypedStorage": torch.uint8,
+_STORAGE_DTYPES: Mapping[str, DType] = {
+    "DoubleStorage": dtypes.FLOAT64,
+    "FloatStorage": dtypes.FLOAT32,
+    "HalfStorage": dtypes.FLOAT16,
+    "BFloat16Storage": dtypes.BFLOAT16,
+    "LongStorage": dtypes.INT64,
+    "IntStorage": dtypes.INT32,
+    "ShortStorage": dtypes.INT16,
+    "CharStorage": dtypes.INT8,
+    "ByteStorage": dtypes.UINT8,
+    "BoolStorage": dtypes.BOOL,
+    "ComplexDoubleStorage": dtypes.COMPLEX128,
+    "ComplexFloatStorage": dtypes.COMPLEX64,
+    "QInt8Storage": dtypes.INT8,  # quantized tensors are recognised and not rebuilt
+    "QUInt8Storage": dtypes.UINT8,
+    "QInt32Storage": dtypes.INT32,
+    "UntypedStorage": dtypes.UINT8,
 }
-"""The element type of each class of storage; those of CUDA and other devices have a further name in between."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """A piece of memory, and the type of its elements.
-
-    Args:
-        memory: the bytes.
-        dtype: type of an element.
-    """
-
-    memory: torch.UntypedStorage
-    dtype: torch.dtype
-
-
-def storage_dtype(class_name: str) -> torch.dtype | None:
-    """Return the element type of a class of storage, on whatever device it was.
-
-    Args:
-        class_name: `torch.FloatStorage`, `torch.cuda.HalfStorage` and the like.
-
-    Returns:
-        The type, or None for another class.
-
-    Example:
-        >>> storage_dtype("torch.cuda.HalfStorage")
-        torch.float16
-    """
-    return STORAGE_DTYPES.get(f"torch.{class_name.rpartition('.')[2]}") if class_name.startswith("torch.") else None
-
-
-def mapped(path: Path, *, writable: bool = False) -> torch.UntypedStorage:
-    """Map a file into memory; a `part` of it keeps the map alive.
+class InputFile:
+    """A file that is read; it is open only while its bytes are mapped.
 
     Args:
         path: a file that is not empty.
-        writable: whether what is written to the bytes goes to the file; otherwise it stays in this process.
 
-    Returns:
-        Its bytes, as they are on the disk.
+    Attributes:
+        memory: all bytes as a `torch.UntypedStorage`; set when the first tensor is made.
     """
-    memory: Any = torch.UntypedStorage.from_file(str(path), shared=writable, nbytes=os.path.getsize(path))
-    return cast("torch.UntypedStorage", memory)
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.memory: object | None = None
+        self._identity = _identity(path.stat())
 
-def part(memory: torch.UntypedStorage, offset: int, size_bytes: int) -> torch.UntypedStorage:
-    """Give a piece of memory, shared with the whole.
+    @contextmanager
+    def mapped(self) -> Iterator[mmap.mmap]:
+        """Map the file into memory, for reading.
 
-    Args:
-        memory: the whole.
-        offset: bytes before the piece.
-        size_bytes: bytes of the piece; it must lie inside.
+        Raises:
+            CheckpointError: the file was changed or replaced since it was opened first.
+        """
+        with self.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            self._check(os.fstat(stream.fileno()))
+            yield content
 
-    Returns:
-        The piece.
-    """
-    piece: Any = memory[offset : offset + size_bytes] if size_bytes else torch.empty(0).untyped_storage()
-    return cast("torch.UntypedStorage", piece)
+    def check_unchanged(self) -> None:
+        """Refuse a file that was changed or replaced since it was opened first.
 
+        Raises:
+            CheckpointError: it was, or it no longer exists.
+        """
+        try:
+            self._check(self.path.stat())
+        except OSError as error:
+            raise self._changed(f"the file can no longer be read ({error.strerror})") from error
 
-def tensor_over(
-    storage: Storage,
-    dtype: torch.dtype,
-    offset: object,
-    size: object,
-    stride: object,
-    where: str,
-) -> torch.Tensor:
-    """Lay a tensor over a piece of memory, as a file describes it.
+    def _check(self, status: os.stat_result) -> None:
+        if _identity(status) != self._identity:
+            raise self._changed("the file was changed after it was opened")
 
-    Args:
-        storage: the memory.
-        dtype: type of the elements.
-        offset: elements before the first one.
-        size: dimensions.
-        stride: elements from one entry to the next, for every dimension.
-        where: the file, for messages.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        CheckpointError: it reaches beyond the memory, or repeats so little of it that it is made to exhaust memory.
-        TypeError: a description that is none.
-    """
-    if not isinstance(size, tuple) or not isinstance(stride, tuple) or not len(size) == len(stride) <= _MOST_DIMS:
-        raise TypeError("a tensor without a proper size")
-    if type(offset) is not int or not all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride)):
-        raise TypeError("a tensor with a size that is no number")
-    count = 1
-    for length in size:
-        count *= length
-    needed = (offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1) * dtype.itemsize if count else 0
-    if needed > storage.memory.nbytes():
-        raise CheckpointError(
-            where=where,
-            found=f"a tensor of shape {size} needs {shown_size(needed)} of memory that has"
-            f" {shown_size(storage.memory.nbytes())}",
-            why="it reaches beyond its data, so the file is damaged or made to do harm",
-            action="Fetch the file again, or save the model again.",
+    def _changed(self, found: str) -> CheckpointError:
+        return CheckpointError(
+            where=str(self.path),
+            found=found,
+            why="the positions of its tensors may be others now",
+            action="Run this again when no other program writes to the file.",
         )
-    if count * dtype.itemsize > max(storage.memory.nbytes(), MAX_REPEATED_BYTES):
-        raise CheckpointError(
-            where=where,
-            found=f"a tensor of shape {size} claims {shown_size(count * dtype.itemsize)} and the file holds"
-            f" {shown_size(storage.memory.nbytes())} of it",
-            why="it repeats its elements (stride 0), or the file is made to exhaust memory",
-            action="If the model is yours, make that tensor contiguous and save it again.",
-        )
-    return torch.empty(0, dtype=dtype).set_(storage.memory, offset, size, stride)
 
 
-def place_in(file: torch.UntypedStorage, tensor: torch.Tensor, *, turned: bool = False) -> Place:
-    """Tell where a tensor lies in the mapped file it was laid over.
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Storage:
+    """A block of bytes, shared by the tensors that are views of it.
 
     Args:
-        file: the whole file.
-        tensor: laid over a `part` of it.
-        turned: whether its bytes are in the order of the other kind of processor.
-
-    Returns:
-        The place.
+        buffer: what holds the bytes: an `InputFile`, a bytearray, or `PROCESS_MEMORY`.
+        offset: position of the first byte in the buffer.
+        size_bytes: number of bytes.
+        dtype: element type that the file gives for it.
+        swapped: whether the bytes of every element are in the order of the other kind of processor.
+        check: raises CheckpointError if the bytes, which it is given, do not match their checksum in the file.
+        memory: the bytes as a `torch.UntypedStorage`; set when the first tensor is made.
     """
-    return Place(offset=tensor.data_ptr() - file.data_ptr(), stride=tensor.stride(), swapped=turned)
+
+    buffer: object
+    offset: int
+    size_bytes: int
+    dtype: DType
+    swapped: bool = False
+    check: Callable[[memoryview], None] | None = None
+    memory: object | None = field(default=None, repr=False)
 
 
-def swapped(
-    tensor: torch.Tensor,
-) -> torch.Tensor:
-    """Turn the bytes of every element around.
-
-    Args:
-        tensor: contiguous.
-
-    Returns:
-        A new tensor of the same shape and dtype.
+def storage_dtype(class_name: str) -> DType | None:
+    """Return the element type of a class of storage, on any device; None for another class.
 
     Example:
-        >>> swapped(torch.tensor([1], dtype=torch.int16))
-        tensor([256], dtype=torch.int16)
+        >>> str(storage_dtype("torch.cuda.HalfStorage"))
+        'float16'
     """
-    width = tensor.dtype.itemsize // (2 if tensor.is_complex() else 1)
-    as_bytes = tensor.reshape(-1).view(torch.uint8).reshape(-1, width).flip(1).contiguous()
-    return as_bytes.reshape(-1).view(tensor.dtype).reshape(tensor.shape)
-
-
-def native(
-    tensor: torch.Tensor,
-    *,
-    turned: bool = False,
-) -> torch.Tensor:
-    """Give a tensor over a mapped file as one that can be computed with.
-
-    Args:
-        tensor: laid over a file.
-        turned: whether the bytes of every element are in the order of the other kind of processor.
-
-    Returns:
-        The tensor itself, without gradient; a copy where its bytes are turned, or lie where no element may start.
-
-    Example:
-        >>> memory = torch.UntypedStorage([0, 0, 0, 7])
-        >>> number = tensor_over(Storage(memory=memory, dtype=torch.int32), torch.int32, 0, (1,), (1,), "x.pt")
-        >>> native(number, turned=True)
-        tensor([7], dtype=torch.int32)
-    """
-    plain = tensor.detach()
-    if plain.data_ptr() % tensor.dtype.itemsize == 0 and not turned:
-        return plain
-    memory = plain.untyped_storage()
-    aligned = torch.empty(memory.nbytes() // tensor.dtype.itemsize, dtype=tensor.dtype)
-    aligned.untyped_storage().copy_(part(memory, 0, aligned.numel() * tensor.dtype.itemsize))
-    elements = swapped(aligned) if turned else aligned
-    return torch.as_strided(elements, tensor.shape, tensor.stride(), tensor.storage_offset())
+    package, _, name = class_name.rpartition(".")
+    return _STORAGE_DTYPES.get(name) if package.partition(".")[0] == "torch" else None

@@ -16,8 +16,9 @@ from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
 from mpocompress.calibration.rig import Rig
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
 from mpocompress.compression.data_free import compress_matrix
-from mpocompress.compression.job import DTYPES, CompressedMatrix, CompressionJob, Outcome, spool_matrix
+from mpocompress.compression.job import CompressedMatrix, CompressionJob, Outcome, spool_matrix
 from mpocompress.compression.reporting import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.sensitivity import divergence_with, weighted_survey
 from mpocompress.compression.survey import CheckpointSurvey, read_matrix, survey_checkpoint
@@ -228,7 +229,7 @@ def _stored_dtypes(
     error_limit = job.target.error_limit
     for done, (name, approximation) in enumerate(approximations.items()):
         _notify(progress, "rounding", done, len(approximations))
-        coarse = dataclasses.replace(approximation, mpo=rounded(approximation.mpo, DTYPES[INT8]))
+        coarse = dataclasses.replace(approximation, mpo=rounded(approximation.mpo, torch_dtype(INT8)))
         error, coarse_error = (
             approximation.weighted.error(candidate.mpo.to(torch.float32).to_matrix())
             for candidate in (approximation, coarse)
@@ -258,7 +259,7 @@ def _store(
     Returns:
         The finished matrix, and the approximation with the rounded cores; None if the matrix stays dense.
     """
-    stored = quantise(approximation.mpo) if dtype == INT8 else approximation.mpo.to(DTYPES[dtype])
+    stored = quantise(approximation.mpo) if dtype == INT8 else approximation.mpo.to(torch_dtype(dtype))
     mpo = restore(stored) if isinstance(stored, QuantisedMPO) else stored
     weight = FiniteMatrix(entries=read_matrix(choice.matrix, job.checkpoint), squared_norm=squared_norm)
     error = measured_error(weight, mpo)
@@ -284,7 +285,7 @@ def _biases(approximations: Sequence[Approximation], job: CompressionJob) -> dic
     """Return the corrected biases, in the dtypes of the checkpoint."""
     members = {name for approximation in approximations for name in approximation.weighted.matrix.member_names}
     return {
-        name: tensor.to(job.checkpoint.tensors[name].dtype)
+        name: tensor.to(torch_dtype(job.checkpoint.tensors[name].dtype))
         for name, tensor in updated_tensors(approximations).items()
         if name not in members
     }

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from mpocompress.calibration.calibrate import calibration_for
 from mpocompress.calibration.file import check_calibration_file, write_calibration
-from mpocompress.checkpoint import Output, Spool, open_checkpoint
+from mpocompress.checkpoint.output import Output
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.compression.format import compressed_tensors, shards_of, shards_of_cores
 from mpocompress.compression.job import CompressionJob
 from mpocompress.compression.options import CompressOptions

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from functools import partial
 
-from mpocompress.compression.job import DTYPES, CompressedMatrix, CompressionJob, Outcome, spool_matrix
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.compression.job import CompressedMatrix, CompressionJob, Outcome, spool_matrix
 from mpocompress.compression.reporting import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.survey import (
     FLOAT32_BYTES,
@@ -122,10 +123,12 @@ def compress_matrix(choice: BondChoice, *, job: CompressionJob, curves: Mapping[
     weight = FiniteMatrix(entries=read_matrix(choice.matrix, job.checkpoint), squared_norm=norm)
     if error_limit is None:
         result = factorise(weight, choice.sites, bonds=choice.bonds)
-        mpo = rounded(result.mpo, DTYPES[stored])
+        mpo = rounded(result.mpo, torch_dtype(stored))
         error = measured_error(weight, mpo)
     else:
-        result, mpo, error = factorise_within(weight, choice.sites, relative_error=error_limit, stored=DTYPES[stored])
+        result, mpo, error = factorise_within(
+            weight, choice.sites, relative_error=error_limit, stored=torch_dtype(stored)
+        )
     # What storing the cores in their dtype adds to the error; a little negative if rounding happens to reduce it.
     rounding_weight = error**2 * norm - sum(result.discarded_weights)
     reason = reason_to_keep_dense(

@@ -9,10 +9,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mpocompress.checkpoint import TORCH_ZIP, Checkpoint, Output, Spool, open_checkpoint, write_like
-from mpocompress.compression.format import dense_tensors, shards_of, shards_of_members, stored_report
-from mpocompress.compression.job import DTYPES
+from mpocompress.checkpoint.checkpoint import TORCH_ZIP, Checkpoint
+from mpocompress.checkpoint.dtypes import DTYPES
+from mpocompress.checkpoint.output import Output
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.in_place import write_replaced
+from mpocompress.checkpoint.writing.spool import Spool
+from mpocompress.compression.format import dense_tensors, shards_of, shards_of_members
 from mpocompress.compression.options import ExpandOptions
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import CheckpointError, OutputError
 from mpocompress.jobs import one_blas_thread
 from mpocompress.reports.compression import Report
@@ -69,7 +74,13 @@ def _expand_like(
 ) -> Report:
     """Write the dense tensors into a copy of the original."""
     with _original(like, report) as original:
-        write_like(output.path, original=original, tensors=tensors, overwrite=output.overwrite, inputs=checkpoint.files)
+        write_replaced(
+            output.path,
+            original=original,
+            tensors=tensors,
+            overwrite=output.overwrite,
+            inputs=checkpoint.files,
+        )
         is_same = original.sha256() == report.source.sha256
         copies = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
     notes = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -10,7 +9,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint, Spool, Spooled, TensorInfo
+from mpocompress.checkpoint import dtypes
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.checkpoint.writing.spool import Spool, Spooled
 from mpocompress.errors import CheckpointError, FormatError
 from mpocompress.layers.names import core_name, scale_name
 from mpocompress.layers.specs import split_members
@@ -19,10 +21,8 @@ from mpocompress.mpo.lanczos import LARGE_ENTRIES
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import LARGEST_CODE, QuantisedMPO, channels, restore
 from mpocompress.mpo.svd import BLOCK_ENTRIES
-from mpocompress.planning.target import TARGETS
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import INT8, MatrixReport
-from mpocompress.text import shown
 
 
 def core_tensors(matrix: str, mpo: MPO | QuantisedMPO) -> dict[str, Tensor]:
@@ -170,7 +170,7 @@ def dense_tensors(
                 tensors[name] = read(name)
         elif matrix.members[0] not in tensors:
             mpo = stored_mpo(matrix, read, where=where)
-            dense = _dense(mpo, getattr(torch, matrix.source_dtype))
+            dense = _dense(mpo, torch_dtype(matrix.source_dtype))
             tensors.update((member, spool.add(part)) for member, part in split_members(dense, matrix).items())
     return {name: spool.tensor(held) if isinstance(held, Spooled) else held for name, held in tensors.items()}
 
@@ -217,13 +217,13 @@ def _check_shapes(matrix: MatrixReport, infos: Mapping[str, TensorInfo], where: 
     expected = list(zip(chain, matrix.row_dims, matrix.col_dims, chain[1:], strict=False))
     cores = [infos[name] for name in matrix.core_names]
     shapes = [core.shape for core in cores]
-    fit = all(core.dtype == torch.int8 if is_quantised else core.dtype.is_floating_point for core in cores)
+    fit = all(core.dtype == dtypes.INT8 if is_quantised else core.dtype.is_floating_point for core in cores)
     if expected != shapes or not fit:
         kind = INT8 if is_quantised else "floating point"
         raise _damaged(where, f"cores of shapes {shapes}", f"the report says {expected}, {kind}")
     scales = [infos[name] for name in map(scale_name, matrix.core_names) if name in infos]
     counts = [(count,) for count in channels(matrix.bonds)] if is_quantised else []
-    if counts != [scale.shape for scale in scales] or not all(scale.dtype == torch.float32 for scale in scales):
+    if counts != [scale.shape for scale in scales] or not all(scale.dtype == dtypes.FLOAT32 for scale in scales):
         raise _damaged(
             where,
             f"scales of shapes {[scale.shape for scale in scales]}",
@@ -258,37 +258,6 @@ def stored_mpo(matrix: MatrixReport, read: Callable[[str], Tensor], *, where: st
     if flaw is not None:
         raise _damaged(f"{where}, {matrix.name}", flaw, "mpocompress never writes such values")
     return mpo
-
-
-def stored_report(
-    checkpoint: Checkpoint, *, otherwise: str = "Pass a file that mpocompress wrote, or compress this one."
-) -> Report:
-    """Return the report inside a compressed file.
-
-    Args:
-        checkpoint: the open file.
-        otherwise: the advice for a file that is not compressed.
-
-    Returns:
-        The report, with its sums checked and the size of the file filled in.
-
-    Raises:
-        FormatError: the file is not compressed, or contradicts itself.
-        ReportError: figures that do not add up.
-    """
-    if checkpoint.document is None:
-        raise FormatError(
-            where=checkpoint.path.name,
-            found="the checkpoint is not compressed",
-            why="it has no compression report",
-            action=otherwise,
-        )
-    report = Report.from_json(checkpoint.document, where=checkpoint.path.name)
-    if report.target is not None and report.target.kind not in TARGETS:
-        kinds = f"the kinds of targets are {', '.join(TARGETS)}"
-        raise _damaged(checkpoint.path.name, f"target.kind: {shown(report.target.kind)!r}", kinds)
-    totals = dataclasses.replace(report.totals, file_size_bytes_after=checkpoint.size_bytes)
-    return dataclasses.replace(report, totals=totals)
 
 
 def _stored_names(matrix: MatrixReport) -> tuple[str, ...]:

@@ -1,16 +1,16 @@
-"""A file looked at: the report of a compressed one, the overview of any other. No weight is read."""
+"""Inspect a checkpoint: the report of a compressed one, the overview of any other. No weight is read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from mpocompress._version import __version__
-from mpocompress.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from mpocompress.compression.format import stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.options import InspectOptions
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import SitesError
-from mpocompress.layers.discovery import Discovery, discover_in
-from mpocompress.layers.grouping import dtype_name
+from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.specs import LayerSpec, MatrixSpec
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.planning.target import TruncationTarget
@@ -48,10 +48,10 @@ def inspect(source: StrPath, options: InspectOptions) -> Report | Overview:
 
 
 def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
-    found = discover_in(checkpoint, options.selection, options.model)
+    discovery = discover_layers(checkpoint, options.selection, options.model)
     infos = checkpoint.own_tensors
     parameters = sum(info.numel for info in infos)
-    eligible = sum(layer.dense_parameters for layer in found.layers)
+    eligible = sum(layer.dense_parameters for layer in discovery.layers)
     return Overview(
         tool_version=__version__,
         file=checkpoint.path.name,
@@ -63,46 +63,46 @@ def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:
         parameters=parameters,
         eligible_parameters=eligible,
         size_bytes=sum(info.size_bytes for info in infos),
-        dtypes=_held(infos),
-        weights=_weights(checkpoint, found),
-        skipped=found.skipped,
+        dtypes=_by_dtype(infos),
+        weights=_weights(checkpoint, discovery),
+        skipped=discovery.skipped,
         aliases=checkpoint.aliases,
         estimates=tuple(
             Estimate(
                 kind=target.kind,
                 requested=target.value,
-                eligible_parameters_after=(after := parameters_left(found.layers, target, options.sites)),
+                eligible_parameters_after=(after := parameters_left(discovery.layers, target, options.sites)),
                 parameters=parameters - eligible + after,
             )
             for target in (truncation.target for truncation in options.truncations)
             if target.is_countable and target.value is not None
         ),
         estimated_sites=f"{options.sites} sites" if isinstance(options.sites, int) else "low rank",
-        notes=(*checkpoint.notes, *found.notes),
+        notes=(*checkpoint.notes, *discovery.notes),
     )
 
 
-def _held(infos: Sequence[TensorInfo]) -> tuple[DtypeTotals, ...]:
-    """What there is of every dtype, most bytes first."""
-    by_dtype: dict[str, list[TensorInfo]] = {}
+def _by_dtype(infos: Sequence[TensorInfo]) -> tuple[DtypeTotals, ...]:
+    """The tensors of every dtype, most bytes first."""
+    groups: dict[str, list[TensorInfo]] = {}
     for info in infos:
-        by_dtype.setdefault(dtype_name(info), []).append(info)
-    held = [
+        groups.setdefault(info.dtype.name, []).append(info)
+    totals = [
         DtypeTotals(
             dtype=dtype,
             tensors=len(group),
             parameters=sum(info.numel for info in group),
             size_bytes=sum(info.size_bytes for info in group),
         )
-        for dtype, group in by_dtype.items()
+        for dtype, group in groups.items()
     ]
-    return tuple(sorted(held, key=lambda one: -one.size_bytes))
+    return tuple(sorted(totals, key=lambda total: -total.size_bytes))
 
 
-def _weights(checkpoint: Checkpoint, found: Discovery) -> tuple[EligibleTensor, ...]:
-    """Every tensor of the layers by itself, in file order."""
+def _weights(checkpoint: Checkpoint, discovery: Discovery) -> tuple[EligibleTensor, ...]:
+    """Every compressible tensor, in file order."""
     weights = {}
-    for layer in found.layers:
+    for layer in discovery.layers:
         for matrix in layer.forms[0]:
             for member in matrix.members:
                 rows, cols = member.shape

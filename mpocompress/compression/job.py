@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint, Spool, Spooled
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.writing.spool import Spool, Spooled
 from mpocompress.compression.survey import CheckpointSurvey
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.mpo import MPO
@@ -16,10 +16,8 @@ from mpocompress.mpo.quantisation import QuantisedMPO, restore
 from mpocompress.mpo.sites import Sites, SitesChoice
 from mpocompress.planning.target import TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
-from mpocompress.reports.matrix import STORED_DTYPES, MatrixReport
+from mpocompress.reports.matrix import MatrixReport
 from mpocompress.user.model import UserModel
-
-DTYPES: Mapping[str, torch.dtype] = {name: getattr(torch, name) for name in STORED_DTYPES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,7 +8,7 @@ import math
 from mpocompress.calibration.calibrate import calibration_for
 from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.file import check_calibration_file, write_calibration
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.options import PlanOptions
 from mpocompress.compression.reporting import checkpoint_report, no_fewer_bytes, target_outcome, untouched_reports
 from mpocompress.compression.sensitivity import planned_divergence, weighted_survey

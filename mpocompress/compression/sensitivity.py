@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.calibration.rig import Rig
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.compression.survey import CheckpointSurvey, read_matrix
 from mpocompress.compression.weighted_matrix import (
     QUICK_STEPS,

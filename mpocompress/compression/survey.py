@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint, TensorInfo
+from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
 from mpocompress.jobs import Progress, run_jobs
-from mpocompress.layers.discovery import Discovery, discover_in
+from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Skipped
 from mpocompress.mpo.memory import keeping_memory
@@ -110,14 +110,14 @@ def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel |
             why="layers are recognised by the names of their tensors",
             action="Save the tensors under names, as model.state_dict() does.",
         )
-    discovery = discover_in(checkpoint, selection, model)
+    discovery = discover_layers(checkpoint, selection, model)
     if not discovery.layers:
         raise CheckpointError(
             where=checkpoint.path.name,
             found=f"{len(checkpoint.tensors)} tensors, none of them a weight that can be compressed",
             why=_common_reasons(discovery),
             action="Save the weights in a plain form, as described, and compress that file."
-            if discovery.obstacles
+            if discovery.unsupported
             else "Lower the smallest side, select other layers, or pass a checkpoint with LSTM or Linear weights.",
         )
     return discovery

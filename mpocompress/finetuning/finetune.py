@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint import Checkpoint, Output, open_checkpoint
-from mpocompress.compression.format import stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.output import Output
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import FinetuneError, MPOCompressError, OutputExistsError
 from mpocompress.finetuning.finetune_module import train_model
 from mpocompress.finetuning.options import FinetuneOptions
@@ -18,7 +20,7 @@ from mpocompress.finetuning.rank import is_rank_zero
 from mpocompress.finetuning.resume import SnapshotOptions
 from mpocompress.finetuning.teacher_file import Teacher, find_original, load_teacher
 from mpocompress.finetuning.trained_file import TrainedFile
-from mpocompress.modules.load import loaded
+from mpocompress.modules.load import load_into
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath, shown
 from mpocompress.user.model import model_factory
@@ -72,7 +74,7 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
         output = _checked_output(target, snapshot, checkpoint, report, options)
         build = model_factory(options.model)
         device = _usable_device(options.device)
-        model = loaded(checkpoint, build())
+        model = load_into(checkpoint, build())
         trained = TrainedFile(checkpoint, model)
         teacher = Teacher()
         if options.teacher is not False:

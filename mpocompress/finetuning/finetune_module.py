@@ -15,7 +15,7 @@ from mpocompress.finetuning.reporting import finetuning_report
 from mpocompress.finetuning.resume import SnapshotOptions, name_of
 from mpocompress.finetuning.setup import set_up
 from mpocompress.finetuning.trainer import Trainer
-from mpocompress.modules.provenance import record_of, remember
+from mpocompress.modules.provenance import provenance_of, set_provenance
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.finetuning import Evaluation, FinetuningReport
 from mpocompress.user.options import with_keywords
@@ -148,9 +148,9 @@ def train_model(
 
 
 def _record(model: nn.Module, report: FinetuningReport) -> None:
-    """Add the report to the records of the model's cores."""
+    """Add the report to the provenance of the model's cores."""
     for weight in model.modules():
-        record = record_of(weight) if isinstance(weight, MPOWeight) else None
-        if isinstance(weight, MPOWeight) and record is not None:
-            whole = dataclasses.replace(record.report, finetuning=(*record.report.finetuning, report))
-            remember(weight, dataclasses.replace(record, report=whole))
+        provenance = provenance_of(weight) if isinstance(weight, MPOWeight) else None
+        if isinstance(weight, MPOWeight) and provenance is not None:
+            whole = dataclasses.replace(provenance.report, finetuning=(*provenance.report.finetuning, report))
+            set_provenance(weight, dataclasses.replace(provenance, report=whole))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mpocompress._version import __version__
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.finetuning.resume import name_of
 from mpocompress.finetuning.setup import RunSetup
 from mpocompress.finetuning.trainer import RunResult
@@ -76,7 +77,7 @@ def _run_notes(setup: RunSetup, result: RunResult) -> list[str]:
 
 def _half_notes(parameters: Iterable[nn.Parameter]) -> tuple[str, ...]:
     """Return a note about weights that are trained in 16 bits."""
-    dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in parameters} & {"float16", "bfloat16"})
+    dtypes = sorted({dtype_of(each.dtype).name for each in parameters} & {"float16", "bfloat16"})
     if not dtypes:
         return ()
     return (f"Weights were trained in {' and '.join(dtypes)}, which loses small steps; float32 is more precise.",)

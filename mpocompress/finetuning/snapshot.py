@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mpocompress.checkpoint import replacing
+from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FinetuneError, FormatError
 from mpocompress.finetuning.precision import MatmulDtypes
 from mpocompress.finetuning.run_state import RunState

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from mpocompress.checkpoint import Checkpoint, open_checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import FinetuneError, MPOCompressError
-from mpocompress.modules.load import loaded
+from mpocompress.modules.load import load_into
 from mpocompress.reports.compression import Report
 from mpocompress.text import shown
 from mpocompress.user.dense_model import load_weights
@@ -49,7 +50,7 @@ def load_teacher(path: Path, model: nn.Module, report: Report, *, allow_pickle: 
         name, notes = checkpoint.path.name, tuple[str, ...]()
         digest = checkpoint.sha256()
         if checkpoint.document is not None:
-            model = loaded(checkpoint, model).model
+            model = load_into(checkpoint, model).model
             notes = (f"The teacher, {shown(name)}, is a compressed file itself.",)
         else:
             load_weights(model, checkpoint)

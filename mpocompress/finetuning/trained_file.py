@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
 from mpocompress.compression.format import core_tensors
 from mpocompress.errors import FinetuneError
 from mpocompress.modules.load import Loaded
-from mpocompress.modules.provenance import record_of
+from mpocompress.modules.provenance import provenance_of
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.nn import MPOWeight
@@ -55,12 +56,12 @@ class TrainedFile:
         is_changed = False
         with torch.no_grad():
             for matrix, weight in self._weights():
-                cores = rounded(_mpo(weight), getattr(torch, matrix.dtype)).cores
+                cores = rounded(_mpo(weight), torch_dtype(matrix.dtype)).cores
                 for core, value in zip(weight.cores, cores, strict=True):
                     is_changed |= _assign(core, value, matrix.name, matrix.dtype)
             for name, tensor in self._plain():
                 dtype = self._checkpoint.tensors[name].dtype
-                is_changed |= _assign(tensor, tensor.to(dtype), name, str(dtype).removeprefix("torch."))
+                is_changed |= _assign(tensor, tensor.to(torch_dtype(dtype)), name, dtype.name)
         return is_changed
 
     def tensors(self) -> dict[str, Tensor]:
@@ -70,19 +71,20 @@ class TrainedFile:
             mpo = _mpo(weight)
             trained |= core_tensors(matrix.name, quantise(mpo) if matrix.scale_names else mpo)
         trained |= dict(self._plain())
-        names = [name for name, info in self._checkpoint.tensors.items() if info.alias_of is None]
-        return {name: self._stored_tensor(name, trained.get(name)) for name in names}
+        return {
+            info.name: self._stored_tensor(info.name, trained.get(info.name)) for info in self._checkpoint.own_tensors
+        }
 
     def _stored_tensor(self, name: str, tensor: Tensor | None) -> Tensor:
         if tensor is None:
             return self._checkpoint.tensor(name)
-        return tensor.detach().cpu().to(self._checkpoint.tensors[name].dtype).contiguous()
+        return tensor.detach().cpu().to(torch_dtype(self._checkpoint.tensors[name].dtype)).contiguous()
 
     def _weights(self) -> Iterator[tuple[MatrixReport, MPOWeight]]:
         for module in self._model.modules():
-            record = record_of(module) if isinstance(module, MPOWeight) else None
-            if record is not None and isinstance(module, MPOWeight):
-                yield record.matrix, module
+            provenance = provenance_of(module) if isinstance(module, MPOWeight) else None
+            if provenance is not None and isinstance(module, MPOWeight):
+                yield provenance.matrix, module
 
     def _plain(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that are stored without cores: first name in the file, and tensor of the model."""

@@ -1,18 +1,18 @@
-"""The tensors of a layer put together: by their names into units, and those into matrices."""
+"""Group the tensors of a layer by their names, and combine them into matrices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.layers.names import RECURRENT, joint_name
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import KindFrom, LayerKind, LayerSpec, MatrixSpec, Member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where the tensors of one layer stand: path of the module, and what distinguishes layers within a module.
+class LayerKey:
+    """Path of a module, and what distinguishes layers within one module.
 
     Args:
         layer: path of the module.
@@ -26,46 +26,43 @@ class Place:
 
     @property
     def kind(self) -> LayerKind:
-        """What layer it is if it is one."""
+        """Kind of the layer according to its names."""
         return "linear" if not self.recurrent else "lstm" if self.suffix else "lstm_cell"
 
     def name(self, part: str) -> str:
-        """Full name of a tensor of this layer, or of its module."""
+        """Return the full name of a tensor of this layer, or of its module."""
         leaf = f"weight_{part}{self.suffix}" if self.recurrent else part
         return f"{self.layer}.{leaf}" if self.layer else leaf
 
 
-def place_of(name: str, *, as_matrix: bool) -> tuple[Place, str]:
-    """Where a tensor belongs.
+def layer_key(name: str, *, as_matrix: bool) -> tuple[LayerKey, str]:
+    """Return the layer of a tensor, and its part there: `ih`, `hh`, `hr` or `weight`.
 
     Args:
-        name: its name.
-        as_matrix: whether to take it for a matrix by itself, whatever its name.
-
-    Returns:
-        The place, and which part the tensor is there: `ih`, `hh`, `hr` or `weight`.
+        name: name of the tensor.
+        as_matrix: treat it as a matrix of its own, whatever its name.
 
     Example:
-        >>> place, part = place_of("lstm.weight_hh_l0", as_matrix=False)
-        >>> place.layer, part, place.name("ih")
+        >>> key, part = layer_key("lstm.weight_hh_l0", as_matrix=False)
+        >>> key.layer, part, key.name("ih")
         ('lstm', 'hh', 'lstm.weight_ih_l0')
     """
     match = RECURRENT.match(name)
     if match is None or as_matrix:
         layer, _, leaf = name.rpartition(".")
-        return Place(layer=layer, suffix=leaf, recurrent=False), "weight"
+        return LayerKey(layer=layer, suffix=leaf, recurrent=False), "weight"
     suffix = (match["level"] or "") + (match["reverse"] or "")
-    return Place(layer=match["layer"] or "", suffix=suffix, recurrent=True), match["part"]
+    return LayerKey(layer=match["layer"] or "", suffix=suffix, recurrent=True), match["part"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """A layer that is being put together.
+class LayerParts:
+    """The tensors of one layer.
 
     Args:
-        kind: what it is.
-        kind_from: from where that is known.
-        members: part -> tensor; filled while the layer is put together.
+        kind: kind of the layer.
+        kind_from: source of that knowledge.
+        members: part -> tensor; filled while tensors are grouped.
     """
 
     kind: LayerKind
@@ -73,73 +70,57 @@ class Unit:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def assemble(place: Place, unit: Unit, selection: Selection) -> tuple[LayerSpec | None, dict[str, str]]:
-    """One layer from its tensors.
+def build_layer(key: LayerKey, parts: LayerParts, selection: Selection) -> tuple[LayerSpec | None, dict[str, str]]:
+    """Combine the tensors of a layer into matrices.
 
     Args:
-        place: where they stand.
-        unit: the tensors.
-        selection: the smallest side, and in what form LSTM weights are wanted.
+        key: the layer.
+        parts: its tensors.
+        selection: the smallest side, and the form of LSTM weights.
 
     Returns:
-        The layer, None where nothing of it is left; and the reasons for the tensors that stay out of it.
+        The layer, None if none of its tensors is compressed; and tensor name -> reason for those that are not.
     """
-    members = unit.members
-    in_order = [members[part] for part in ("weight", "ih", "hh", "hr") if part in members]
-    joint = _joint(unit) if selection.lstm != "separate" else None
+    members = parts.members
+    ordered = [members[part] for part in ("weight", "ih", "hh", "hr") if part in members]
+    joint = _joint(parts) if selection.lstm != "separate" else None
     if joint is not None and min(joint.shape) < selection.min_side:
         joint = None
-    joined = joint.members if joint is not None else ()  # a thin weight may go with the other, or beside it
-    small = [member for member in in_order if min(member.shape) < selection.min_side and member not in joined]
-    apart = tuple(
-        MatrixSpec(name=member.name, members=(member,), kind_from=unit.kind_from)
-        for member in in_order
+    joined = joint.members if joint is not None else ()  # a thin weight may be part of the joint matrix
+    small = [member for member in ordered if min(member.shape) < selection.min_side and member not in joined]
+    separate = tuple(
+        MatrixSpec(name=member.name, members=(member,), kind_from=parts.kind_from)
+        for member in ordered
         if member not in small
     )
-    forms = [apart] if apart else []
+    forms = [separate] if separate else []
     if joint is not None:
-        together = (joint, *(matrix for matrix in apart if matrix.members[0] not in joined))
-        forms = [together, apart] if selection.lstm == "auto" else [together]
+        with_joint = (joint, *(matrix for matrix in separate if matrix.members[0] not in joined))
+        forms = [with_joint, separate] if selection.lstm == "auto" else [with_joint]
     reasons = {
         member.name: f"a side of {min(member.shape)}, under the smallest that is compressed ({selection.min_side})"
         for member in small
     }
-    return (LayerSpec(name=place.layer, kind=unit.kind, forms=tuple(forms)) if forms else None), reasons
+    return (LayerSpec(name=key.layer, kind=parts.kind, forms=tuple(forms)) if forms else None), reasons
 
 
-def _joint(unit: Unit) -> MatrixSpec | None:
-    """The matrix [W_ih W_hh], where both are there in one dtype, with as many rows."""
-    members = unit.members
-    if "ih" not in members or "hh" not in members:
+def _joint(parts: LayerParts) -> MatrixSpec | None:
+    """The matrix [W_ih W_hh], if both have one dtype and the same number of rows."""
+    if "ih" not in parts.members or "hh" not in parts.members:
         return None
-    inputs, hidden = members["ih"], members["hh"]
+    inputs, hidden = parts.members["ih"], parts.members["hh"]
     if inputs.dtype != hidden.dtype or inputs.shape[0] != hidden.shape[0]:
         return None
-    return MatrixSpec(name=joint_name(inputs.name), members=(inputs, hidden), kind_from=unit.kind_from)
+    return MatrixSpec(name=joint_name(inputs.name), members=(inputs, hidden), kind_from=parts.kind_from)
 
 
-def member(info: TensorInfo, aliases: tuple[str, ...], *, transposed: bool) -> Member:
-    """A tensor as part of a matrix.
+def matrix_member(info: TensorInfo, aliases: tuple[str, ...], *, transposed: bool) -> Member:
+    """Return a tensor as part of a matrix whose rows are outputs.
 
     Args:
-        info: the tensor; it has two dims.
+        info: a tensor of two dimensions.
         aliases: its other names.
         transposed: whether its rows are inputs.
-
-    Returns:
-        The member, its rows being outputs.
     """
     rows, cols = reversed(info.shape) if transposed else info.shape
-    return Member(name=info.name, shape=(rows, cols), dtype=dtype_name(info), transposed=transposed, aliases=aliases)
-
-
-def dtype_name(info: TensorInfo) -> str:
-    """The dtype of a tensor in words.
-
-    Args:
-        info: the tensor.
-
-    Returns:
-        Text such as `float32`.
-    """
-    return str(info.dtype).removeprefix("torch.")
+    return Member(name=info.name, shape=(rows, cols), dtype=info.dtype.name, transposed=transposed, aliases=aliases)

@@ -1,4 +1,4 @@
-"""What a module is, told from the name of its class or from the configuration of its model."""
+"""The kind of a module, from the name of its class or the configuration of its model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from typing import Literal
 
 
 def full_name(kind: type) -> str:
-    """A class with its module, as `class_kind` and `short_class` want it.
-
-    Args:
-        kind: the class.
-
-    Returns:
-        The name.
+    """Return the name of a class with its module, the argument of `class_kind` and `short_class`.
 
     Example:
         >>> from torch import nn
@@ -37,7 +31,7 @@ _TORCH_KINDS: Mapping[str, ModuleKind] = {
 }
 
 
-_SAYS_NOTHING = {"torch.nn.modules.module", "torch.nn.modules.container"}
+_GENERIC = {"torch.nn.modules.module", "torch.nn.modules.container"}
 
 
 _TRANSFORMERS = {"transformers", "pytorch_transformers", "pytorch_pretrained_bert"}
@@ -51,13 +45,13 @@ _CONV1D_MODULES = {"c_attn", "q_attn", "c_proj", "c_fc"}
 
 
 def class_kind(name: str) -> ModuleKind | None:
-    """What a module of a class is.
+    """Return the kind of the modules of a class.
 
     Args:
         name: full name of the class.
 
     Returns:
-        Its kind, `other` for a class of torch that is not compressed; None for a class that says nothing.
+        The kind, `other` for a class of torch that is not compressed; None for a class that does not tell the kind.
 
     Example:
         >>> class_kind("torch.nn.modules.rnn.GRU"), class_kind("transformers.pytorch_utils.Conv1D")
@@ -65,7 +59,7 @@ def class_kind(name: str) -> ModuleKind | None:
         >>> class_kind("__main__.Net")
     """
     package, _, leaf = name.rpartition(".")
-    if package == "torch.nn" or (package.startswith("torch.nn.modules.") and package not in _SAYS_NOTHING):
+    if package == "torch.nn" or (package.startswith("torch.nn.modules.") and package not in _GENERIC):
         return _TORCH_KINDS.get(leaf, "other")
     if leaf == "Conv1D" and package.partition(".")[0] in _TRANSFORMERS:
         return "conv1d"
@@ -73,13 +67,10 @@ def class_kind(name: str) -> ModuleKind | None:
 
 
 def short_class(name: str) -> str:
-    """A class as its users write it.
+    """Return a class as its users write it: `nn.GRU` for classes of torch, otherwise the full name.
 
     Args:
-        name: its full name.
-
-    Returns:
-        `nn.GRU` for classes of torch, otherwise the full name.
+        name: full name of the class.
 
     Example:
         >>> short_class("torch.nn.modules.rnn.GRU")
@@ -89,14 +80,11 @@ def short_class(name: str) -> str:
 
 
 def is_conv1d_by_config(module: str, config: Mapping[str, object]) -> bool:
-    """Whether a configuration says that a module is a Conv1D of transformers.
+    """Tell whether a module is a Conv1D of transformers, according to the configuration of its model.
 
     Args:
         module: path of the module.
-        config: what config.json says; parts of a composite model have a configuration of their own in it.
-
-    Returns:
-        Whether it does.
+        config: content of config.json; parts of a composite model have a configuration of their own in it.
 
     Example:
         >>> is_conv1d_by_config("h.0.attn.c_proj", {"model_type": "gpt2"})
@@ -105,25 +93,18 @@ def is_conv1d_by_config(module: str, config: Mapping[str, object]) -> bool:
     if module.rpartition(".")[2] not in _CONV1D_MODULES:
         return False
     return any(
-        said.get("model_type") in _CONV1D_MODELS and (not part or part in module.split(".")[:-1])
-        for part, said in _configurations(config)
+        part_config.get("model_type") in _CONV1D_MODELS and (not part or part in module.split(".")[:-1])
+        for part, part_config in _configurations(config)
     )
 
 
 def ties_embeddings(config: Mapping[str, object]) -> bool:
-    """Whether a configuration says that the output layer is the embedding.
-
-    Args:
-        config: what config.json says.
-
-    Returns:
-        Whether it says so in so many words.
-    """
-    return any(said.get("tie_word_embeddings") is True for _, said in _configurations(config))
+    """Tell whether the output layer is the embedding, according to the content of config.json."""
+    return any(part_config.get("tie_word_embeddings") is True for _, part_config in _configurations(config))
 
 
 def _configurations(config: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """The configuration of the model, under the name "", and those of its parts."""
+    """Yield the configuration of the model, under the name "", and those of its parts."""
     yield "", config
     for name, part in config.items():
         if isinstance(part, dict):

@@ -1,9 +1,9 @@
-"""The classes of the layers in the user's own model, by the names of a checkpoint."""
+"""Classes of the layers in the user's model, by the names of a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,67 +18,66 @@ from mpocompress.user.name_alignment import align_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitted:
+class MatchedClasses:
     """The classes of a model, by the module paths of a checkpoint.
 
     Args:
         classes: module path in the checkpoint -> full name of the class.
-        notes: what was run, and what did not fit, a sentence each.
+        notes: sentences on the code that was run and on weights that did not match.
     """
 
-    classes: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
 
-def fit_model(model: UserModel | None, shapes: Mapping[str, tuple[int, ...]]) -> Fitted:
-    """Lay a model over a checkpoint, whatever prefixes either has.
+def match_classes(model: UserModel, shapes: Mapping[str, tuple[int, ...]]) -> MatchedClasses:
+    """Match the modules of a model to a checkpoint, whose names may have another prefix.
 
     Args:
         model: the model; a text is imported and run.
         shapes: tensor name -> shape of the checkpoint.
 
     Returns:
-        The classes of all modules whose tensors are in both; empty without a model.
+        The classes of all modules whose tensors are in both.
 
     Raises:
         ModelError: the model cannot be imported or built, is no model, or has nothing in common with the checkpoint.
 
     Example:
-        >>> fit_model(nn.Sequential(nn.GRU(2, 3)), {"module.0.weight_hh_l0": (9, 3)}).classes
+        >>> match_classes(nn.Sequential(nn.GRU(2, 3)), {"module.0.weight_hh_l0": (9, 3)}).classes
         {'module.0': 'torch.nn.modules.rnn.GRU'}
     """
-    if model is None:
-        return Fitted()
-    called = shown(model) if isinstance(model, str) else "the given model"
-    ran: tuple[str, ...] = ()
+    shown_model = shown(model) if isinstance(model, str) else "the given model"
+    notes: list[str] = []
     if isinstance(model, str):
-        ran = (import_note(model),)
+        notes.append(import_note(model))
         model = model_builder(model)()
     weights = [name for name, shape in shapes.items() if len(shape) > 1]
     if isinstance(model, nn.Module):
         classes = {path: class_name(module) for path, module in model.named_modules(remove_duplicate=False)}
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(model)}
-        found = align_names(weights, own, lambda name, other: shapes[name] == own[other])
-        owners = {_module(name): classes.get(_module(other), "") for name, other in found.items()}
+        matches = align_names(weights, own, lambda name, other: shapes[name] == own[other])
+        matched = {_module(name): classes.get(_module(other), "") for name, other in matches.items()}
+        names: Collection[str] = own
     else:
-        classes = {path: one if isinstance(one, str) else full_name(one) for path, one in model.items()}
-        found = align_names([_module(name) for name in weights], classes, lambda name, other: True)
-        owners = {name: classes[other] for name, other in found.items()}
-    if not found:
+        classes = {path: kind if isinstance(kind, str) else full_name(kind) for path, kind in model.items()}
+        matches = align_names([_module(name) for name in weights], classes, lambda name, other: True)
+        matched = {name: classes[other] for name, other in matches.items()}
+        names = classes
+    if not matches:
         raise ModelError(
-            where=called,
-            found=f"a model with {_some(own if isinstance(model, nn.Module) else classes)}",
+            where=shown_model,
+            found=f"a model with {_some(names)}",
             why=f"no weight of the checkpoint has its name and shape; they are {_some(weights)}",
             action="Give the model that the checkpoint was saved from.",
         )
-    named = {name for name in weights if name in found or _module(name) in found}
-    missing = [name for name in weights if name not in named]
-    notes = [*ran]
+    missing = [name for name in weights if name not in matches and _module(name) not in matches]
     if missing:
         notes.append(
-            f"{called} has {len(named)} of the {len(weights)} weights of the checkpoint; not {_some(missing)}."
+            f"{shown_model} has {len(weights) - len(missing)} of the {len(weights)} weights of the checkpoint;"
+            f" not {_some(missing)}."
         )
-    return Fitted(classes=owners, notes=tuple(notes))
+    return MatchedClasses(classes=matched, notes=tuple(notes))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -87,13 +86,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def class_name(module: nn.Module) -> str:
-    """The class of a module, or the first of its bases that says what it is.
-
-    Args:
-        module: the module.
-
-    Returns:
-        The full name.
+    """Return the full name of the class of a module, or of its first base of a known kind.
 
     Example:
         >>> class_name(type("Mine", (nn.LSTM,), {})(2, 3))

@@ -9,7 +9,7 @@ LSTM_GATES = 4
 
 
 JOINT = "weight_joint"
-"""Stands for `weight_ih` and `weight_hh` in the name of a joint matrix."""
+"""Replaces `weight_ih` and `weight_hh` in the name of a joint matrix."""
 
 
 RECURRENT = re.compile(r"^(?:(?P<layer>.*)\.)?weight_(?P<part>ih|hh|hr)(?P<level>_l\d+)?(?P<reverse>_reverse)?$")
@@ -17,13 +17,7 @@ RECURRENT = re.compile(r"^(?:(?P<layer>.*)\.)?weight_(?P<part>ih|hh|hr)(?P<level
 
 
 def is_recurrent(name: str) -> bool:
-    """Whether a tensor has the name of a weight of an LSTM, GRU or RNN.
-
-    Args:
-        name: its name.
-
-    Returns:
-        Whether it does.
+    """Tell whether a name is that of a weight of an LSTM, GRU or RNN.
 
     Example:
         >>> is_recurrent("encoder.weight_hh_l0_reverse"), is_recurrent("fc.weight")
@@ -33,13 +27,7 @@ def is_recurrent(name: str) -> bool:
 
 
 def is_projection(name: str) -> bool:
-    """Whether a tensor has the name of the projection of an LSTM, the one weight whose rows are not those of its gates.
-
-    Args:
-        name: its name.
-
-    Returns:
-        Whether it does.
+    """Tell whether a name is that of the projection of an LSTM, the one weight whose rows are not those of the gates.
 
     Example:
         >>> is_projection("encoder.weight_hr_l0"), is_projection("encoder.weight_hh_l0")
@@ -50,14 +38,11 @@ def is_projection(name: str) -> bool:
 
 
 def core_name(matrix: str, site: int) -> str:
-    """Name of one core in a compressed checkpoint.
+    """Return the name of one core in a compressed checkpoint.
 
     Args:
         matrix: name of the matrix.
         site: number of the site, from 0.
-
-    Returns:
-        The name.
 
     Example:
         >>> core_name("lstm.weight_hh_l0", 1)
@@ -67,13 +52,10 @@ def core_name(matrix: str, site: int) -> str:
 
 
 def scale_name(core: str) -> str:
-    """Name of the scales of an int8 core.
+    """Return the name of the scales of an int8 core.
 
     Args:
         core: name of the core.
-
-    Returns:
-        The name.
 
     Example:
         >>> scale_name("fc.weight.core.0")
@@ -83,13 +65,10 @@ def scale_name(core: str) -> str:
 
 
 def joint_name(weight_ih: str) -> str:
-    """Name of the joint matrix [W_ih W_hh] of an LSTM layer.
+    """Return the name of the joint matrix [W_ih W_hh] of an LSTM layer, with `weight_joint` in place of `weight_ih`.
 
     Args:
         weight_ih: name of its input-to-hidden weight.
-
-    Returns:
-        The name, with `weight_joint` in place of `weight_ih`.
 
     Example:
         >>> joint_name("encoder.weight_ih_l0_reverse")
@@ -100,14 +79,11 @@ def joint_name(weight_ih: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a glob means a name; a pattern that is the name to the letter does, whatever characters it has.
+    """Tell whether `pattern` matches `name`, as a glob or exactly.
 
     Args:
         pattern: a shell glob, case sensitive.
         name: name of a layer or tensor.
-
-    Returns:
-        Whether it matches.
 
     Example:
         >>> matches("lstm*", "lstm.weight_hh_l0"), matches("layers[0]", "layers[0]")

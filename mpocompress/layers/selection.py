@@ -12,7 +12,7 @@ from mpocompress.layers.specs import MIN_SIDE
 from mpocompress.user.options import check_options, option, option_class
 
 if TYPE_CHECKING:
-    from mpocompress.checkpoint import TensorInfo
+    from mpocompress.checkpoint.checkpoint import TensorInfo
 
 LSTMChoice = Literal["auto", "joint", "separate"]
 ForcedKind = Literal["lstm", "linear", "conv1d", "embedding"]

@@ -1,4 +1,4 @@
-"""Compressible layers as names and shapes: which tensors form which matrix. No tensor is held here."""
+"""Compressible layers as names and shapes: the tensors that form each matrix."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A tensor that is not compressed.
+    """A tensor that is copied unchanged.
 
     Args:
         name: name of the tensor.
-        shape: shape of the tensor.
+        shape: its dimensions.
         reason: why it is not compressed.
     """
 
@@ -27,7 +27,7 @@ LayerKind = Literal["lstm", "lstm_cell", "linear", "conv1d"]
 
 
 KindFrom = Literal["as asked", "recorded class", "model", "config", "name and shape"]
-"""From where it is known what a layer is, the surest first."""
+"""Source of the kind of a layer, the most reliable first."""
 
 
 MIN_SIDE = 64
@@ -36,14 +36,14 @@ MIN_SIDE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One tensor of a checkpoint that takes part in a matrix.
+    """One tensor of a checkpoint that is part of a matrix.
 
     Args:
-        name: its name in the state dict.
-        shape: (rows, columns) in the matrix, rows being outputs.
+        name: name in the state dict.
+        shape: (rows, columns) in the matrix; rows are outputs.
         dtype: name of its dtype, as `float32`.
         transposed: whether the file holds it as (columns, rows).
-        aliases: its other names, where it is tied.
+        aliases: its other names, if it is tied.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Member:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything a pattern may call it by: its names, and of the others also their modules."""
+        """The names that patterns are compared with: all its names, and the modules of its aliases."""
         modules = (alias.rpartition(".")[0] for alias in self.aliases)
         return (self.name, *self.aliases, *(module for module in modules if module))
 
@@ -64,9 +64,9 @@ class MatrixSpec:
     """One matrix to decompose: a tensor, or several side by side that share their rows.
 
     Args:
-        name: what its cores are filed under: the tensor's own name, or that of the joint matrix.
+        name: first part of the names of its cores: the name of the tensor, or that of the joint matrix.
         members: the tensors, left to right.
-        kind_from: from where it is known what its layer is.
+        kind_from: source of the kind of its layer.
 
     Example:
         >>> from mpocompress.layers.names import joint_name
@@ -108,12 +108,12 @@ class MatrixSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer, or one level and direction of a stacked LSTM, with the ways its weights can be put into matrices.
+    """One layer, or one level and direction of a stacked LSTM, with the possible matrices of its weights.
 
     Args:
         name: path of the module in the model; empty for the model itself.
-        kind: what it is.
-        forms: alternatives, each a set of matrices that holds all compressible tensors of the layer once.
+        kind: kind of the layer.
+        forms: alternatives, each a set of matrices that holds every compressible tensor of the layer once.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""Weights that a file holds in pieces or in another number format: told by their names, with the way out of it."""
+"""Weights that a file holds in pieces or in another number format, recognised by their names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 
 _PARAMETRIZED = re.compile(r"^(?:(?P<layer>.*)\.)?parametrizations\.(?P<base>[^.]+)\.")
 _LORA = re.compile(r"^(?:(?P<layer>.*)\.)?lora_(?:A|B|embedding_A|embedding_B|magnitude_vector|bias)(?:\.|$)")
@@ -23,7 +23,7 @@ GPTQ = f"quantized by GPTQ or AWQ: {_QUANTIZED}"
 FLOAT8 = f"float8: {_QUANTIZED}"
 PACKED = f"quantized and packed: {_QUANTIZED}"
 
-# Base name + suffixes that must all be there -> those tensors, and the base itself, are what the reason says.
+# Suffixes that all exist after one base name -> the reason for those tensors and for the base itself.
 _PIECES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("_g", "_v"), WEIGHT_NORM),
     (("_orig", "_u"), SPECTRAL_NORM),
@@ -34,64 +34,59 @@ _COMPANIONS = ("_v", "_shape", "_zero_point", "_g_idx")
 _GPTQ = ("qweight", "qzeros", "scales", "g_idx")
 
 
-def obstacles(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """The tensors that are pieces of a weight, or stand for it in another number format.
+def unsupported_weights(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Return the tensors that are pieces of a weight, or hold it in another number format.
 
     Args:
         tensors: every tensor of the state dict.
 
     Returns:
-        Tensor name -> what it is and how to get the plain weight, in words.
+        Tensor name -> its form, and how to get the plain weight.
 
     Example:
-        >>> import torch
-        >>> names = {"fc.weight_g": (5, 1), "fc.weight_v": (5, 4)}
-        >>> pieces = {
-        ...     name: TensorInfo(
-        ...         name=name, shape=shape, dtype=torch.float32, size_bytes=4 * shape[0] * shape[1], alias_of=None
-        ...     )
-        ...     for name, shape in names.items()
-        ... }
-        >>> obstacles(pieces)["fc.weight_v"].partition(":")[0]
+        >>> from mpocompress.checkpoint.dtypes import FLOAT32
+        >>> shapes = {"fc.weight_g": (5, 1), "fc.weight_v": (5, 4)}
+        >>> pieces = {name: TensorInfo(name=name, shape=shape, dtype=FLOAT32) for name, shape in shapes.items()}
+        >>> unsupported_weights(pieces)["fc.weight_v"].partition(":")[0]
         'weight-normed'
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     adapted: set[str] = set()
     for name, info in tensors.items():
         if _PARAMETRIZED.match(name):
-            found[name] = PARAMETRIZED
+            reasons[name] = PARAMETRIZED
         elif (match := _LORA.match(name)) is not None:
-            found[name] = LORA
+            reasons[name] = LORA
             adapted.add(match["layer"] or "")
-        elif str(info.dtype).startswith("torch.float8"):
-            found[name] = FLOAT8
-            found.update((scale, FLOAT8) for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in tensors)
+        elif info.dtype.name.startswith("float8"):
+            reasons[name] = FLOAT8
+            reasons.update((scale, FLOAT8) for scale in (f"{name}_scale", f"{name}_scale_inv") if scale in tensors)
         else:
-            found.update((one, reason) for one, reason in _pieces(name, tensors).items() if one not in found)
+            for piece, reason in _pieces(name, tensors).items():
+                reasons.setdefault(piece, reason)
     for layer in adapted:
-        for one in ("weight", "base_layer.weight"):
-            if (path := _join(layer, one)) in tensors:
-                found.setdefault(path, LORA)
-    return found
+        for leaf in ("weight", "base_layer.weight"):
+            if (path := _join(layer, leaf)) in tensors:
+                reasons.setdefault(path, LORA)
+    return reasons
 
 
 def _pieces(name: str, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """What the first of several pieces says of all of them."""
+    """The reason for every companion tensor of a split weight, found by the first of them."""
     layer, _, leaf = name.rpartition(".")
     if leaf == "qweight":
-        return {path: GPTQ for one in _GPTQ if (path := _join(layer, one)) in tensors}
+        return {path: GPTQ for part in _GPTQ if (path := _join(layer, part)) in tensors}
     if leaf == "SCB":
-        return {
-            path: BITSANDBYTES for one in ("weight", "SCB", "weight_format") if (path := _join(layer, one)) in tensors
-        }
+        parts = ("weight", "SCB", "weight_format")
+        return {path: BITSANDBYTES for part in parts if (path := _join(layer, part)) in tensors}
     match = _BITSANDBYTES.match(name)
     if match is not None and match["base"] in tensors:
         return dict.fromkeys((match["base"], name), BITSANDBYTES)
     for suffixes, reason in _PIECES:
         base = name.removesuffix(suffixes[0])
         if base != name and "weight" in leaf and all(base + suffix in tensors for suffix in suffixes):
-            parts = [base, *(base + suffix for suffix in (*suffixes, *_COMPANIONS))]
-            return {one: reason for one in parts if one in tensors}
+            companions = (base, *(base + suffix for suffix in (*suffixes, *_COMPANIONS)))
+            return {companion: reason for companion in companions if companion in tensors}
     return {}
 
 

@@ -1,4 +1,4 @@
-"""What a module is to the swap for an MPO layer; what cannot be swapped, and why."""
+"""Which MPO layer can replace a module, and which modules cannot be replaced."""
 
 from __future__ import annotations
 
@@ -9,108 +9,110 @@ from torch import nn
 
 from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import class_kind, full_name
-from mpocompress.modules.name_matching import Placed, described
+from mpocompress.modules.name_matching import Match, described
 from mpocompress.text import shown
 
-Form = Literal["linear", "conv1d", "lstm", "lstm_cell", "parameter"]
-"""What a module is to the swap; of one that is none of these layers, only the parameter is replaced."""
+Replaceable = Literal["linear", "conv1d", "lstm", "lstm_cell", "parameter"]
+"""What is replaced: a whole layer of one of these kinds, or, in any other module, only the parameter."""
 
 _HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
-"""They keep lists of the parameters of a model, so that parameters cannot be replaced any more."""
+"""Wrappers that keep lists of the parameters of a model, so that the parameters can no longer be replaced."""
 
 
 def check_changeable(model: nn.Module) -> None:
-    """Refuse a model whose parameters cannot be replaced, whatever is loaded into it.
+    """Refuse a model whose parameters cannot be replaced.
 
     Args:
         model: the model.
 
     Raises:
-        ModelError: it is wrapped for training on several devices, or has no data.
+        ModelError: it is wrapped for training on several devices, or is on the meta device.
     """
     for path, module in model.named_modules():
         wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS), None)
         if wrapper is not None:
-            raise refused(
-                path, f"a {wrapper}", "it knows the parameters it was made with", "Wrap the model after this."
+            raise model_error(
+                path, f"a {wrapper}", "it keeps a list of the parameters of the model", "Wrap the model after this."
             )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.device.type == "meta":
-            raise refused(
+            raise model_error(
                 name,
                 "a tensor without data (device meta)",
-                "there is no device to put weights on",
-                "Give the model memory first, for example with model.to_empty(device='cpu').",
+                "there is no device for the new weights",
+                "Allocate the model first, for example with model.to_empty(device='cpu').",
             )
 
 
-def form_of(module: nn.Module, path: str) -> Form:
-    """What a module is to the swap.
+def replaceable(module: nn.Module, path: str) -> Replaceable:
+    """Return what is replaced if one of the weights of a module is compressed.
 
     Args:
-        module: a module one of whose weights is to be replaced by cores.
-        path: where it is, for messages.
+        module: the module.
+        path: its path, for messages.
 
     Returns:
-        The layer it is; `parameter` for one that runs in its own way.
+        The kind of layer; `parameter` for a module with a forward of its own.
 
     Raises:
-        ModelError: it can have no cores, or has hooks that would be lost.
+        ModelError: its weights cannot be cores, or it has hooks that would be lost.
 
     Example:
-        >>> form_of(nn.LSTM(2, 3), "lstm"), form_of(nn.Bilinear(2, 2, 3), "mix")
+        >>> replaceable(nn.LSTM(2, 3), "lstm"), replaceable(nn.Bilinear(2, 2, 3), "mix")
         ('lstm', 'parameter')
     """
     if isinstance(module, torch.jit.ScriptModule):
-        raise refused(path, "a TorchScript module", "its parameters cannot be replaced", "Script the model after this.")
-    form: Form = "parameter"
+        raise model_error(
+            path, "a TorchScript module", "its parameters cannot be replaced", "Script the model after this."
+        )
+    kind: Replaceable = "parameter"
     if isinstance(module, nn.Linear) and _is_plain(module, nn.Linear, {"weight", "bias"}):
-        form = "linear"
+        kind = "linear"
     elif class_kind(full_name(type(module))) == "conv1d" and "forward" not in vars(module):
-        form = "conv1d"
+        kind = "conv1d"
     elif isinstance(module, nn.LSTMCell) and _is_plain(
         module, nn.LSTMCell, {"weight_ih", "weight_hh", "bias_ih", "bias_hh"}
     ):
-        form = "lstm_cell"
+        kind = "lstm_cell"
     elif isinstance(module, nn.LSTM):
         if not _is_plain(module, nn.LSTM, set(module._flat_weights_names)):
-            raise refused(
+            raise model_error(
                 path,
-                f"{described(module)}, an nn.LSTM with a forward or with tensors of its own",
-                "an MPO layer would not run them, and the kernel of nn.LSTM takes no cores",
-                "Put a plain nn.LSTM in its place, or leave the layer out when compressing.",
+                f"{described(module)}, an nn.LSTM with its own forward or its own tensors",
+                "an MPO layer would not run them, and the kernel of nn.LSTM does not take cores",
+                "Replace it by a plain nn.LSTM, or exclude the layer when compressing.",
             )
-        form = "lstm"
+        kind = "lstm"
     elif isinstance(module, nn.RNNBase):
-        raise refused(
+        raise model_error(
             path,
             described(module),
-            "the file has cores for an nn.LSTM there, and no other recurrent layer takes them",
-            "Give the model that was compressed, or leave the layer out when compressing.",
+            "the file has cores for an nn.LSTM here, which no other recurrent layer takes",
+            "Pass the model that was compressed, or exclude the layer when compressing.",
         )
-    if form != "parameter":
+    if kind != "parameter":
         _check_hooks(module, path)
-    return form
+    return kind
 
 
-def check_form(placed: Placed) -> None:
-    """Refuse a weight that its module cannot have as cores.
+def check_replaceable(match: Match) -> None:
+    """Refuse a weight that cores cannot replace.
 
     Args:
-        placed: the weight.
+        match: the weight.
 
     Raises:
-        ModelError: as `form_of` says.
+        ModelError: see `replaceable`.
     """
-    form_of(placed.slot.module, placed.slot.name.rpartition(".")[0])
+    replaceable(match.ref.module, match.ref.module_path)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module], parameters: set[str]) -> bool:
-    """Whether a module of a class or a subclass runs as the class does, on nothing but its parameters."""
+    """Return whether a module of a class or a subclass runs as the class does, on nothing but its parameters."""
     own = set(module._parameters) - parameters or module._buffers or module._modules
     return type(module).forward is kind.forward and "forward" not in vars(module) and not own
 
@@ -118,28 +120,25 @@ def _is_plain(module: nn.Module, kind: type[nn.Module], parameters: set[str]) ->
 def _check_hooks(module: nn.Module, path: str) -> None:
     lazy = {vars(module)[name].id for name in ("_initialize_hook", "_load_hook") if name in vars(module)}
     if {number for name in _HOOKS for number in getattr(module, name)} - lazy:
-        raise refused(
+        raise model_error(
             path,
-            f"{described(module)} with hooks on it",
-            "they would be lost with the layer that is replaced",
-            "Register them after loading, on the new layer.",
+            f"{described(module)} with hooks",
+            "they would be lost when the layer is replaced",
+            "Register them on the new layer after loading.",
         )
 
 
-def refused(where: str, found: str, why: str, action: str) -> ModelError:
-    """The error for a part of a model that cannot be changed.
+def model_error(where: str, found: str, why: str, action: str) -> ModelError:
+    """Return the error for a part of a model that cannot be changed.
 
     Args:
         where: path of the module or tensor; empty for the model itself.
-        found: what is there.
-        why: why that stops the work.
+        found: what was found there.
+        why: why the work cannot go on.
         action: what to do next.
 
-    Returns:
-        The error, to be raised.
-
     Example:
-        >>> print(refused("", "a DataParallel", "it has copies", "Wrap it later."))
+        >>> print(model_error("", "a DataParallel", "it has copies", "Wrap it later."))
         the model: a DataParallel; it has copies. Wrap it later.
     """
     return ModelError(where=shown(where) or "the model", found=found, why=why, action=action)

@@ -1,4 +1,4 @@
-"""Compressing a model in memory: a new one with MPO layers, and the report."""
+"""Compress a model in memory into a copy with MPO layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.calibrate import calibration_for
-from mpocompress.checkpoint import Checkpoint, Spool
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.compression.job import CompressionJob
 from mpocompress.compression.reporting import outcome_report
 from mpocompress.compression.run import compress_matrices
@@ -20,11 +21,11 @@ from mpocompress.compression.survey import find_layers
 from mpocompress.errors import ModelError
 from mpocompress.jobs import available_cores
 from mpocompress.layers.selection import Selection
-from mpocompress.modules.compatibility import check_changeable, form_of
+from mpocompress.modules.compatibility import check_changeable, replaceable
 from mpocompress.modules.live_checkpoint import live_checkpoint
-from mpocompress.modules.name_matching import Placed, Slot, described, slots_of
+from mpocompress.modules.name_matching import Match, ParameterRef, described, parameter_refs
 from mpocompress.modules.options import CompressModuleOptions
-from mpocompress.modules.swap import Change, changes_for, made_weights, swapped
+from mpocompress.modules.swap import Replacement, new_weights, plan_replacements, replaced
 from mpocompress.nn import MPOWeight
 from mpocompress.nn.execution import checked
 from mpocompress.reports.compression import Report
@@ -49,16 +50,17 @@ def compress_module(model: nn.Module, options: CompressModuleOptions) -> tuple[n
         The new model, and the report.
 
     Raises:
-        CheckpointError: nothing to compress.
-        SelectionError: a pattern that matches nothing.
-        ModelError: the model cannot be copied, or a layer that is to be compressed cannot be replaced.
-        SitesError: a site shape choice that means nothing.
-        TargetError: a target that no choice of bonds meets; a dtype that is none of the five, or jobs below 1.
-        ExecutionError: an execution that there is not.
+        CheckpointError: nothing can be compressed.
+        SelectionError: a glob that matches nothing.
+        ModelError: the model cannot be copied, or a layer to compress cannot be replaced.
+        SitesError: an unknown site shape.
+        TargetError: a target that no bonds meet, or a value out of range.
+        ExecutionError: an unknown execution.
         OutputError: the folder for temporary files is full.
-        ReportError: figures that do not add up; a bug.
+        ReportError: figures that do not add up; this is a bug.
 
     Example:
+        >>> from mpocompress.planning.target import Truncation
         >>> small, report = compress_module(nn.Sequential(nn.Linear(64, 128)), truncation=Truncation(max_bond=8))
         >>> small[0].weight.bonds == report.compressed[0].bonds
         True
@@ -85,22 +87,23 @@ def compress_module(model: nn.Module, options: CompressModuleOptions) -> tuple[n
         notes = calibration.notes if calibration is not None else ()
         report = outcome_report(outcome, target=options.truncation.target, notes=notes)
         mpos = {matrix.report.name: mpo for matrix in outcome.matrices if (mpo := matrix.mpo(spool)) is not None}
-        changes = changes_for(_placed(slots_of(model), report))
-        weights = made_weights(changes, mpos, report)
-    clone = _copied(model, changes)
-    moved = [dataclasses.replace(change, module=clone.get_submodule(change.path)) for change in changes]
-    with swapped(clone, moved, weights, execution) as new:
-        _change(new, outcome.biases)
-        return new, report
+        replacements = plan_replacements(_matches(parameter_refs(model), report))
+        weights = new_weights(replacements, mpos, report)
+    copied = _copy(model, replacements)
+    in_copy = [
+        dataclasses.replace(replacement, module=copied.get_submodule(replacement.path)) for replacement in replacements
+    ]
+    with replaced(copied, in_copy, weights, execution) as new_model:
+        _set_biases(new_model, outcome.biases)
+        return new_model, report
 
 
-def _change(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give biases their new values."""
+def _set_biases(model: nn.Module, biases: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            value = values.get(strip_wrappers(name))
-            if value is not None:
-                parameter.copy_(value)
+            bias = biases.get(strip_wrappers(name))
+            if bias is not None:
+                parameter.copy_(bias)
 
 
 def _check_uncompressed(model: nn.Module) -> None:
@@ -108,49 +111,52 @@ def _check_uncompressed(model: nn.Module) -> None:
     if path is not None:
         raise ModelError(
             where=shown(path) or type(model).__name__,
-            found="cores",
+            found="the model has cores already",
             why="compressing them again would add a second error",
-            action="Give the model as it was before it was compressed.",
+            action="Pass the model before its compression.",
         )
 
 
 def _check_layers(checkpoint: Checkpoint, selection: Selection, model: nn.Module) -> None:
-    """Refuse, before the work, layers that could not be replaced after it."""
-    slots = {strip_wrappers(name): slot for name, slot in slots_of(model).items()}
+    """Refuse, before the work, layers that cannot be replaced after it."""
+    refs = {strip_wrappers(name): ref for name, ref in parameter_refs(model).items()}
     for layer in find_layers(checkpoint, selection).layers:
         for matrix in (matrix for form in layer.forms for matrix in form):
-            slot = slots.get(matrix.members[0].name)
-            if slot is None:
-                raise _unknown(matrix.members[0].name)
-            form = form_of(slot.module, slot.name.rpartition(".")[0])
-            if len(matrix.members) > 1 and form == "parameter":
+            ref = refs.get(matrix.members[0].name)
+            if ref is None:
+                raise _no_module(matrix.members[0].name)
+            kind = replaceable(ref.module, ref.module_path)
+            if len(matrix.members) > 1 and kind == "parameter":
                 raise ModelError(
                     where=shown(layer.name) or "the model",
-                    found=f"{described(slot.module)}, which runs in its own way",
-                    why="its weights cannot be taken as one matrix",
-                    action="Compress with lstm='separate', or leave the layer out.",
+                    found=f"{described(ref.module)}, which has a forward of its own",
+                    why="its weights cannot become one joint matrix",
+                    action="Compress with lstm='separate', or exclude the layer.",
                 )
 
 
-def _placed(slots: Mapping[str, Slot], report: Report) -> tuple[Placed, ...]:
-    """The weights that are replaced, under all their names."""
-    homes = {member: (matrix, n) for matrix in report.compressed for n, member in enumerate(matrix.members)}
-    named = {strip_wrappers(name): slot for name, slot in slots.items()}
-    unknown = next((name for name in homes if name not in named), None)
+def _matches(refs: Mapping[str, ParameterRef], report: Report) -> tuple[Match, ...]:
+    """Return the weights that are replaced, under all their names."""
+    members = {name: (matrix, index) for matrix in report.compressed for index, name in enumerate(matrix.members)}
+    by_name = {strip_wrappers(name): ref for name, ref in refs.items()}
+    unknown = next((name for name in members if name not in by_name), None)
     if unknown is not None:
-        raise _unknown(unknown)
-    placed = []
-    for name, slot in named.items():
-        matrix, member = homes.get(report.aliases.get(name, name), (None, 0))
+        raise _no_module(unknown)
+    matches = []
+    for name, ref in by_name.items():
+        matrix, member = members.get(report.aliases.get(name, name), (None, 0))
         if matrix is not None:
-            placed.append(Placed(slot=slot, matrix=matrix, member=member, name=name))
-    return tuple(placed)
+            matches.append(Match(ref=ref, matrix=matrix, member=member, stored_name=name))
+    return tuple(matches)
 
 
-def _copied(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
-    """A copy of the model in which the weights that are replaced have no memory."""
+def _copy(model: nn.Module, replacements: Sequence[Replacement]) -> nn.Module:
+    """Return a copy of the model in which the replaced weights have no memory."""
     tensors = {
-        id(slot.tensor): slot.tensor for change in changes for new in change.weights.values() for slot in new.slots
+        id(ref.tensor): ref.tensor
+        for replacement in replacements
+        for weight in replacement.weights.values()
+        for ref in weight.refs
     }
     memo: dict[int, object] = {
         key: nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
@@ -165,15 +171,15 @@ def _copied(model: nn.Module, changes: Sequence[Change]) -> nn.Module:
         raise ModelError(
             where=type(model).__name__,
             found=f"copying it failed ({shown(f'{type(error).__name__}: {error}')})",
-            why="the given model is left as it is, and the new one is a copy",
-            action="Compress a file with its state dict, and load that.",
+            why="the compressed model is a copy, and the given one is not changed",
+            action="Compress a file with its state dict, and load that file.",
         ) from error
 
 
-def _unknown(name: str) -> ModelError:
+def _no_module(name: str) -> ModelError:
     return ModelError(
         where=shown(name),
         found="a name in the state dict that no module has",
-        why="there is no telling which parameter it stands for",
+        why="its parameter cannot be identified",
         action="Compress a file with the state dict instead.",
     )

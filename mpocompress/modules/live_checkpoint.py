@@ -1,11 +1,12 @@
-"""A model in memory as an open checkpoint, with the class of every layer."""
+"""Open a model in memory as a checkpoint, with the class of every layer."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mpocompress.checkpoint import Checkpoint, open_state
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.in_memory import open_state
 from mpocompress.errors import ModelError
 from mpocompress.layers.model_classes import class_name
 from mpocompress.text import shown
@@ -13,17 +14,17 @@ from mpocompress.user.name_alignment import strip_wrappers
 
 
 def live_checkpoint(model: nn.Module) -> Checkpoint:
-    """Treat a model as an open checkpoint of its state dict.
+    """Return the state dict of a model as an open checkpoint.
 
     Args:
         model: the model; its tensors are not copied.
 
     Returns:
-        The checkpoint, under the name of the model's class. What torch.compile puts into names is taken out.
+        The checkpoint, with the name of the model's class. Names are those without what torch.compile adds.
 
     Raises:
         ModelError: a lazy layer that was never run.
-        CheckpointError: a tensor that no file could hold.
+        CheckpointError: a tensor that no file can hold.
 
     Example:
         >>> live_checkpoint(nn.LSTM(4, 8)).classes
@@ -36,7 +37,7 @@ def live_checkpoint(model: nn.Module) -> Checkpoint:
         raise ModelError(
             where=shown(lazy),
             found="a parameter without a size",
-            why="its layer was never run",
+            why="its layer is lazy and was never run",
             action="Run the model once, or load its weights.",
         )
     paths = model.named_modules(remove_duplicate=False)
@@ -44,5 +45,5 @@ def live_checkpoint(model: nn.Module) -> Checkpoint:
         tensors,
         name=type(model).__name__,
         classes={strip_wrappers(path): class_name(module) for path, module in paths},
-        beside={name: value for name, value in state.items() if name not in tensors},
+        entries={name: value for name, value in state.items() if name not in tensors},
     )

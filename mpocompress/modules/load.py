@@ -1,4 +1,4 @@
-"""A compressed file into the user's own module: checked as a whole, swapped, and filled."""
+"""Load a compressed file into a model: match its tensors, replace the compressed layers, load the rest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mpocompress.checkpoint import Checkpoint, open_checkpoint, state_extras
-from mpocompress.compression.format import check_cores, stored_mpo, stored_report
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.contents.extras import state_extras
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.format import check_cores, stored_mpo
+from mpocompress.compression.stored_report import stored_report
 from mpocompress.errors import ModelError
-from mpocompress.modules.compatibility import check_changeable, check_form
-from mpocompress.modules.name_matching import EXTRA_STATE, held_by, place, slots_of
-from mpocompress.modules.swap import changes_for, made_weights, swapped
+from mpocompress.modules.compatibility import check_changeable, check_replaceable
+from mpocompress.modules.name_matching import EXTRA_STATE, match_tensors, parameter_refs, stored_tensors
+from mpocompress.modules.swap import new_weights, plan_replacements, replaced
 from mpocompress.nn import Execution, MPOWeight
 from mpocompress.nn.execution import checked
 from mpocompress.text import shown
@@ -30,33 +33,32 @@ def load(
     strict: bool = True,
     execution: Execution = "auto",
 ) -> nn.Module:
-    """Put a compressed checkpoint into a model: compressed layers are swapped for MPO layers, all else is loaded.
+    """Load a compressed checkpoint into a model: compressed layers become MPO layers, all other tensors are loaded.
 
-    Everything is checked before anything is changed, and whatever fails later is undone: on an error the model is as it
-    was, in structure and in values.
+    Everything is checked before anything is changed, and a later failure is undone: after an error the model is
+    unchanged, in structure and in values.
 
-    An `nn.LSTM`, `nn.LSTMCell`, `nn.Linear` or Conv1D becomes an `MPOLSTM`, `MPOLSTMCell` or `MPOLinear`. A module with
-    a forward of its own stays, and only its parameter is replaced, by an `MPOWeight`. Cores get the dtype, the device
-    and the `requires_grad` of the parameter they replace. Where the model ties parameters, so are the cores. Make the
-    optimizer, compile, and wrap the model for several devices afterwards.
+    An `nn.LSTM`, `nn.LSTMCell`, `nn.Linear` or Conv1D becomes an `MPOLSTM`, `MPOLSTMCell` or `MPOLinear`. In a module
+    with a forward of its own only the parameter is replaced, by an `MPOWeight`. Cores get the dtype, the device and the
+    `requires_grad` of the parameter they replace. Cores are tied where the model ties parameters. Create the optimizer,
+    compile, and wrap the model for several devices afterwards.
 
     Args:
-        source: a file or folder that `compress` wrote, or one that is open.
-        model: the model that was compressed, with any values; the names may differ by a prefix, as `module.`.
-        strict: whether every name has to be on both sides. Without, tensors that are on one side only are left as they
-            are; compressed ones must have their place all the same.
+        source: a file or folder that `compress` wrote, or an open checkpoint.
+        model: the model that was compressed, with any values; the names may differ by a prefix, such as `module.`.
+        strict: whether every name must be in both. If not, tensors that are in only one are left unchanged; compressed
+            ones must be in both in any case.
         execution: how the new layers run: `auto`, `factorised` or `materialised`.
 
     Returns:
-        The same model. A new layer only if the model itself is the layer that is swapped; it shares its biases with the
-        one that was given.
+        The same model. If the model itself is a layer that is replaced, the new layer, which shares its biases.
 
     Raises:
         CheckpointError: the file cannot be read.
         FormatError: not a compressed file, or one that contradicts itself.
         ReportError: figures in it that do not add up.
-        ModelError: the model is another one, or cannot have its layers replaced.
-        ExecutionError: an execution that there is not.
+        ModelError: the model does not fit the file, or its layers cannot be replaced.
+        ExecutionError: an unknown execution.
 
     Example:
         >>> import mpocompress
@@ -67,34 +69,33 @@ def load(
         (8,)
     """
     with contextlib.ExitStack() as stack:
-        opened = source if not isinstance(source, str | PathLike) else stack.enter_context(open_checkpoint(source))
-        return loaded(opened, model, strict=strict, execution=execution).model
+        checkpoint = source if not isinstance(source, str | PathLike) else stack.enter_context(open_checkpoint(source))
+        return load_into(checkpoint, model, strict=strict, execution=execution).model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Loaded:
-    """A model with what a compressed file holds.
+    """A model with the tensors of a compressed file.
 
     Args:
         model: the model.
-        stored: name in the model -> name in the file, of what is stored as it is.
+        stored: name in the model -> name in the file, of the tensors that are stored dense.
     """
 
     model: nn.Module
     stored: Mapping[str, str]
 
 
-def loaded(checkpoint: Checkpoint, model: nn.Module, *, strict: bool = True, execution: Execution = "auto") -> Loaded:
-    """Load as `load` does, and say where everything came from.
+def load_into(
+    checkpoint: Checkpoint, model: nn.Module, *, strict: bool = True, execution: Execution = "auto"
+) -> Loaded:
+    """Load an open checkpoint as `load` does, and return the matching of names too.
 
     Args:
         checkpoint: the compressed file, open.
         model: the model.
         strict: as for `load`.
         execution: as for `load`.
-
-    Returns:
-        The model, and its names in the file.
 
     Raises:
         MPOCompressError: as for `load`.
@@ -104,26 +105,27 @@ def loaded(checkpoint: Checkpoint, model: nn.Module, *, strict: bool = True, exe
     where = checkpoint.path.name
     check_cores(report, checkpoint.tensors, where=where)
     check_changeable(model)
-    beside = state_extras(checkpoint.extras, report.source.key)
-    extra = {name: value for name, value in beside.items() if name.rpartition(".")[2] == EXTRA_STATE}
-    placement = place(held_by(report, checkpoint.tensors, extra), model, strict=strict, where=where, check=check_form)
-    changes = changes_for(placement.members)
+    extras = state_extras(checkpoint.extras, report.source.key)
+    extra_states = {name: value for name, value in extras.items() if name.rpartition(".")[2] == EXTRA_STATE}
+    stored = stored_tensors(report, checkpoint.tensors, extra_states)
+    matching = match_tensors(stored, model, strict=strict, where=where, check=check_replaceable)
+    replacements = plan_replacements(matching.weights)
     mpos = {matrix.name: stored_mpo(matrix, checkpoint.tensor, where=where) for matrix in report.compressed}
     values = {
-        name: extra[stored] if stored in extra else checkpoint.tensor(stored)
-        for name, stored in placement.stored.items()
+        name: extra_states[stored_name] if stored_name in extra_states else checkpoint.tensor(stored_name)
+        for name, stored_name in matching.dense.items()
     }
-    weights = made_weights(changes, mpos, report)
-    held = (slot.tensor for name, slot in slots_of(model).items() if name in values)
-    with swapped(model, changes, weights, execution) as whole, _unchanged_on_error(held):
-        _materialise(whole, values)
-        _fill(whole, values, weights.values(), strict)
-    return Loaded(model=whole, stored=placement.stored)
+    weights = new_weights(replacements, mpos, report)
+    overwritten = (ref.tensor for name, ref in parameter_refs(model).items() if name in values)
+    with replaced(model, replacements, weights, execution) as new_model, _unchanged_on_error(overwritten):
+        _materialise(new_model, values)
+        _load_values(new_model, values, weights.values(), strict)
+    return Loaded(model=new_model, stored=matching.dense)
 
 
 @contextlib.contextmanager
 def _unchanged_on_error(tensors: Iterable[Tensor | None]) -> Iterator[None]:
-    """Give tensors the values back that they had, when the body fails."""
+    """Restore the values of tensors if the body fails."""
     plain = {id(tensor): tensor for tensor in tensors if tensor is not None and not is_lazy(tensor)}.values()
     before = [(tensor, tensor.detach().clone()) for tensor in plain]
     try:
@@ -136,7 +138,7 @@ def _unchanged_on_error(tensors: Iterable[Tensor | None]) -> Iterator[None]:
 
 
 def _materialise(model: nn.Module, values: Mapping[str, Any]) -> None:
-    """Put plain tensors in the place of lazy ones, which could not be made lazy again."""
+    """Replace lazy tensors by plain ones; a lazy tensor that was initialised could not be restored on an error."""
     for path, module in model.named_modules():
         for tensors in (module._parameters, module._buffers):
             for leaf, tensor in tensors.items():
@@ -148,8 +150,8 @@ def _materialise(model: nn.Module, values: Mapping[str, Any]) -> None:
                 tensors[leaf] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
 
 
-def _fill(model: nn.Module, values: Mapping[str, Any], weights: Iterable[MPOWeight], strict: bool) -> None:
-    """Load the values with torch's own function, so that modules with ways of their own are asked."""
+def _load_values(model: nn.Module, values: Mapping[str, Any], weights: Iterable[MPOWeight], strict: bool) -> None:
+    """Load the values with `load_state_dict`, which also calls the load hooks of modules."""
     new = {id(weight) for weight in weights}
     cores = {
         f"{path}.core.{site}": core.detach()
@@ -163,6 +165,6 @@ def _fill(model: nn.Module, values: Mapping[str, Any], weights: Iterable[MPOWeig
         raise ModelError(
             where=type(model).__name__,
             found=f"load_state_dict refused the tensors ({shown(str(error))})",
-            why="a module in it loads in a way of its own",
-            action="Mend that; the model is as it was.",
+            why="a module in the model has its own way to load tensors",
+            action="Fix the error above; the model is unchanged.",
         ) from error

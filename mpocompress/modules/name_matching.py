@@ -1,16 +1,17 @@
-"""Which tensor of a model each tensor of a compressed file is for; everything is told before anything is changed."""
+"""Match stored tensors to model parameters; nothing is modified here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import full_name, short_class
+from mpocompress.layers.specs import member_shapes
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import MatrixReport
@@ -18,20 +19,20 @@ from mpocompress.text import listed, shown
 from mpocompress.user.name_alignment import common_prefixes, map_names, rename
 
 EXTRA_STATE = "_extra_state"
-"""What torch files the extra state of a module under."""
+"""Name of the extra state of a module in a state dict of torch."""
 _MOST_SHOWN = 5
 
 MPOLayer = MPOLSTM | MPOLSTMCell | MPOLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Slot:
-    """A name of a model and what goes by it.
+class ParameterRef:
+    """A parameter, buffer or extra state of a model, under one of its names.
 
     Args:
-        name: as in the state dict of the model.
-        module: whose it is.
-        leaf: the last word of the name.
+        name: its name in the state dict of the model.
+        module: the module that has it.
+        leaf: the last part of the name.
         tensor: the parameter or buffer; None for the extra state of a module.
     """
 
@@ -40,257 +41,266 @@ class Slot:
     leaf: str
     tensor: Tensor | None
 
+    @property
+    def module_path(self) -> str:
+        """Path of the module in the model."""
+        return self.name.rpartition(".")[0]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What a compressed file holds for one name of the dense model.
+class StoredTensor:
+    """What a compressed file stores for one name of the dense model.
 
     Args:
         shape: shape of the dense tensor.
-        matrix: the compressed matrix it is a member of; None for what is stored as it is.
-        member: its number among the members.
-        stored: the name it is stored under; empty for members.
+        matrix: the compressed matrix it is a member of; None if the tensor is stored dense.
+        member: its index among the members.
+        stored_name: the name of the dense tensor in the file; empty for members.
     """
 
     shape: tuple[int, ...]
     matrix: MatrixReport | None = None
     member: int = 0
-    stored: str = ""
+    stored_name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Placed:
-    """A weight of a model that is to be replaced by cores.
+class Match:
+    """A weight of a model that cores will replace.
 
     Args:
-        slot: where it is.
-        matrix: the matrix that it is a member of.
-        member: its number among the members.
-        name: what the file calls it.
+        ref: the parameter.
+        matrix: the compressed matrix it is a member of.
+        member: its index among the members.
+        stored_name: its name in the file.
     """
 
-    slot: Slot
+    ref: ParameterRef
     matrix: MatrixReport
     member: int
-    name: str
+    stored_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Placement:
-    """Where everything goes.
+class Matching:
+    """The stored tensors of a file, matched to the parameters of a model.
 
     Args:
-        members: every weight that is replaced by cores.
-        stored: name in the model -> the name that its new value is stored under.
+        weights: every weight that cores will replace.
+        dense: name in the model -> name in the file, of the tensors that are stored dense.
     """
 
-    members: tuple[Placed, ...]
-    stored: Mapping[str, str]
+    weights: tuple[Match, ...]
+    dense: Mapping[str, str]
 
 
-def held_by(report: Report, tensors: Mapping[str, TensorInfo], extra: Collection[str] = ()) -> dict[str, Held]:
-    """What a compressed file holds, by the names of the dense model; tied names included.
+def stored_tensors(
+    report: Report, infos: Mapping[str, TensorInfo], extra_states: Collection[str] = ()
+) -> dict[str, StoredTensor]:
+    """Return what a compressed file stores, by the names of the dense model, tied names included.
 
     Args:
         report: the report inside the file.
-        tensors: the tensors of the file.
-        extra: names of extra states beside them.
+        infos: the tensors of the file.
+        extra_states: names of extra states in the file.
 
     Returns:
-        Name -> what is held for it, in file order.
+        Name -> stored tensor, in file order.
     """
     cores = {name: matrix for matrix in report.compressed for name in (*matrix.core_names, *matrix.scale_names)}
-    held: dict[str, Held] = {}
-    for name, info in tensors.items():
+    stored: dict[str, StoredTensor] = {}
+    for name, info in infos.items():
         matrix = cores.get(name)
         if matrix is None:
-            held[name] = Held(shape=info.shape, stored=info.alias_of or name)
+            stored[name] = StoredTensor(shape=info.shape, stored_name=info.alias_of or name)
             continue
-        for number, (member, columns) in enumerate(zip(matrix.members, matrix.member_columns, strict=True)):
-            shape = (matrix.shape[0], columns)
-            held[member] = Held(shape=shape[::-1] if matrix.transposed else shape, matrix=matrix, member=number)
+        for index, (member, shape) in enumerate(member_shapes(matrix).items()):
+            stored[member] = StoredTensor(shape=shape, matrix=matrix, member=index)
     for alias, name in report.aliases.items():
-        if name in held:
-            held.setdefault(alias, held[name])
-    return held | {name: Held(shape=(), stored=name) for name in extra}
+        if name in stored:
+            stored.setdefault(alias, stored[name])
+    return stored | {name: StoredTensor(shape=(), stored_name=name) for name in extra_states}
 
 
-def slots_of(model: nn.Module) -> dict[str, Slot]:
-    """Every tensor of a model that its state dict has; what is shared comes under each of its names.
+def parameter_refs(model: nn.Module) -> dict[str, ParameterRef]:
+    """Return every entry of the state dict of a model; shared tensors appear under each of their names.
 
     Args:
         model: the model.
 
-    Returns:
-        Name -> slot.
-
     Example:
-        >>> list(slots_of(nn.Linear(2, 3)))
+        >>> list(parameter_refs(nn.Linear(2, 3)))
         ['weight', 'bias']
     """
-    slots: dict[str, Slot] = {}
+    refs: dict[str, ParameterRef] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         head = f"{path}." if path else ""
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and leaf not in module._non_persistent_buffers_set:
-                slots[head + leaf] = Slot(name=head + leaf, module=module, leaf=leaf, tensor=tensor)
+                refs[head + leaf] = ParameterRef(name=head + leaf, module=module, leaf=leaf, tensor=tensor)
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            slots[head + EXTRA_STATE] = Slot(name=head + EXTRA_STATE, module=module, leaf=EXTRA_STATE, tensor=None)
-    return slots
+            name = head + EXTRA_STATE
+            refs[name] = ParameterRef(name=name, module=module, leaf=EXTRA_STATE, tensor=None)
+    return refs
 
 
-def place(
-    held: Mapping[str, Held],
+def match_tensors(
+    stored: Mapping[str, StoredTensor],
     model: nn.Module,
     *,
     strict: bool,
     where: str,
-    check: Callable[[Placed], None],
-) -> Placement:
-    """Find the place of every tensor of a compressed file in a model.
+    check: Callable[[Match], None],
+) -> Matching:
+    """Match the tensors of a compressed file to the parameters of a model.
 
     Args:
-        held: as `held_by` gives it.
+        stored: the tensors, from `stored_tensors`.
         model: the model.
-        strict: whether every name has to be on both sides.
+        strict: whether every name must be in both.
         where: the file, for messages.
-        check: refuses a weight that its module cannot have as cores.
+        check: refuses a weight that cores cannot replace.
 
     Returns:
-        The places; a name that the file lacks but whose tensor goes by another one, too, is among them.
+        The matching. It includes names that the file lacks if the model ties their tensor to a name that it has.
 
     Raises:
-        ModelError: a weight that is compressed has no place, a shape is another one, one parameter would have two
-            values, or, if `strict`, a name is on one side only.
+        ModelError: a compressed weight has no parameter, shapes differ, one parameter would get two values, or, if
+            `strict`, a name is in only one of them.
     """
-    slots = slots_of(model)
-    prefixes = _prefixes(held, slots)
+    refs = parameter_refs(model)
+    prefixes = _prefixes(stored, refs)
     if prefixes is None:
         raise ModelError(
             where=where,
-            found=f"tensors such as {listed(held, _MOST_SHOWN) or 'none'}",
-            why=f"none of them is in the model, which has {listed(slots, _MOST_SHOWN) or 'none'}",
-            action="Give a model of the kind that was compressed.",
+            found=f"tensors such as {listed(stored, _MOST_SHOWN) or 'none'}",
+            why=f"the model has none of them; it has {listed(refs, _MOST_SHOWN) or 'no tensors'}",
+            action="Pass a model of the kind that was compressed.",
         )
-    found = map_names(held, slots, prefixes)
-    homeless = next((name for name, one in held.items() if one.matrix is not None and name not in found), None)
-    if homeless is not None:
-        raise _homeless(homeless, rename(homeless, prefixes), model)
-    members = _members(held, found, slots)
-    for one in members:
-        check(one)
-    _check_shapes(held, found, slots)
-    stored = _stored(held, found, slots, members)
-    taken = {*stored, *(one.slot.name for one in members)}
-    missing = [name for name in slots if name not in taken]
-    unexpected = [name for name in held if name not in found]
+    names = map_names(stored, refs, prefixes)
+    unmatched = next((name for name, tensor in stored.items() if tensor.matrix and name not in names), None)
+    if unmatched is not None:
+        raise _unmatched(unmatched, rename(unmatched, prefixes), model)
+    weights = _matched_weights(stored, names, refs)
+    for match in weights:
+        check(match)
+    _check_shapes(stored, names, refs)
+    dense = _matched_dense(stored, names, refs)
+    matched = {*dense, *(match.ref.name for match in weights)}
+    missing = [name for name in refs if name not in matched]
+    unexpected = [name for name in stored if name not in names]
     if strict and (missing or unexpected):
         sides = [f"only in the model: {listed(missing, _MOST_SHOWN)}"] if missing else []
         sides += [f"only in the file: {listed(unexpected, _MOST_SHOWN)}"] if unexpected else []
         raise ModelError(
             where=where,
             found="; ".join(sides),
-            why="every tensor has to be in both",
-            action="Build the model that was compressed, or load with strict=False to leave these as they are.",
+            why="every tensor must be in both",
+            action="Build the model that was compressed, or load with strict=False to leave these unchanged.",
         )
-    return Placement(members=members, stored=stored)
+    return Matching(weights=weights, dense=dense)
 
 
-def _prefixes(held: Mapping[str, Held], slots: Mapping[str, Slot]) -> tuple[str, str] | None:
-    """The prefixes under which most shapes agree; where none does, most names."""
+def _prefixes(stored: Mapping[str, StoredTensor], refs: Mapping[str, ParameterRef]) -> tuple[str, str] | None:
+    """Return the prefixes under which most shapes agree; if no shapes agree, most names."""
 
-    def fits(name: str, other: str) -> bool:
-        return _fits(held[name].shape, slots[other].tensor)
+    def fits(stored_name: str, name: str) -> bool:
+        return _fits(stored[stored_name].shape, refs[name].tensor)
 
-    return common_prefixes(held, slots, fits) or common_prefixes(held, slots, lambda name, other: True)
+    return common_prefixes(stored, refs, fits) or common_prefixes(stored, refs, lambda stored_name, name: True)
 
 
-def _members(held: Mapping[str, Held], found: Mapping[str, str], slots: Mapping[str, Slot]) -> tuple[Placed, ...]:
-    """The weights that are replaced, under all names of each."""
-    called = {other: name for name, other in found.items()}
-    homes: dict[int, tuple[Held, str]] = {}
-    for name, other in found.items():
-        if held[name].matrix is not None:
-            homes.setdefault(id(slots[other].tensor), (held[name], name))
-    members = []
-    for other, slot in slots.items():
-        known, first = homes.get(id(slot.tensor), (None, ""))
-        if known is None or known.matrix is None:
+def _matched_weights(
+    stored: Mapping[str, StoredTensor], names: Mapping[str, str], refs: Mapping[str, ParameterRef]
+) -> tuple[Match, ...]:
+    """Return the weights that cores will replace, under all names of each."""
+    stored_names = {name: stored_name for stored_name, name in names.items()}
+    first_matches: dict[int, tuple[StoredTensor, str]] = {}
+    for stored_name, name in names.items():
+        if stored[stored_name].matrix is not None:
+            first_matches.setdefault(id(refs[name].tensor), (stored[stored_name], stored_name))
+    matches = []
+    for name, ref in refs.items():
+        tensor, first_name = first_matches.get(id(ref.tensor), (None, ""))
+        if tensor is None or tensor.matrix is None:
             continue
-        name = called.get(other, first)
-        if held[name] != known:
-            raise _one_parameter(found[first], other)
-        members.append(Placed(slot=slot, matrix=known.matrix, member=known.member, name=name))
-    return tuple(members)
+        stored_name = stored_names.get(name, first_name)
+        if stored[stored_name] != tensor:
+            raise _two_values(names[first_name], name)
+        matches.append(Match(ref=ref, matrix=tensor.matrix, member=tensor.member, stored_name=stored_name))
+    return tuple(matches)
 
 
-def _stored(
-    held: Mapping[str, Held], found: Mapping[str, str], slots: Mapping[str, Slot], members: Iterable[Placed]
+def _matched_dense(
+    stored: Mapping[str, StoredTensor], names: Mapping[str, str], refs: Mapping[str, ParameterRef]
 ) -> dict[str, str]:
-    """Name in the model -> name in the file of what is stored as it is; also where the file leaves a tied name out."""
-    stored = {other: held[name].stored for name, other in found.items() if held[name].matrix is None}
-    values = {id(slots[other].tensor): kept for other, kept in stored.items() if slots[other].tensor is not None}
-    tied = {other: values[id(slot.tensor)] for other, slot in slots.items() if id(slot.tensor) in values}
-    return {**tied, **stored}
+    """Return name in the model -> name in the file, of dense tensors and of names that the model ties to them."""
+    dense = {
+        name: stored[stored_name].stored_name for stored_name, name in names.items() if not stored[stored_name].matrix
+    }
+    by_tensor = {
+        id(refs[name].tensor): stored_name for name, stored_name in dense.items() if refs[name].tensor is not None
+    }
+    tied = {name: by_tensor[id(ref.tensor)] for name, ref in refs.items() if id(ref.tensor) in by_tensor}
+    return {**tied, **dense}
 
 
-def _check_shapes(held: Mapping[str, Held], found: Mapping[str, str], slots: Mapping[str, Slot]) -> None:
-    others = [(name, other) for name, other in found.items() if not _fits(held[name].shape, slots[other].tensor)]
-    if not others:
+def _check_shapes(
+    stored: Mapping[str, StoredTensor], names: Mapping[str, str], refs: Mapping[str, ParameterRef]
+) -> None:
+    different = [pair for pair in names.items() if not _fits(stored[pair[0]].shape, refs[pair[1]].tensor)]
+    if not different:
         return
-    name, other = others[0]
-    tensor = slots[other].tensor
+    stored_name, name = different[0]
+    tensor = refs[name].tensor
     raise ModelError(
-        where=shown(other),
-        found=f"shape {tuple(tensor.shape) if tensor is not None else ()} in the model, {held[name].shape} in the file"
-        + (f", and {len(others) - 1} more that differ" if len(others) > 1 else ""),
-        why="a model takes only tensors of its own shapes",
+        where=shown(name),
+        found=f"shape {tuple(tensor.shape) if tensor is not None else ()} in the model, {stored[stored_name].shape} in "
+        f"the file" + (f", and {len(different) - 1} more that differ" if len(different) > 1 else ""),
+        why="a tensor must have the same shape in both",
         action="Build the model with the sizes that were compressed.",
     )
 
 
 def _fits(shape: tuple[int, ...], tensor: Tensor | None) -> bool:
-    """Whether a value of a shape can be loaded; a lazy parameter takes any, and a scalar what torch takes for one."""
+    """Return whether a tensor takes values of a shape: a lazy one takes any, and a scalar also those of shape (1,)."""
     return tensor is None or is_lazy(tensor) or shape == tuple(tensor.shape) or (shape == (1,) and tensor.dim() == 0)
 
 
-def _homeless(name: str, wanted: str | None, model: nn.Module) -> ModelError:
-    """The error for a compressed weight that the model has not."""
-    path, _, leaf = (wanted or name).rpartition(".")
-    module = dict(model.named_modules(remove_duplicate=False)).get(path) if wanted else None
+def _unmatched(stored_name: str, name: str | None, model: nn.Module) -> ModelError:
+    """Return the error for a compressed weight without a parameter in the model."""
+    path, _, leaf = (name or stored_name).rpartition(".")
+    module = dict(model.named_modules(remove_duplicate=False)).get(path) if name else None
     if module is None:
-        found, action = "no such module in the model", "Give a model of the kind that was compressed."
+        found, action = "no such module in the model", "Pass a model of the kind that was compressed."
     elif isinstance(module, MPOLayer) or isinstance(module._modules.get(leaf), MPOWeight):
-        found = f"{described(module)} that holds cores already"
-        action = "Load into a new model; or use load_state_dict, where the cores have the same shapes."
+        found = f"{described(module)} that has cores already"
+        action = "Load into a new model; or use load_state_dict if the cores have the same shapes."
     else:
         found = f"{described(module)} without a parameter {shown(leaf)}"
-        action = "Give a model of the kind that was compressed."
+        action = "Pass a model of the kind that was compressed."
     return ModelError(
-        where=shown(path if module is not None and path else wanted or name),
+        where=shown(path if module is not None and path else name or stored_name),
         found=found,
-        why=f"the cores of {shown(name)} have no place to go",
+        why=f"the cores of {shown(stored_name)} have no parameter to replace",
         action=action,
     )
 
 
-def _one_parameter(first: str, second: str) -> ModelError:
+def _two_values(first: str, second: str) -> ModelError:
     return ModelError(
         where=shown(second),
         found=f"the same parameter as {shown(first)} in the model",
-        why="they are two in the file, of which one at least is compressed",
+        why="the file has two tensors for it, at least one of them compressed",
         action="Untie them in the model, or tie them before compressing.",
     )
 
 
 def described(module: nn.Module) -> str:
-    """A module by its class, for a message.
+    """Return the class of a module with its article, for a message.
 
     Args:
         module: the module.
-
-    Returns:
-        Text such as `an nn.GRU`.
 
     Example:
         >>> described(nn.GRU(2, 3))

@@ -1,4 +1,4 @@
-"""What a weight made of cores knows of the file it came from, so that its model can be saved again."""
+"""Record on an MPO weight which compression it came from, so that its model can be saved again."""
 
 from __future__ import annotations
 
@@ -8,55 +8,49 @@ from mpocompress.nn import MPOWeight
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import MatrixReport
 
-_ATTRIBUTE = "record"
+_ATTRIBUTE = "provenance"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Record:
-    """Where a weight came from. It goes wherever the weight goes: into copies, pickles and larger models.
+class Provenance:
+    """The origin of an MPO weight. It is kept in copies and pickles, and when the weight moves to another model.
 
     Args:
-        report: what was done to the checkpoint.
+        report: the report of the compression.
         matrix: the matrix in it.
-        place: what its cores would be filed under if it was not tied to that matrix; otherwise the same name.
+        stored_name: the name its cores would have in the file if it was not tied to that matrix; otherwise the same.
     """
 
     report: Report
     matrix: MatrixReport
-    place: str
+    stored_name: str
 
-    def __deepcopy__(self, memo: object) -> Record:
-        """Return itself: nothing in it changes."""
+    def __deepcopy__(self, memo: object) -> Provenance:
+        """Return itself, since it is never modified."""
         return self
 
 
-def remember(weight: MPOWeight, record: Record) -> MPOWeight:
-    """Put a record on a weight that was just made.
+def set_provenance(weight: MPOWeight, provenance: Provenance) -> MPOWeight:
+    """Set the provenance of a weight, and return the weight.
 
     Args:
         weight: the weight.
-        record: where it came from.
-
-    Returns:
-        The same weight.
+        provenance: its origin.
     """
-    weight.__dict__[_ATTRIBUTE] = record
+    weight.__dict__[_ATTRIBUTE] = provenance
     return weight
 
 
-def record_of(weight: MPOWeight) -> Record | None:
-    """The record of a weight.
+def provenance_of(weight: MPOWeight) -> Provenance | None:
+    """Return the provenance of a weight; None if it did not come from a compressed file or model.
 
     Args:
         weight: the weight.
-
-    Returns:
-        The record; None for one that did not come from a file or a compressed model.
 
     Example:
         >>> import torch
         >>> from mpocompress.mpo.mpo import MPO
-        >>> record_of(MPOWeight(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)])))
+        >>> provenance_of(MPOWeight(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)])))
     """
-    found = weight.__dict__.get(_ATTRIBUTE)
-    return found if isinstance(found, Record) else None
+    provenance = weight.__dict__.get(_ATTRIBUTE)
+    return provenance if isinstance(provenance, Provenance) else None

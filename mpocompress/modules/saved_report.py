@@ -1,4 +1,4 @@
-"""The report of a compression made new for a model as it is now: its names, its dtypes, its sums."""
+"""Build the report of a saved model from that of its compression: its names, dtypes and sums."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from mpocompress._version import __version__
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.dtypes import DTYPES
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.layers.names import JOINT, core_name
-from mpocompress.layers.specs import Skipped
-from mpocompress.modules.provenance import Record
+from mpocompress.layers.specs import Skipped, member_shapes
+from mpocompress.modules.provenance import Provenance
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.compression import Report, Totals
 from mpocompress.reports.matrix import FLOAT_DTYPES, INT8, MatrixReport
@@ -27,76 +28,85 @@ ADDED = "not in the checkpoint that was compressed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Found:
-    """A weight made of cores in a model.
+class SavedWeight:
+    """An MPO weight of a model that is saved.
 
     Args:
         weight: the weight.
-        record: where it came from.
-        paths: where it is, the first one being what its cores are filed under.
+        provenance: its origin.
+        paths: its paths in the model; the cores are stored under the first one.
     """
 
     weight: MPOWeight
-    record: Record
+    provenance: Provenance
     paths: tuple[str, ...]
 
+    @property
+    def path(self) -> str:
+        """The path that the cores are stored under."""
+        return self.paths[0]
+
     def core_names(self, path: str) -> list[str]:
-        """The names of its cores at one of its places."""
+        """Return the names of its cores at one of its paths."""
         return [core_name(path, site) for site in range(len(self.weight.cores))]
 
+    def tied_core_names(self) -> set[str]:
+        """Return the names of its cores at all paths but the first."""
+        return {name for path in self.paths[1:] for name in self.core_names(path)}
+
     def prefixes(self) -> Iterator[tuple[str, str]]:
-        """What the names in the file began with, and those in the model begin with: what follows is the same."""
-        old = self.record.place.split(".")
-        tails = []
+        """Return the prefix of the name in the file and the prefix in the model that leave the same end; or nothing."""
+        old = self.provenance.stored_name.split(".")
+        pairs = []
         for path in self.paths:
             new = path.split(".")
             same = next(
-                (n for n, (a, b) in enumerate(zip(old[::-1], new[::-1], strict=False)) if a != b),
+                (count for count, (a, b) in enumerate(zip(old[::-1], new[::-1], strict=False)) if a != b),
                 min(len(old), len(new)),
             )
-            tails.append(
+            pairs.append(
                 (same, "".join(f"{part}." for part in old[:-same]), "".join(f"{part}." for part in new[:-same]))
             )
-        same, before, after = max(tails)
+        same, before, after = max(pairs)
         if same:
             yield before, after
 
     def members(self, path: str) -> tuple[str, ...]:
-        """The names of the dense weights at one of its places."""
+        """Return the names of the dense weights at one of its paths."""
         head, joint, tail = path.rpartition(JOINT)
-        parts = ("weight_ih", "weight_hh") if joint and len(self.record.matrix.members) > 1 else (joint,)
+        parts = ("weight_ih", "weight_hh") if joint and len(self.provenance.matrix.members) > 1 else (joint,)
         return tuple(f"{head}{part}{tail}" for part in parts)
 
 
-def renewed_report(
-    found: Sequence[Found],
+def saved_report(
+    weights: Sequence[SavedWeight],
     infos: Mapping[str, TensorInfo],
     tensors: Mapping[str, Tensor],
     notes: tuple[str, ...],
 ) -> Report:
-    """The report of a compression, for a model that holds what came of it.
+    """Return the report of a compression with the names, dtypes and sums of a model that is saved.
 
     Args:
-        found: its weights made of cores, all of one compression.
+        weights: the MPO weights of the model, all from one compression.
         infos: every tensor of its state dict.
-        tensors: those that are stored, in order.
-        notes: what the reader should know.
+        tensors: the tensors that are stored, in order.
+        notes: notes to add.
 
     Returns:
-        The report. Errors stay those of the truncation.
+        The report. Errors are those of the truncation.
     """
-    before = found[0].record.report
-    prefixes = tuple(dict.fromkeys(pair for one in found for pair in one.prefixes()))
-    compressed = {name: one for one in found for name in one.core_names(one.paths[0])}
+    before = weights[0].provenance.report
+    prefixes = tuple(dict.fromkeys(pair for weight in weights for pair in weight.prefixes()))
+    compressed = {name: weight for weight in weights for name in weight.core_names(weight.path)}
     dense = _dense_matrices(before, prefixes, tensors)
     matrices: dict[str, MatrixReport] = {}
     for name in tensors:
         if name in compressed:
-            matrices.setdefault(compressed[name].paths[0], _matrix(compressed[name]))
+            matrices.setdefault(compressed[name].path, _matrix_report(compressed[name]))
         elif name in dense:
             matrices.setdefault(name, dense[name])
     eligible = {member for matrix in matrices.values() for member in matrix.members}
-    reasons = {one.name: one.reason for one in before.skipped}
+    reasons = {tensor.name: tensor.reason for tensor in before.skipped}
     skipped = (
         Skipped(
             name=name,
@@ -106,96 +116,96 @@ def renewed_report(
         for name, tensor in tensors.items()
         if name not in compressed and name not in eligible
     )
-    rounded = (ROUNDED,) if any(one.record.matrix.dtype == INT8 for one in found) else ()
+    rounded = (ROUNDED,) if any(weight.provenance.matrix.dtype == INT8 for weight in weights) else ()
     return dataclasses.replace(
         before,
         tool_version=__version__,
         matrices=tuple(matrices.values()),
         skipped=tuple(skipped),
-        aliases=_aliases(found, infos, tensors),
+        aliases=_aliases(weights, infos, tensors),
         totals=_totals(before, tuple(matrices.values()), tensors),
         notes=(*(note for note in before.notes if note != SAVED), *rounded, SAVED, *notes),
     )
 
 
-def _aliases(found: Sequence[Found], infos: Mapping[str, TensorInfo], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tied names: of tensors, and of the dense weights that shared cores stand for."""
-    cores = {core for one in found for place in one.paths[1:] for core in one.core_names(place)}
+def _aliases(
+    weights: Sequence[SavedWeight], infos: Mapping[str, TensorInfo], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Return the tied names: of tensors, and of the dense weights of shared cores."""
+    cores = {name for weight in weights for name in weight.tied_core_names()}
     aliases = {
         name: info.alias_of
         for name, info in infos.items()
         if info.alias_of is not None and name not in tensors and name not in cores
     }
-    for one in found:
-        for place in one.paths[1:]:
-            aliases.update(zip(one.members(place), one.members(one.paths[0]), strict=True))
+    for weight in weights:
+        for path in weight.paths[1:]:
+            aliases.update(zip(weight.members(path), weight.members(weight.path), strict=True))
     return aliases
 
 
 def _old_names(name: str, prefixes: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """What a tensor may have been called in the file."""
+    """Return the possible names of a tensor in the file."""
     return (old + name.removeprefix(new) for old, new in prefixes if name.startswith(new))
 
 
 def _dense_matrices(
     before: Report, prefixes: Sequence[tuple[str, str]], tensors: Mapping[str, Tensor]
 ) -> dict[str, MatrixReport]:
-    """The matrices that were kept dense and are in the model, by the names of their first members there."""
-    found = {}
+    """Return the matrices that were kept dense and are in the model, by the names of their first members there."""
+    matrices = {}
     for old, new in prefixes:
         for matrix in before.matrices:
             if matrix.is_compressed or not all(member.startswith(old) for member in matrix.members):
                 continue
             names = tuple(new + member.removeprefix(old) for member in matrix.members)
-            dtypes = {str(tensors[name].dtype).removeprefix("torch.") for name in names if name in tensors}
-            shapes = [(matrix.shape[0], columns) for columns in matrix.member_columns]
-            wanted = [shape[::-1] if matrix.transposed else shape for shape in shapes]
-            if wanted == [tuple(tensors[name].shape) for name in names if name in tensors] and len(dtypes) == 1:
+            dtypes = {dtype_of(tensors[name].dtype).name for name in names if name in tensors}
+            shapes = [tuple(tensors[name].shape) for name in names if name in tensors]
+            if shapes == list(member_shapes(matrix).values()) and len(dtypes) == 1:
                 (dtype,) = dtypes
                 if dtype in FLOAT_DTYPES:
                     layer = names[0].rpartition(".")[0]
-                    found[names[0]] = dataclasses.replace(
+                    matrices[names[0]] = dataclasses.replace(
                         matrix, name=names[0], layer=layer, members=names, source_dtype=dtype, dtype=dtype
                     )
-    return found
+    return matrices
 
 
 def _totals(before: Report, matrices: Sequence[MatrixReport], tensors: Mapping[str, Tensor]) -> Totals:
     after = sum(tensor.numel() for tensor in tensors.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    eligible, eligible_after = (
-        sum(counts) for counts in zip(*((m.dense_parameters, m.parameters) for m in matrices), strict=True)
-    )
-    dense = sum(m.dense_parameters * getattr(torch, m.source_dtype).itemsize for m in matrices)
-    kept = sum(m.parameters * getattr(torch, m.dtype).itemsize for m in matrices)
+    eligible = sum(matrix.dense_parameters for matrix in matrices)
+    eligible_after = sum(matrix.parameters for matrix in matrices)
+    dense_size = sum(matrix.dense_parameters * DTYPES[matrix.source_dtype].itemsize for matrix in matrices)
+    stored_size = sum(matrix.parameters * DTYPES[matrix.dtype].itemsize for matrix in matrices)
     return dataclasses.replace(
         before.totals,
         dense_parameters=after + eligible - eligible_after,
         parameters=after,
         eligible_parameters=eligible,
         eligible_parameters_after=eligible_after,
-        size_bytes_before=size + dense - kept,
+        size_bytes_before=size + dense_size - stored_size,
         size_bytes_after=size,
         file_size_bytes_after=None,
     )
 
 
-def _matrix(one: Found) -> MatrixReport:
-    """The report of a compressed matrix, under its name and in its dtype here."""
-    old, path, weight = one.record.matrix, one.paths[0], one.weight
-    dtype = str(weight.dtype).removeprefix("torch.")
-    new = dataclasses.replace(
-        old,
-        name=path,
-        layer=path.rpartition(".")[0],
-        members=one.members(path),
+def _matrix_report(saved: SavedWeight) -> MatrixReport:
+    """Return the report of a compressed matrix, with its name and dtype in the model."""
+    before, weight = saved.provenance.matrix, saved.weight
+    dtype = dtype_of(weight.dtype).name
+    report = dataclasses.replace(
+        before,
+        name=saved.path,
+        layer=saved.path.rpartition(".")[0],
+        members=saved.members(saved.path),
         bonds=weight.bonds,
         parameters=weight.parameter_count,
         dtype=dtype,
     )
-    if dtype == old.dtype:
-        return new
-    # What rounding to another dtype added was never measured: what is left is the error of the truncation.
-    lost = sum(old.discarded_weights)
-    error = (lost / old.squared_norm) ** 0.5 if old.squared_norm else 0.0
-    return dataclasses.replace(new, rounding_weight=0.0, relative_error=error)
+    if dtype == before.dtype:
+        return report
+    # The error that rounding to another dtype added was never measured: that of the truncation remains.
+    discarded = sum(before.discarded_weights)
+    error = (discarded / before.squared_norm) ** 0.5 if before.squared_norm else 0.0
+    return dataclasses.replace(report, rounding_weight=0.0, relative_error=error)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import tensorly as tl
 import torch
-from tensorly.tt_matrix import TTMatrix
 from torch import Tensor
 
 from mpocompress.errors import SitesError
 from mpocompress.mpo.contraction import to_matrix
 from mpocompress.mpo.sites import Sites
+from mpocompress.mpo.tensorly_backend import tensorly_on_torch
+
+if TYPE_CHECKING:
+    from tensorly.tt_matrix import TTMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -161,8 +164,8 @@ class MPO:
                 why="a TTMatrix counts its rows with the first site's digit slowest, so its rows would be permuted",
                 action="Decompose with Sites(..., anti_aligned=False), or with the low-rank shape.",
             )
-        with tl.backend_context("pytorch", local_threadsafe=True):
-            return TTMatrix(list(self.cores))
+        with tensorly_on_torch() as tensorly:
+            return tensorly.tt_matrix.TTMatrix(list(self.cores))
 
     @staticmethod
     def from_tensorly(tt_matrix: TTMatrix) -> MPO:

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tensorly as tl
 import torch
-from tensorly.tenalg import svd_interface
 from torch import Tensor
 
 from mpocompress.errors import DecompositionError, SitesError
@@ -27,6 +25,7 @@ from mpocompress.mpo.svd import (
     squared_residual,
     truncated_svd,
 )
+from mpocompress.mpo.tensorly_backend import tensorly_on_torch
 from mpocompress.mpo.truncation import choose_bond, tail_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -166,7 +165,7 @@ def factorise(
     cores: list[Tensor] = []
     discarded: list[float] = []
     rest, rest_weight, left = to_site_tensor(matrix.entries.detach(), sites, matrix.computed_dtype), total, 1
-    with tl.backend_context("pytorch", local_threadsafe=True):
+    with tensorly_on_torch() as tensorly:
         for cut in range(len(dims) - 1):
             unfolding = rest.reshape(left * dims[cut], -1)
             if relative_error is None:
@@ -175,7 +174,7 @@ def factorise(
                 values = spectrum(unfolding)
                 share = max(allowance - sum(discarded), 0.0) / (len(dims) - 1 - cut)
                 bond = choose_bond(tail_weights(values.values, values.residual), discarded_budget=share)
-            u, s, v = svd_interface(unfolding, method=truncated_svd, n_eigenvecs=bond, flip_sign=False)
+            u, s, v = tensorly.tenalg.svd_interface(unfolding, method=truncated_svd, n_eigenvecs=bond, flip_sign=False)
             rest = s[:, None] * v
             kept_weight = squared_norm(s)
             discarded.append(_discarded_weight(unfolding, u, rest, rest_weight - kept_weight, rest_weight))

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import ModelError
 from mpocompress.text import listed, shown
 from mpocompress.user.name_alignment import align_names

@@ -30,7 +30,7 @@ from mpocompress.benchmarking.dense_twin import dense_state
 from mpocompress.benchmarking.example_inputs import check_inputs, given_inputs, guessed_inputs, make_inputs
 from mpocompress.benchmarking.layers import random_inputs
 from mpocompress.benchmarking.stored_layers import load_pair, stored_layers
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import BenchmarkError, FormatError, InputsError, ModelError, ReportError, SelectionError
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
 from mpocompress.nn.execution import VARIABLE

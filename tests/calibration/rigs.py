@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mpocompress.calibration.batches import read_batches
 from mpocompress.calibration.rig import Rig
-from mpocompress.checkpoint import Checkpoint, open_checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from tests.draw import random_matrix
 
 

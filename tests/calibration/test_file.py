@@ -19,7 +19,7 @@ from mpocompress.calibration.calibrate import calibrate, calibration_for
 from mpocompress.calibration.calibration import Calibration, Point
 from mpocompress.calibration.file import CalibrationHeader, read_calibration, write_calibration
 from mpocompress.calibration.options import CalibrationInputs
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.compress import compress
 from mpocompress.errors import (
     CalibrationError,

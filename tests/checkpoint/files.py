@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mpocompress.checkpoint import Checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 
 
 def state_dict() -> dict[str, torch.Tensor]:
@@ -68,11 +68,11 @@ def contents(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: checkpoint.tensor(name).clone() for name in checkpoint.tensors}
 
 
-def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+def assert_same(actual: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     """The same names, dtypes, shapes and bits, in any order."""
-    assert set(found) == set(expected)
+    assert set(actual) == set(expected)
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert found[name].shape == tensor.shape, name
-        bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (found[name], tensor) if t.numel()]
+        assert actual[name].dtype == tensor.dtype, name
+        assert actual[name].shape == tensor.shape, name
+        bits = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (actual[name], tensor) if t.numel()]
         assert len(bits) == 0 or torch.equal(*bits), name

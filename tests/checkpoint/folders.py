@@ -74,8 +74,8 @@ def edit_index(folder: Path, **entries: Any) -> Path:
 def weight_map(folder: Path) -> dict[str, str]:
     """The map in the index of a folder."""
     (path,) = folder.glob("*.index.json")
-    found: dict[str, str] = json.loads(path.read_text())["weight_map"]
-    return found
+    shard_of: dict[str, str] = json.loads(path.read_text())["weight_map"]
+    return shard_of
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint import open_checkpoint
 from mpocompress.checkpoint.contents.structure import NOTHING, plain_part
+from mpocompress.checkpoint.reader import open_checkpoint
 from tests.checkpoint.files import state_dict
 
 
@@ -60,11 +60,11 @@ def test_the_versions_of_modules_stay_only_if_they_are_plain(tmp_path: Path) -> 
 def test_what_is_plain_is_the_same_object_and_sharing_stays() -> None:
     shared = [1, object()]
     value = {"a": shared, "b": shared, "c": {"plain": Counter("aab")}}
-    kept, left_out = plain_part(value, "x")
-    assert isinstance(kept, dict)
-    assert kept["a"] is kept["b"]
-    assert kept["c"] is value["c"]
-    assert left_out == (("x.a.1", "object"),)
+    plain, dropped = plain_part(value, "x")
+    assert isinstance(plain, dict)
+    assert plain["a"] is plain["b"]
+    assert plain["c"] is value["c"]
+    assert dropped == (("x.a.1", "object"),)
     assert plain_part({"a": [1]}, "x") == ({"a": [1]}, ())
     assert plain_part(object(), "x")[0] is NOTHING
     assert type(plain_part(OrderedDict(a=object()), "x")[0]) is OrderedDict

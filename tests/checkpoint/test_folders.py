@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import open_checkpoint
-from mpocompress.checkpoint.folders.shards import MOST_OPEN
+from mpocompress.checkpoint.folders.shards import MAX_OPEN
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import assert_same, contents
 from tests.checkpoint.folders import CONFIG, edit_index, make_folder, split, weight_map, weights
@@ -85,7 +85,7 @@ def test_links_as_in_a_download_cache_are_followed(tmp_path: Path) -> None:
     with open_checkpoint(snapshot) as checkpoint:
         assert_same(contents(checkpoint), weights())
         assert checkpoint.layout is not None
-        assert checkpoint.layout.beside == ("config.json",)
+        assert checkpoint.layout.companions == ("config.json",)
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def _few_open_files(more: int) -> Iterator[None]:
 def test_many_shards_need_few_open_files(ending: str, tmp_path: Path) -> None:
     state = {f"layer{number:03d}.weight": torch.full((2, 2), float(number)) for number in range(200)}
     folder = make_folder(tmp_path, split(state, 200), ending=ending)
-    with _few_open_files(5 * MOST_OPEN), open_checkpoint(folder) as checkpoint:
-        taken = {name: checkpoint.tensor(name) for name in checkpoint.tensors}  # kept while shards are closed
-        assert_same(taken, state)
+    with _few_open_files(5 * MAX_OPEN), open_checkpoint(folder) as checkpoint:
+        tensors = {name: checkpoint.tensor(name) for name in checkpoint.tensors}  # kept while shards are closed
+        assert_same(tensors, state)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_tensors_that_the_index_does_not_name_are_taken_with_a_note(tmp_path: Pa
 
 def test_a_key_that_no_shard_has_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path, split(weights(), 2))
-    with pytest.raises(CheckpointError, match=r"key 'model' was asked for; a safetensors file has no inner dicts"):
+    with pytest.raises(CheckpointError, match=r"key 'model'; a safetensors file has no inner dicts"):
         open_checkpoint(tmp_path, key="model")
 
 
@@ -206,10 +206,10 @@ def _compressed_and_not(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty": (_touch(), r"an empty folder; there is nothing to read"),
+    "empty": (_touch(), r"an empty folder; nothing can be read"),
     "nothing": (
         _touch("readme.md"),
-        r"a folder without weights; it was searched for \*\.safetensors, .*pytorch_model\.bin\.index\.json",
+        r"a folder without weights; it has none of \*\.safetensors, .*pytorch_model\.bin\.index\.json",
     ),
     "distributed": (
         _touch(".metadata", "__0_0.distcp"),
@@ -222,17 +222,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "deepspeed": (_touch("zero_to_fp32.py", "latest"), r"a DeepSpeed checkpoint; .*the zero_to_fp32\.py"),
     "cache": (_touch("snapshots/x", "blobs/y"), r"a download cache of Hugging Face; .*folders in \S+snapshots"),
-    "lightning": (_touch("epoch=1.ckpt", "hparams.yaml"), r"but epoch=1\.ckpt; .* Name the file"),
+    "lightning": (_touch("epoch=1.ckpt", "hparams.yaml"), r"but epoch=1\.ckpt; .* Give the file"),
     "inner": (
         _touch("unet/model.safetensors", "vae/model.safetensors", "model_index.json"),
-        r"some in unet/, vae/; .* Name one of those",
+        r"some in unet/, vae/; .* Give one of those",
     ),
     "other library": (_touch("tf_model.h5"), r"another library \(tf_model\.h5\); .*Convert"),
     "no index": (
         _touch("model-00001-of-00002.safetensors"),
         r"shards without an index \(model-00001-of-00002\.safetensors\); .*\.index\.json",
     ),
-    "several": (_two, r"several checkpoints: a\.safetensors, b\.safetensors; .* Name one of them"),
+    "several": (_two, r"several checkpoints: a\.safetensors, b\.safetensors; .* Give one of them"),
     "both": (_compressed_and_not, r"several checkpoints: model\.mpo\.safetensors, model\.safetensors; "),
 }
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import open_checkpoint
 from mpocompress.checkpoint.folders import index
 from mpocompress.checkpoint.folders.companions import MAX_FILE_BYTES
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError, MPOCompressError
 from tests.checkpoint.folders import edit_index, make_folder, split, weight_map, weights
 
@@ -76,21 +76,21 @@ def _itself(path: Path) -> None:
     path.symlink_to("model.safetensors.index.json")
 
 
-ELSEWHERE = r"steps is said to be in .*; a shard is a file in the folder of its index, and nothing else is opened"
+ELSEWHERE = r"the shard of steps is .*; only files in the folder of the index are opened"
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "parent": (_moved("../outside.safetensors"), ELSEWHERE),
     "absolute": (_moved("/etc/passwd"), ELSEWHERE),
     "backslash": (_moved("..\\outside.safetensors"), ELSEWHERE),
     "inner": (_moved("in/x.safetensors"), ELSEWHERE),
     "dots": (_moved(".."), ELSEWHERE),
-    "nul": (_moved("a\0b"), r"steps is said to be in 'a\\x00b'"),
-    "escape": (_moved("\x1b[31m/x"), r"steps is said to be in '\\x1b\[31m/x'"),
+    "nul": (_moved("a\0b"), r"the shard of steps is 'a\\x00b'"),
+    "escape": (_moved("\x1b[31m/x"), r"the shard of steps is '\\x1b\[31m/x'"),
     "no text": (_moved(["a"]), ELSEWHERE),
     "number": (_moved(3), ELSEWHERE),
     "nothing": (_moved(""), ELSEWHERE),
     "missing": (_moved("gone.safetensors"), r"of the 4 shards it names 1 is missing: gone\.safetensors; "),
-    "folder": (_moved("in"), r"in: a folder in the place of a file; it holds no model"),
-    "itself": (_shard(_itself), rf"{SECOND}: JSON text that is no index of shards"),
+    "folder": (_moved("in"), r"in: a folder instead of a file; it holds no model"),
+    "itself": (_shard(_itself), rf"{SECOND}: JSON text that is not an index of shards"),
     "pointer": (_shard(_lfs), rf"{SECOND}: a git-lfs pointer"),
     "pipe": (_shard(os.mkfifo), rf"{SECOND}: a device, pipe or socket"),
     "broken link": (_shard(lambda path: path.symlink_to("gone")), rf"1 is missing: {SECOND}"),
@@ -98,31 +98,34 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         _shard(lambda path: save_file({"fc.q": torch.ones(2)}, path)),
         r"is not in model-00002.*, and 2 more",
     ),
-    "twice": (_second("steps"), rf"steps is in {SECOND} and in model-00003-of-00003\.safetensors; it cannot be told"),
+    "twice": (
+        _second("steps"),
+        rf"steps is in {SECOND} and in model-00003-of-00003\.safetensors; the checkpoint is ambiguous",
+    ),
     "same file": (
         _shard(lambda path: path.symlink_to("model-00001-of-00003.safetensors")),
         r"is not in model-00002-of-00003\.safetensors",
     ),
-    "no json": (_text("{weight_map"), r"no usable JSON \(.*\); it is not the index of shards of a model"),
-    "deep": (_text('{"weight_map": ' + "[" * 200_000), r"no usable JSON \(nested too deep\)"),
-    "key twice": (_text('{"weight_map": {"a": "x", "a": "y"}}'), r"key 'a' twice in one object; it cannot be told"),
+    "no json": (_text("{weight_map"), r"not usable JSON \(.*\); it is not the index of shards of a model"),
+    "deep": (_text('{"weight_map": ' + "[" * 200_000), r"not usable JSON \(nested too deep\)"),
+    "key twice": (_text('{"weight_map": {"a": "x", "a": "y"}}'), r"key 'a' twice in one object; the file is ambiguous"),
     "list": (_text('["weight_map"]'), r"a JSON list; the index of shards is a JSON object"),
-    "no map": (_index(weight_map=None), r"JSON text that is no index of shards; it holds no model"),
-    "empty map": (_index(weight_map={}), r"'weight_map' is no object with entries; it names no tensor"),
-    "map is list": (_index(weight_map=["a"]), r"'weight_map' is no object with entries"),
-    "metadata": (_index(metadata=[]), r"'metadata' is no object"),
+    "no map": (_index(weight_map=None), r"JSON text that is not an index of shards; it holds no model"),
+    "empty map": (_index(weight_map={}), r"'weight_map' is not an object with entries; it names no tensor"),
+    "map is list": (_index(weight_map=["a"]), r"'weight_map' is not an object with entries"),
+    "metadata": (_index(metadata=[]), r"'metadata' is not an object"),
     "no document": (
         _index(metadata={"mpocompress": {}}),
-        r"'mpocompress' or .* in 'metadata' is no text; ",
+        r"'mpocompress' or .* in 'metadata' is not text; ",
     ),
     "aliases": (
         _index(metadata={"mpocompress": "{}", "mpocompress.aliases": '{"a": "gone"}'}),
         r"alias a of gone does not fit the tensors",
     ),
-    "no aliases": (_index(metadata={"mpocompress": "{}", "mpocompress.aliases": "["}), r"is no JSON object"),
-    "config": (_config(b"{"), r"config\.json: no usable JSON \(.*\); it is not the configuration of a model"),
+    "no aliases": (_index(metadata={"mpocompress": "{}", "mpocompress.aliases": "["}), r"is not a JSON object"),
+    "config": (_config(b"{"), r"config\.json: not usable JSON \(.*\); it is not the configuration of a model"),
     "config list": (_config(b"[]"), r"config\.json: a JSON list; the configuration is a JSON object"),
-    "config bytes": (_config(b"\xff\xfe\0{"), r"config\.json: no usable JSON"),
+    "config bytes": (_config(b"\xff\xfe\0{"), r"config\.json: not usable JSON"),
 }
 
 
@@ -157,7 +160,7 @@ def test_a_huge_index_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_compressed_file_is_no_shard(tmp_path: Path) -> None:
     make_folder(tmp_path, PARTS)
     save_file(PARTS[1], tmp_path / SECOND, {"mpocompress": "{}"})
-    with pytest.raises(MPOCompressError, match=rf"shard {SECOND} is a whole compressed file"):
+    with pytest.raises(MPOCompressError, match=rf"shard {SECOND} is a complete compressed file"):
         open_checkpoint(tmp_path)
 
 
@@ -177,8 +180,8 @@ def test_what_is_not_small_plain_text_beside_the_weights_stays_behind(tmp_path: 
         stream.truncate(MAX_FILE_BYTES + 1)
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.layout is not None
-        assert checkpoint.layout.beside == ("config.json", "tokenizer.model", "vocab.txt", "vocabulary.txt")
-        assert checkpoint.layout.left == (
+        assert checkpoint.layout.companions == ("config.json", "tokenizer.model", "vocab.txt", "vocabulary.txt")
+        assert checkpoint.layout.ignored == (
             "large.txt",
             "link.txt",
             "named.txt",

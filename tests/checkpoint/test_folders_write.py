@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mpocompress import Report, Selection, Truncation, compress, expand
-from mpocompress.checkpoint import FOLDER, container_for, open_checkpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.folders import writer as folder_writer
-from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.output import FOLDER, container_for
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing import writer
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from tests.checkpoint.files import assert_same, contents
@@ -92,8 +93,8 @@ def test_there_and_back_gives_the_names_that_loaders_know(ending: str, shards: i
     with open_checkpoint(tmp_path / "dense") as checkpoint:
         for matrix in report.compressed:
             original = torch.cat([weights()[name] for name in matrix.members], dim=1)
-            found = torch.cat([checkpoint.tensor(name) for name in matrix.members], dim=1)
-            assert float((found - original).norm() / original.norm()) == pytest.approx(matrix.relative_error, rel=1e-4)
+            actual = torch.cat([checkpoint.tensor(name) for name in matrix.members], dim=1)
+            assert float((actual - original).norm() / original.norm()) == pytest.approx(matrix.relative_error, rel=1e-4)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -147,8 +148,8 @@ def test_the_files_beside_the_weights_go_along_and_the_report_says_so(model: Pat
     assert "not copied (only small files without weights, beside them, are): optimizer.pt" in report.notes
     for name in ("config.json", "tokenizer.json"):
         assert (tmp_path / "small" / name).read_bytes() == (model / name).read_bytes()
-    said = compress(model, tmp_path / "small.pt", truncation=BOND).notes
-    assert "not in the one file that is written: config.json, tokenizer.json" in said
+    notes = compress(model, tmp_path / "small.pt", truncation=BOND).notes
+    assert "not in the one file that is written: config.json, tokenizer.json" in notes
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -215,7 +216,7 @@ def test_an_index_that_could_not_be_read_again_is_not_written(
 ) -> None:
     before = tree(tmp_path)
     monkeypatch.setattr(folder_writer, "MAX_INDEX_BYTES", 1000)
-    with pytest.raises(OutputError, match=r"an index of .*; more than 1\.0 kB would not be read again") as caught:
+    with pytest.raises(OutputError, match=r"an index of .*; an index above 1\.0 kB could not be read back") as caught:
         small(model)
     assert caught.value.where == str(tmp_path / "small" / "model.mpo.safetensors.index.json")
     assert tree(tmp_path) == before
@@ -252,16 +253,20 @@ def test_the_file_in_the_folder_is_known_to_be_the_original(ending: str, tmp_pat
 def test_a_folder_of_one_file_is_closed_with_it(tmp_path: Path) -> None:
     with open_checkpoint(make_folder(tmp_path / "one", [weights()])) as checkpoint:
         assert checkpoint.tensor("steps") == 7
-    with pytest.raises(CheckpointError, match="steps was asked for after the file was closed"):
+    with pytest.raises(CheckpointError, match="steps was requested after the file was closed"):
         checkpoint.tensor("steps")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("c", torch.ones(2, dtype=torch.complex128), "c is of type torch.complex128; safetensors cannot hold"),
-        ("fc\ud800.weight", torch.ones(64, 64), "a tensor named fc\\\\ud800.weight.*; half a character"),
-        ("__metadata__", torch.ones(2), "a tensor named __metadata__; safetensors keeps this name"),
+        ("c", torch.ones(2, dtype=torch.complex128), "c is of type complex128; safetensors cannot hold"),
+        (
+            "fc\ud800.weight",
+            torch.ones(64, 64),
+            "a tensor named fc\\\\ud800.weight.*; safetensors cannot hold half a character",
+        ),
+        ("__metadata__", torch.ones(2), "a tensor named __metadata__; safetensors reserves this name"),
     ],
 )
 def test_what_safetensors_cannot_hold_is_refused_before_the_work(
@@ -277,7 +282,7 @@ def test_what_safetensors_cannot_hold_is_refused_before_the_work(
         raise AssertionError("a weight was read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(OpenedCheckpoint, "tensor", refuse)
+        patch.setattr(Checkpoint, "tensor", refuse)
         for source, output in ((folder, "small"), (torch_file, "small.safetensors")):
             with pytest.raises(OutputError, match=message):
                 compress(source, tmp_path / output, truncation=BOND)
@@ -302,7 +307,7 @@ def test_a_file_without_extension_stays_a_file(tmp_path: Path) -> None:
 def test_one_shard_of_a_compressed_folder_is_not_read_alone(model: Path, tmp_path: Path) -> None:
     small(model)
     shard = tmp_path / "small" / "model-00001-of-00003.mpo.safetensors"
-    with pytest.raises(CheckpointError, match=r"one shard of a compressed folder; .* Name the folder"):
+    with pytest.raises(CheckpointError, match=r"one shard of a compressed folder; .* Give the folder"):
         open_checkpoint(shard)
 
 
@@ -329,11 +334,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a file in the input": (lambda at: at / "model" / "out.pt", r"the output is the folder being read"),
     "a link": (lambda at: _link(at / "out", at / "model"), r"the output is the folder being read"),
     "around the input": (lambda at: at, r"is being read from there; replacing the output would"),
-    "not ours": (lambda at: make_folder(at / "out", [weights()]), r"a folder that was not written here"),
+    "not ours": (lambda at: make_folder(at / "out", [weights()]), r"a folder that was not written by mpocompress"),
     "more in it": (lambda at: _file(_written(at / "out") / "mine").parent, r"mine in it was not written"),
     "hidden in it": (lambda at: _file(_written(at / "out") / ".mine").parent, r"\.mine in it was not"),
     "folder in it": (lambda at: _in_it(_written(at / "out")), r"config\.json in it was not written"),
-    "nowhere": (lambda at: at / "gone" / "out", r"no folder \S+/gone; the output has nowhere to go"),
+    "nowhere": (lambda at: at / "gone" / "out", r"no folder \S+/gone; the output has no parent folder"),
 }
 
 
@@ -373,7 +378,7 @@ def test_an_output_is_refused_before_anything_is_touched(case: str, model: Path,
 def test_a_folder_is_not_replaced_unasked(model: Path, tmp_path: Path) -> None:
     _written(tmp_path / "small")
     before = tree(tmp_path)
-    with pytest.raises(OutputExistsError, match="the folder exists; it is not replaced unasked"):
+    with pytest.raises(OutputExistsError, match="the folder exists; an existing folder is replaced only on request"):
         small(model)
     assert tree(tmp_path) == before
 

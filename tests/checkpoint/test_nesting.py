@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from mpocompress.checkpoint import open_checkpoint, write_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.writer import write_checkpoint
 from mpocompress.errors import CheckpointError, OutputError
 from tests.checkpoint.files import assert_same, contents, state_dict
 
@@ -68,7 +69,11 @@ def test_a_key_chooses_what_would_not_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "key", "message"),
     [
-        ({"ema": state_dict()}, None, r"only averaged weights: 'ema'; averages over training are not taken unasked"),
+        (
+            {"ema": state_dict()},
+            None,
+            r"only averaged weights: 'ema'; averages over training are not chosen automatically",
+        ),
         ({"G": state_dict(), "D": state_dict()}, None, r"several state dicts: 'G', 'D'; .* Choose one by its key"),
         (
             {"G": {"net": state_dict()}, "D": {"net": state_dict()}},
@@ -78,10 +83,10 @@ def test_a_key_chooses_what_would_not_be_chosen(tmp_path: Path) -> None:
         ({"model": state_dict()}, "modle", r"no dict of tensors at key 'modle'; .* Choose one of: 'model'"),
         ({"model": state_dict(), "epoch": 3}, "epoch", r"no dict of tensors at key 'epoch'"),
         ({"model": state_dict()}, "model.fc.weight.x", r"no dict of tensors at key 'model\.fc\.weight\.x'"),
-        ({"a": torch.ones(3), "i": torch.ones(3, 3, dtype=torch.int64)}, None, r"no state dict \(names to tensors"),
-        ({}, "x", r"Name a file that holds a state dict"),
-        (torch.ones(3, 3), None, r"a Tensor in place of a dict of tensors"),
-        ([3, "a"], None, r"no state dict \(names to tensors"),
+        ({"a": torch.ones(3), "i": torch.ones(3, 3, dtype=torch.int64)}, None, r"no state dict \(names -> tensors"),
+        ({}, "x", r"Give a file that holds a state dict"),
+        (torch.ones(3, 3), None, r"a Tensor instead of a dict of tensors"),
+        ([3, "a"], None, r"no state dict \(names -> tensors"),
     ],
 )
 def test_what_is_unclear_is_refused_with_the_choices(
@@ -114,9 +119,9 @@ def test_training_state_is_dropped_with_a_note_and_the_rest_kept(tmp_path: Path)
             "amp: gradient scaler state is not carried over",
             "my_optim: optimizer state (36 bytes) is not carried over",
             "ema: an averaged copy of the weights (96 bytes) is not carried over",
-            "optimal_head: 16 bytes of tensors are carried over as they are",
-            "avg_pool: 16 bytes of tensors are carried over as they are",
-            "average_loss: 4 bytes of tensors are carried over as they are",
+            "optimal_head: 16 bytes of tensors are carried over unchanged",
+            "avg_pool: 16 bytes of tensors are carried over unchanged",
+            "average_loss: 4 bytes of tensors are carried over unchanged",
         )
         extras = checkpoint.extras
         assert isinstance(extras, dict)
@@ -165,7 +170,7 @@ def test_entries_of_a_state_dict_that_are_no_tensors_come_back(tmp_path: Path) -
     state["sparse"] = torch.eye(3).to_sparse()
     with open_checkpoint(_saved(tmp_path, state)) as checkpoint:
         assert "sparse" not in checkpoint.tensors
-        assert checkpoint.notes == ("sparse: 60 bytes of tensors are carried over as they are",)
+        assert checkpoint.notes == ("sparse: 60 bytes of tensors are carried over unchanged",)
     back: Any = _write(tmp_path / "back.pt", tmp_path / "model.pt")
     assert back._metadata == metadata
     assert back["1._extra_state"] == {"scale": 2.0}
@@ -175,7 +180,7 @@ def test_entries_of_a_state_dict_that_are_no_tensors_come_back(tmp_path: Path) -
 
 
 def test_a_state_dict_cannot_be_put_where_something_else_is(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="'epoch' in 'epoch' is a int; the state dict cannot be put there"):
+    with pytest.raises(OutputError, match="'epoch' in 'epoch' is a int; the state dict cannot be stored there"):
         write_checkpoint(
             tmp_path / "out.pt",
             tensors=state_dict(),

@@ -14,10 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpocompress.checkpoint.dtypes import BFLOAT16
+from mpocompress.checkpoint.lazy_tensors import Device, Size
 from mpocompress.checkpoint.pickles import reader as pickle_reader
 from mpocompress.checkpoint.pickles.builders import builder
 from mpocompress.checkpoint.pickles.reader import read_pickle
 from mpocompress.checkpoint.pickles.values import Global, Instance
+from mpocompress.checkpoint.tensors import materialise
 from mpocompress.errors import CheckpointError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -134,9 +137,20 @@ def test_numbers_of_numpy_become_numbers(number: Any) -> None:
     assert read == number.item()
 
 
-def test_values_of_torch_are_made() -> None:
+def test_values_of_torch_are_described_and_made_on_request() -> None:
     value = {"size": torch.Size([2, 3]), "device": torch.device("cuda", 1), "dtype": torch.bfloat16}
-    assert _read(pickle.dumps(value)) == value
+    described = _read(pickle.dumps(value))
+    assert described == {"size": Size((2, 3)), "device": Device("cuda:1"), "dtype": BFLOAT16}
+    converted = materialise(described)
+    assert converted == value
+    assert [type(entry) for entry in converted.values()] == [type(entry) for entry in value.values()]
+
+
+@pytest.mark.parametrize("name", ["", "quantum", "cuda:", "cuda:01", "cuda:128", "cuda:-1", "cpu:0 ", "CUDA"])
+def test_a_device_of_unknown_kind_is_data(name: str) -> None:
+    read = _read(b"ctorch\ndevice\n(V" + name.encode() + b"\ntR.")
+    assert isinstance(read, Instance)
+    assert (read.class_name, read.arguments) == ("torch.device", (name,))
 
 
 def test_a_state_dict_keeps_its_versions_and_nothing_else() -> None:
@@ -153,20 +167,20 @@ def test_a_state_dict_keeps_its_versions_and_nothing_else() -> None:
     [
         (b"", "it has no end|pickle exhausted"),
         (b"\x80\x02]", "no end|exhausted"),
-        (b"\x80\x02.", "values left over"),
-        (b"\x80\x02NN.", "values left over"),
-        (b"\x80\x02(N.", "values left over"),
+        (b"\x80\x02.", "values left on the stack"),
+        (b"\x80\x02NN.", "values left on the stack"),
+        (b"\x80\x02(N.", "values left on the stack"),
         (b"\x80\x02h\x07.", "7"),
         (b"\x80\x02}]NsN.", "list as a key"),
         (b"\x80\x02N]a.", "entries for a NoneType"),
         (b"\x80\x02](NNu.", "keys and values for a list"),
         (b"\x80\x02}(Nu.", "1 keys and values"),
-        (b"\x80\x02NNR.", "no tuple"),
+        (b"\x80\x02NNR.", "not a tuple"),
         (b"\x80\x02ca\nb\n}b.", "state for a Global"),
         (b"\x80\x02]}b.", "state for a list"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
         (b"\x80\x05\x97.", "instruction NEXT_BUFFER"),
-        (b"\x80\x04NN\x93.", "a name that is no text"),
+        (b"\x80\x04NN\x93.", "a name that is not text"),
         (b"\x80\x02X\xff\xff\xff\x7fab.", "expected 2147483647 bytes"),
         (b"\x80\x02\xff.", "opcode"),
         (b"\x80\x02I" + b"9" * 5000 + b"\n.", "digits"),
@@ -174,7 +188,7 @@ def test_a_state_dict_keeps_its_versions_and_nothing_else() -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_followed_is_refused(data: bytes, message: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"model\.pt: a pickle that cannot be followed .*({message})"):
+    with pytest.raises(CheckpointError, match=rf"model\.pt: a pickle that cannot be read .*({message})"):
         _read(data)
 
 

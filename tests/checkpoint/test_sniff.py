@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import Form, open_checkpoint, sniff
-from mpocompress.checkpoint.sniff import refusal
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import plain_zip, saved, state_dict
 
@@ -51,17 +51,17 @@ REFUSED: list[tuple[Callable[[Path], None], Form, str, str]] = [
     (_zip("a.npy", "b.npy"), Form.NUMPY_ZIP, "a NumPy .npz archive", "torch.from_numpy"),
     (_zip("readme.txt"), Form.PLAIN_ZIP, "a zip archive without", "Unpack it"),
     (_zip(), Form.PLAIN_ZIP, "a zip archive without", "Unpack it"),
-    (_bytes(saved(state_dict())[:-40]), Form.BROKEN_ZIP, "the start of a zip archive", "Fetch the file again"),
-    (_bytes(b"\n<!DOCTYPE html><html>"), Form.HTML, "a web page", "fetch the file itself"),
+    (_bytes(saved(state_dict())[:-40]), Form.BROKEN_ZIP, "the start of a zip archive", "Download the file again"),
+    (_bytes(b"\n<!DOCTYPE html><html>"), Form.HTML, "a web page", "download the file itself"),
     (_bytes(b"version https://git-lfs.github.com/spec/v1\noid"), Form.LFS_POINTER, "git-lfs", "git lfs pull"),
     (_bytes(b"GGUF\x03\0\0\0"), Form.GGUF, "a GGUF file", "Convert it"),
     (_bytes(b"\x89HDF\r\n\x1a\n\0"), Form.HDF5, "an HDF5 file", "Convert it"),
     (_bytes(gzip.compress(b"x" * 100)), Form.PACKED, "a packed file", "Unpack it"),
     (_tar, Form.PACKED, "a packed file", "Unpack it"),
-    (_bytes(b'{"n_layer": 2}'), Form.JSON, "JSON text that is no index", "Name the file with the weights"),
+    (_bytes(b'{"n_layer": 2}'), Form.JSON, "JSON text that is not an index", "Give the file with the weights"),
     (_bytes(b"1234567{"), Form.UNKNOWN, "a file of unknown form", "state_dict()"),  # text, not a header length
     (_bytes(b"\0\x01\x02"), Form.UNKNOWN, "a file of unknown form", "state_dict()"),
-    (_bytes(b""), Form.EMPTY, "an empty file", "Fetch the file again"),
+    (_bytes(b""), Form.EMPTY, "an empty file", "Download the file again"),
     (Path.mkdir, Form.FOLDER, "an empty folder", "Check the path"),
     (os.mkfifo, Form.SPECIAL, "a device, pipe or socket", "Save it to a file first"),
     (lambda path: None, Form.MISSING, "no such file", "Check the path"),

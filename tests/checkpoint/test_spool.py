@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mpocompress.checkpoint import Spool
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.errors import OutputError
 
 
@@ -21,15 +21,15 @@ def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> No
         back = [spool.tensor(place) for place in places]
 
         assert list(tmp_path.iterdir()) == []
-    for tensor, found in zip(tensors, back, strict=True):
-        assert found.dtype == dtype
-        assert torch.equal(found, tensor)
-        assert found.untyped_storage().nbytes() == found.numel() * found.element_size()
+    for tensor, actual in zip(tensors, back, strict=True):
+        assert actual.dtype == dtype
+        assert torch.equal(actual, tensor)
+        assert actual.untyped_storage().nbytes() == actual.numel() * actual.element_size()
     assert torch.equal(early, tensors[0])
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"finished tensors cannot be put aside .* Check the free space"):
+    with pytest.raises(OutputError, match=r"finished tensors cannot be stored .* Check the free space"):
         Spool(tmp_path / "none" / "small.pt")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import assert_same, contents, rezip, state_dict
 
@@ -134,7 +134,7 @@ def test_a_whole_module_gives_its_state_dict_and_its_classes(save: Callable[...,
         assert checkpoint.tensors["tied.weight"].alias_of == "blocks.0.weight"
         (note,) = checkpoint.notes
         assert note.startswith(
-            "the file is an object of class a_module_that_is_gone.Net: its weights are taken, the rest"
+            "the file is an object of class a_module_that_is_gone.Net: its weights are used, the rest"
         )
 
 
@@ -156,7 +156,7 @@ def test_a_module_inside_an_object_is_found(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "model.pt") as checkpoint:
         assert checkpoint.key == "model"
         assert_same(contents(checkpoint), expected)
-        assert "the file is an object of class types.SimpleNamespace: its model is taken" in checkpoint.notes[1]
+        assert "the file is an object of class types.SimpleNamespace: its model is used" in checkpoint.notes[1]
 
 
 def test_a_list_of_class_state_dict_and_settings_is_read(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_scripted_and_traced_modules_are_read(tmp_path: Path) -> None:
         torch.jit.save(module, tmp_path / name)
         with open_checkpoint(tmp_path / name) as checkpoint:
             assert checkpoint.container == "torchscript"
-            found = contents(checkpoint)
-            assert_same({key: found[key] for key in expected}, expected)
+            actual = contents(checkpoint)
+            assert_same({key: actual[key] for key in expected}, expected)
             assert checkpoint.classes["blocks.0"] == "torch.nn.modules.linear.Linear"
 
 
@@ -212,6 +212,15 @@ def test_bytes_of_the_other_order_are_turned(tmp_path: Path) -> None:
     rezip(source, tmp_path / "big.pt", lambda _: b"big", record="byteorder")
     with open_checkpoint(tmp_path / "big.pt") as checkpoint:
         assert_same(contents(checkpoint), state)
+
+
+def test_bytes_of_the_other_order_are_turned_beside_the_weights_too(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.ones(2, 2)}, "steps": torch.tensor([1, 2])}, tmp_path / "little.pt")
+    rezip(tmp_path / "little.pt", tmp_path / "middle.pt", lambda data: swapped(data, 8), record="data/1")
+    rezip(tmp_path / "middle.pt", tmp_path / "big.pt", lambda _: b"big", record="byteorder")
+    with open_checkpoint(tmp_path / "big.pt") as checkpoint:
+        assert isinstance(checkpoint.extras, dict)
+        assert checkpoint.extras["steps"].tolist() == [1, 2]
 
 
 def swapped(data: bytes, width: int) -> bytes:
@@ -266,11 +275,11 @@ def _last_count(data: bytes, count: int, lie: int) -> bytes:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda data: _last_count(data, 9, 10), "is not as it is described"),
-        (lambda data: _last_count(data, 9, -1), "is not as it is described"),
+        (lambda data: _last_count(data, 9, 10), "does not match its description"),
+        (lambda data: _last_count(data, 9, -1), "does not match its description"),
         (lambda data: data[:-1], "and the file ends before"),
-        (lambda data: data.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1), "a head that no torch.save ever wrote"),
-        (lambda data: data.replace(b"K\x09", b"K\x08", 1), "not as it is described|needs"),
+        (lambda data: data.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1), "a head that torch.save never writes"),
+        (lambda data: data.replace(b"K\x09", b"K\x08", 1), "does not match its description|needs"),
     ],
     ids=["more", "negative", "cut off", "version", "fewer"],
 )
@@ -282,8 +291,8 @@ def test_a_stream_that_lies_is_refused(edit: Callable[[bytes], bytes], message: 
 
 def test_a_stream_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     whole = _stream({"w": torch.ones(3, 3), "v": torch.ones(3, 3)})
-    for kept in range(0, len(whole), 7):
-        (tmp_path / "model.pt").write_bytes(whole[:kept])
+    for length in range(0, len(whole), 7):
+        (tmp_path / "model.pt").write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
             open_checkpoint(tmp_path / "model.pt")
 
@@ -307,7 +316,7 @@ def test_what_fails_when_it_is_run_is_said(tmp_path: Path) -> None:
 
 
 class _Odd(torch.nn.Linear):
-    """A layer that is saved in a way of its own."""
+    """A layer with its own way of saving of its own."""
 
     def __getstate__(self) -> object:
         return (self.in_features, self.weight.detach())
@@ -316,7 +325,7 @@ class _Odd(torch.nn.Linear):
 @pytest.mark.parametrize("allow_pickle", [False, True])
 def test_a_module_that_is_saved_in_its_own_way_is_not_left_out_silently(allow_pickle: bool, tmp_path: Path) -> None:
     torch.save(torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "odd": _Odd(3, 3)}), tmp_path / "model.pt")
-    message = "running it failed" if allow_pickle else r"odd is a module of class \S+_Odd that is saved in a way"
+    message = "running it failed" if allow_pickle else r"odd is a module of class \S+_Odd with its own way of saving"
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path / "model.pt", allow_pickle=allow_pickle)
 
@@ -372,5 +381,5 @@ def test_a_list_of_pieces_that_are_no_names_is_refused(names: bytes, tmp_path: P
     whole = _stream({"w": torch.ones(3, 3)})
     start = whole.rindex(b"\x80\x02]")
     (tmp_path / "model.pt").write_bytes(whole[: start + 2] + names + whole[whole.index(b".", start) + 1 :])
-    with pytest.raises(CheckpointError, match=r"no list of its pieces of memory|cannot be followed"):
+    with pytest.raises(CheckpointError, match=r"no list of its pieces of memory|cannot be read"):
         open_checkpoint(tmp_path / "model.pt")

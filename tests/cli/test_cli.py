@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mpocompress
-from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.cli.main import main
 from tests.programs import CLOSED_PIPE, CommandServer, run_python
 
@@ -132,7 +132,7 @@ def test_a_plan_can_be_counted_without_reading_a_weight(run: Run, monkeypatch: p
     def refuse(*words: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(OpenedCheckpoint, "tensor", refuse)
+    monkeypatch.setattr(Checkpoint, "tensor", refuse)
     code, out, err = run("plan", "model.pt", "--dry-run")
 
     assert (code, err) == (0, "")

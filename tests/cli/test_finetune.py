@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.resources import files
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.cli.main import main
 from tests.inspecting import report_in
 
@@ -253,20 +252,3 @@ def test_a_language_model_writes_its_own_texts(folder: Path, monkeypatch: pytest
     assert left.value.code == 0
     assert tuning.data == "4 x 32 texts of 9 tokens that the teacher wrote"
     assert tuning.kind == "classification"
-
-
-def test_two_processes_do_what_one_does(folder: Path) -> None:
-    words = ["finetune", "small.pt", "--model", "net.py:Net", "--data", "net.py:train", "--precision", "float32"]
-    words += ["--steps", "8"]
-    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mpocompress"]
-    done = subprocess.run([*both, *words, "-o", "two.pt"], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Wrote two.pt") == 1
-    one = [sys.executable, "-m", "mpocompress", *words, "--batches-per-step", "2", "-o", "one.pt"]
-    subprocess.run(one, check=True, capture_output=True, timeout=300)
-
-    found, expected, before = tensors("two.pt"), tensors("one.pt"), tensors("small.pt")
-    for name, value in expected.items():
-        moved = (value - before[name]).norm()
-        assert (found[name] - value).norm() <= 1e-3 * moved, name
-    assert report_in("two.pt").finetuning[0].batches_per_step == 2

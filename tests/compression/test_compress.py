@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mpocompress.checkpoint.torch_dtypes import torch_dtype
 from mpocompress.compression.compress import compress
 from mpocompress.compression.expand import expand
-from mpocompress.compression.job import DTYPES
 from mpocompress.compression.plan import plan
 from mpocompress.errors import (
     CheckpointError,
@@ -31,7 +31,7 @@ from mpocompress.layers.selection import Selection
 from mpocompress.mpo.sites import SitesChoice
 from mpocompress.planning.target import Truncation
 from mpocompress.reports.compression import Report
-from mpocompress.reports.matrix import FLOAT_DTYPES, MatrixReport
+from mpocompress.reports.matrix import FLOAT_DTYPES, STORED_DTYPES, MatrixReport
 from tests.draw import decaying, random_matrix
 from tests.inspecting import report_in
 
@@ -253,10 +253,12 @@ def test_what_is_skipped_is_said(tmp_path: Path) -> None:
     assert sorted(names) == sorted(state())
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
 @pytest.mark.parametrize("source_dtype", FLOAT_DTYPES)
 def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source_dtype: str) -> None:
-    before = {name: one for name, one in state(dtype=DTYPES[source_dtype]).items() if name.startswith(("fc", "cell"))}
+    before = {
+        name: one for name, one in state(dtype=torch_dtype(source_dtype)).items() if name.startswith(("fc", "cell"))
+    }
     small = tmp_path / "small.safetensors"
 
     report = compress(
@@ -265,15 +267,15 @@ def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source
 
     after = check_all(report, before, small, tmp_path)
     stored = {tensor.dtype for name, tensor in load(small).items() if ".core." in name}
-    assert stored == ({torch.int8, torch.float32} if dtype == "int8" else {DTYPES[dtype]})
+    assert stored == ({torch.int8, torch.float32} if dtype == "int8" else {torch_dtype(dtype)})
     assert {(matrix.source_dtype, matrix.dtype) for matrix in report.compressed} == {(source_dtype, dtype)}
     # The dense file is rounded to its own dtype once more, by half of eps of every entry; here beside errors over 0.3.
-    eps = torch.finfo(DTYPES[source_dtype]).eps
+    eps = torch.finfo(torch_dtype(source_dtype)).eps
     for said, real in errors_of(report, before, after).values():
         assert said == pytest.approx(real, rel=1e-3 + eps)
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("dtype", STORED_DTYPES)
 @pytest.mark.parametrize("allowed", [0.3, 0.03, 0.006, 0.003, 0.0005])
 def test_an_error_target_holds_for_the_cores_as_stored(tmp_path: Path, dtype: str, allowed: float) -> None:
     wide = torch.float64 if dtype == "float64" else torch.float32  # cores wider than the weight would grow
@@ -291,7 +293,7 @@ def test_an_error_target_holds_for_the_cores_as_stored(tmp_path: Path, dtype: st
     for matrix in report.matrices:
         if not matrix.is_compressed:
             assert matrix.reason == f"no smaller MPO in {dtype} keeps a relative error of {allowed:.4g}"
-    eps = 0.02 if dtype == "int8" else torch.finfo(DTYPES[dtype]).eps  # int8 adds 0.01 and a little more
+    eps = 0.02 if dtype == "int8" else torch.finfo(torch_dtype(dtype)).eps  # int8 adds 0.01 and a little more
     if eps < allowed / 2:
         assert len(report.compressed) == 2
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mpocompress.checkpoint import Spool, TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.torch_dtypes import dtype_of
+from mpocompress.checkpoint.writing.spool import Spool
 from mpocompress.compression.format import compressed_tensors, core_tensors, dense_tensors
 from mpocompress.compression.reporting import dense_report
 from mpocompress.errors import FormatError, MPOCompressError
@@ -31,8 +33,7 @@ def infos(tensors: dict[str, Tensor], aliases: dict[str, str] | None = None) -> 
         name: TensorInfo(
             name=name,
             shape=tuple(tensor.shape),
-            dtype=tensor.dtype,
-            size_bytes=tensor.numel() * tensor.element_size(),
+            dtype=dtype_of(tensor.dtype),
             alias_of=ties.get(name),
         )
         for name, tensor in named.items()

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mpocompress
-from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.compression.inspection import parameters_left
 from mpocompress.errors import ModelError, SelectionError, SitesError
 from mpocompress.layers.selection import Selection
@@ -47,8 +47,8 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*words: object) -> Any:
         raise AssertionError(f"data was read: {words}")
 
-    monkeypatch.setattr(OpenedCheckpoint, "tensor", refuse)
-    monkeypatch.setattr(OpenedCheckpoint, "sha256", refuse)
+    monkeypatch.setattr(Checkpoint, "tensor", refuse)
+    monkeypatch.setattr(Checkpoint, "sha256", refuse)
 
 
 @pytest.fixture
@@ -59,31 +59,41 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_an_overview_accounts_for_every_tensor_without_reading_one(model: Path, unread: None) -> None:
-    found = overview_of(model)
+    overview = overview_of(model)
     state = Net().state_dict()
 
-    names = [one.name for one in found.weights] + [one.name for one in found.skipped] + list(found.aliases)
+    names = (
+        [entry.name for entry in overview.weights] + [entry.name for entry in overview.skipped] + list(overview.aliases)
+    )
     assert sorted(names) == sorted(state)
-    assert found.aliases == {"twin.weight": "fc.weight"}
+    assert overview.aliases == {"twin.weight": "fc.weight"}
     plain = [tensor for name, tensor in state.items() if name != "twin.weight"]
-    assert found.parameters == sum(tensor.numel() for tensor in plain) == sum(held.parameters for held in found.dtypes)
-    assert found.size_bytes == sum(tensor.nbytes for tensor in plain) == sum(held.size_bytes for held in found.dtypes)
-    assert sum(held.tensors for held in found.dtypes) == len(plain)
-    assert [held.dtype for held in found.dtypes] == ["float32", "float16", "int64"]
-    assert found.eligible_parameters == sum(weight.parameters for weight in found.weights)
-    assert (found.file, found.container, found.key, found.files) == ("m.pt", "torch-zip", "model", 1)
-    assert found.file_size_bytes == model.stat().st_size
-    assert any("optimizer" in note for note in found.notes)
+    assert (
+        overview.parameters
+        == sum(tensor.numel() for tensor in plain)
+        == sum(total.parameters for total in overview.dtypes)
+    )
+    assert (
+        overview.size_bytes
+        == sum(tensor.nbytes for tensor in plain)
+        == sum(total.size_bytes for total in overview.dtypes)
+    )
+    assert sum(total.tensors for total in overview.dtypes) == len(plain)
+    assert [total.dtype for total in overview.dtypes] == ["float32", "float16", "int64"]
+    assert overview.eligible_parameters == sum(weight.parameters for weight in overview.weights)
+    assert (overview.file, overview.container, overview.key, overview.files) == ("m.pt", "torch-zip", "model", 1)
+    assert overview.file_size_bytes == model.stat().st_size
+    assert any("optimizer" in note for note in overview.notes)
 
 
 def test_what_can_be_compressed_is_what_compress_takes(model: Path) -> None:
-    found = overview_of(model)
+    overview = overview_of(model)
     report = mpocompress.plan(model, truncations=[Truncation(keep=0.5)], jobs=1).checkpoint
 
-    assert {weight.name for weight in found.weights} == {name for one in report.matrices for name in one.members}
-    assert found.skipped == report.skipped
-    assert found.eligible_parameters == report.totals.eligible_parameters
-    assert [weight.name for weight in found.weights] == [
+    assert {weight.name for weight in overview.weights} == {name for entry in report.matrices for name in entry.members}
+    assert overview.skipped == report.skipped
+    assert overview.eligible_parameters == report.totals.eligible_parameters
+    assert [weight.name for weight in overview.weights] == [
         *("lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.weight_ih_l1", "lstm.weight_hh_l1"),
         *("thin.weight_ih_l0", "thin.weight_hh_l0", "fc.weight"),
     ]
@@ -98,10 +108,10 @@ def test_a_transposed_weight_has_the_shape_of_the_file(tmp_path: Path, unread: N
 
 
 def test_the_user_s_model_and_selection_count(model: Path, unread: None) -> None:
-    found = overview_of(model, model=Net(), selection=Selection(include=("lstm", "fc"), min_side=64))
+    overview = overview_of(model, model=Net(), selection=Selection(include=("lstm", "fc"), min_side=64))
 
-    assert {weight.kind_from for weight in found.weights} == {"model"}
-    assert {weight.layer for weight in found.weights} == {"lstm", "fc"}
+    assert {weight.kind_from for weight in overview.weights} == {"model"}
+    assert {weight.layer for weight in overview.weights} == {"lstm", "fc"}
     with pytest.raises(ModelError, match="no weight of the checkpoint has its name and shape"):
         overview_of(model, model=nn.Linear(2, 2))
     with pytest.raises(SelectionError, match="include pattern 'zz'"):
@@ -111,14 +121,20 @@ def test_the_user_s_model_and_selection_count(model: Path, unread: None) -> None
 
 
 def test_a_fraction_to_keep_and_a_bond_in_the_low_rank_shape_are_counted(model: Path, unread: None) -> None:
-    found = overview_of(model, truncations=[Truncation(keep=0.25), Truncation(max_bond=4), Truncation(max_error=0.1)])
+    overview = overview_of(
+        model, truncations=[Truncation(keep=0.25), Truncation(max_bond=4), Truncation(max_error=0.1)]
+    )
 
-    keep, bond = found.estimates
-    assert (keep.kind, keep.requested, keep.eligible_parameters_after) == ("keep", 0.25, found.eligible_parameters // 4)
-    counted = sum(min(rows * cols, 4 * (rows + cols)) for rows, cols in (weight.shape for weight in found.weights))
+    keep, bond = overview.estimates
+    assert (keep.kind, keep.requested, keep.eligible_parameters_after) == (
+        "keep",
+        0.25,
+        overview.eligible_parameters // 4,
+    )
+    counted = sum(min(rows * cols, 4 * (rows + cols)) for rows, cols in (weight.shape for weight in overview.weights))
     assert (bond.kind, bond.requested, bond.eligible_parameters_after) == ("bond", 4, counted)
-    assert bond.parameters == found.parameters - found.eligible_parameters + counted
-    assert found.estimated_sites == "low rank"
+    assert bond.parameters == overview.parameters - overview.eligible_parameters + counted
+    assert overview.estimated_sites == "low rank"
 
 
 @given(st.integers(1, 200), st.sampled_from(["lowrank", 2, 3]))
@@ -156,7 +172,7 @@ def test_inspecting_any_other_file_returns_its_overview(model: Path, unread: Non
 def test_a_file_with_nothing_to_compress_has_an_overview_all_the_same(tmp_path: Path, unread: None) -> None:
     torch.save({"small.weight": torch.zeros(3, 3)}, tmp_path / "m.pt")
 
-    found = overview_of(tmp_path / "m.pt")
+    overview = overview_of(tmp_path / "m.pt")
 
-    assert (found.weights, found.eligible_parameters, found.parameters) == ((), 0, 9)
-    assert {one.eligible_parameters_after for one in found.estimates} == {0}
+    assert (overview.weights, overview.eligible_parameters, overview.parameters) == ((), 0, 9)
+    assert {entry.eligible_parameters_after for entry in overview.estimates} == {0}

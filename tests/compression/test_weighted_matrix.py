@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mpocompress.calibration.calibrate import calibrate
 from mpocompress.calibration.calibration import Calibration, Point
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.sensitivity import FRACTIONS, divergence_with, weighted_curves
 from mpocompress.compression.survey import find_layers
 from mpocompress.compression.weighted_matrix import (

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mpocompress
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import (
     CheckpointError,
     FinetuneError,

@@ -35,7 +35,7 @@ def scripted_half(folder: Path) -> Path:
 @group.refused(
     "frozen TorchScript (`torch.jit.freeze`)",
     "a TorchScript archive without parameters",
-    "Compress the module as it was before torch.jit.freeze",
+    "Compress the module before torch.jit.freeze",
 )
 def frozen(folder: Path) -> Path:
     torch.jit.save(torch.jit.freeze(torch.jit.script(model())), folder / "model.pt")
@@ -45,7 +45,7 @@ def frozen(folder: Path) -> Path:
 @group.refused(
     "quantized TorchScript",
     "is an object that packs quantized weights",
-    "Compress the model as it was before",
+    "Compress the original model",
 )
 def quantized_script(folder: Path) -> Path:
     net = torch.ao.quantization.quantize_dynamic(model(), {nn.Linear, nn.LSTM})  # type: ignore[no-untyped-call]

@@ -109,7 +109,7 @@ def distributed(folder: Path) -> Path:
     return folder / "step-3"
 
 
-@group.refused("a folder without a model", "a folder without weights", "Name the file")
+@group.refused("a folder without a model", "a folder without weights", "Give the file")
 def other_folder(folder: Path) -> Path:
     (folder / "notes.txt").write_text("nothing here")
     return folder

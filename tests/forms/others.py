@@ -70,9 +70,9 @@ HEADERS = {
     "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "a GGUF file", "Convert it"),
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(100), "file of unknown form", "state_dict()"),
     "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x052.1.0:\x10\x0a\x0e" + bytes(50), "file of unknown form", "state_dict()"),
-    "a web page": (b"<!DOCTYPE html><html>", "a web page", "fetch the file itself"),
+    "a web page": (b"<!DOCTYPE html><html>", "a web page", "download the file itself"),
     "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a git-lfs", "git lfs pull"),
-    "an empty file": (b"", "an empty file", "Fetch the file again"),
+    "an empty file": (b"", "an empty file", "Download the file again"),
 }
 
 for title, (start, found, advice) in HEADERS.items():
@@ -83,7 +83,7 @@ for title, (start, found, advice) in HEADERS.items():
         return folder / "model.pt"
 
 
-@group.refused("one tensor, not in a dict", "Tensor in place of a dict of tensors", "Save the state dict")
+@group.refused("one tensor, not in a dict", "Tensor instead of a dict of tensors", "Save the state dict")
 def one_tensor(folder: Path) -> Path:
     torch.save(state()["fc.weight"], folder / "model.pt")
     return folder / "model.pt"

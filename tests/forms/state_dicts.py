@@ -141,7 +141,7 @@ def averaged(folder: Path) -> Path:
 @group.read(
     "a sparse tensor beside the weights",
     "torch-zip",
-    says=["table: .* are carried over as they are"],
+    says=["table: .* are carried over unchanged"],
     note="kept as it is",
 )
 def sparse_beside(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mpocompress import Truncation, compress, expand
-from mpocompress.checkpoint import open_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CheckpointError, OutputError
 from tests.forms.every import FORMS
 from tests.forms.model import CLASSES, state

@@ -140,7 +140,7 @@ def the_average(folder: Path) -> Path:
     return saved({"model": {name: 2 * one for name, one in state().items()}, "ema": state()}, folder / "model.pt")
 
 
-@group.refused("only averaged copies, no key given", "only averaged weights: 'ema'", "choose them by their key")
+@group.refused("only averaged copies, no key given", "only averaged weights: 'ema'", "To use them, give their key")
 def only_averages(folder: Path) -> Path:
     return saved({"ema": state(), "epoch": 3}, folder / "model.pt")
 

@@ -156,17 +156,17 @@ for title, text in DOCUMENTS.items():
             return saved(folder, {"mpocompress": text, "state_dict": weights(), "extras": {}})
 
 
-@cases.refused("a state dict that is a number", "'state_dict' or 'extras' is no dict", command="inspect")
+@cases.refused("a state dict that is a number", "'state_dict' or 'extras' is not a dict", command="inspect")
 def state_number(folder: Path, canary: Path) -> Path:
     return saved(folder, {"mpocompress": "{}", "state_dict": 3})
 
 
-@cases.refused("extras that are a number", "'state_dict' or 'extras' is no dict", command="inspect")
+@cases.refused("extras that are a number", "'state_dict' or 'extras' is not a dict", command="inspect")
 def extras_number(folder: Path, canary: Path) -> Path:
     return saved(folder, {"mpocompress": "{}", "state_dict": {}, "extras": 3})
 
 
-@cases.refused("a state dict with a number in it", r"entry a\\n of 'state_dict' is no ordinary", command="inspect")
+@cases.refused("a state dict with a number in it", r"entry a\\n of 'state_dict' is not an ordinary", command="inspect")
 def entry_number(folder: Path, canary: Path) -> Path:
     return saved(folder, {"mpocompress": "{}", "state_dict": {"a\n": 3}})
 
@@ -187,7 +187,7 @@ for aliases in ALIASES:
 
     @cases.refused(
         f"{len(aliases)} characters of aliases in safetensors that say {aliases[:20]}",
-        "is no JSON object|does not fit the tensors",
+        "is not a JSON object|does not fit the tensors",
         command="inspect",
     )
     def header_aliases(folder: Path, canary: Path, aliases: str = aliases) -> Path:

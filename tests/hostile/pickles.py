@@ -137,7 +137,9 @@ def oldest(folder: Path, canary: Path) -> Path:
 
 for number, part in enumerate(["version", "system", "values", "names of the storages"]):
 
-    @cases.refused(f"the legacy form with a call in its {part}", r"asks to call posix|a head that no|no list of")
+    @cases.refused(
+        f"the legacy form with a call in its {part}", r"asks to call posix|a head that torch.save never|no list of"
+    )
     def legacy(folder: Path, canary: Path, number: int = number) -> Path:
         evil = pickle.dumps(Calls(os.system, f"touch {canary}"), 2)
         said: list[object] = [1001, {"little_endian": True}, {"epoch": 3}, []]
@@ -188,12 +190,12 @@ for title, data in MALFORMED.items():
         return beside(folder, data)
 
 
-@cases.refused("a pickle without its end", "cut off|damaged")
+@cases.refused("a pickle without its end", "truncated|damaged")
 def no_end(folder: Path, canary: Path) -> Path:
     return described_by(folder, b"\x80\x02}")
 
 
-@cases.refused("an empty description", "cut off|damaged")
+@cases.refused("an empty description", "truncated|damaged")
 def empty(folder: Path, canary: Path) -> Path:
     return described_by(folder, b"")
 
@@ -231,12 +233,12 @@ def deep_objects(folder: Path, canary: Path) -> Path:
     return beside(folder, name("a", "B") * 50_000 + b"N" + b"\x85R" * 50_000)  # each the argument of the next
 
 
-@cases.refused("tuples 200,000 deep as a key", "cannot be followed|nested|as a key|damaged|harm")
+@cases.refused("tuples 200,000 deep as a key", "cannot be read|nested|as a key|damaged|harm")
 def deep_key(folder: Path, canary: Path) -> Path:
     return beside(folder, b"})" + b"\x85" * 200_000 + b"Ns")
 
 
-@cases.refused("tuples that double 60 times as a key", "cannot be followed|nested|as a key|damaged|harm")
+@cases.refused("tuples that double 60 times as a key", "cannot be read|nested|as a key|damaged|harm")
 def doubled_key(folder: Path, canary: Path) -> Path:
     return beside(folder, b"})" + b"2\x86" * 60 + b"Ns")
 
@@ -255,21 +257,21 @@ def _doubling(times: int) -> list[bytes]:
     return steps
 
 
-@cases.refused("keys made to collide", "cannot be followed|as a key|damaged|harm|keys")
+@cases.refused("keys made to collide", "cannot be read|as a key|damaged|harm|keys")
 def colliding(folder: Path, canary: Path) -> Path:
     """The hashes of -1 and -2 are the same, and so are those of all tuples of them."""
     keys = b"".join(b"(" + b"".join(numbers) + b"tN" for numbers in product((b"j\0\1\0\0", b"j\1\1\0\0"), repeat=17))
     return beside(folder, b"J\xff\xff\xff\xffr\0\1\0\x000J\xfe\xff\xff\xffr\1\1\0\x000}(" + keys + b"u")
 
 
-@cases.refused("a large list copied again and again", "cannot be followed|more than|damaged|harm")
+@cases.refused("a large list copied again and again", "cannot be read|more than|damaged|harm")
 def copied(folder: Path, canary: Path) -> Path:
     source = b"](" + b"N" * 1_000_000 + b"er\0\1\0\0" + name("builtins", "list") + b"r\1\1\0\0"
     copies = b"j\1\1\0\0j\0\1\0\0\x85R" * 500
     return beside(folder, b"](" + source + copies + b"e")
 
 
-@cases.refused("a large state given to many objects", "cannot be followed|more than|damaged|harm")
+@cases.refused("a large state given to many objects", "cannot be read|more than|damaged|harm")
 def given(folder: Path, canary: Path) -> Path:
     entries = b"".join(b"K" + bytes([number % 256]) + b"N" for number in range(256))
     wide = b"".join(b"M" + number.to_bytes(2, "little") + b"N" for number in range(256, 65_536))
@@ -277,7 +279,7 @@ def given(folder: Path, canary: Path) -> Path:
     return beside(folder, b"](" + state + (name("a", "B") + b")Rj\0\1\0\0b") * 5_000 + b"e")
 
 
-@cases.refused("15 million empty sets", "cannot be followed|more than|damaged|harm")
+@cases.refused("15 million empty sets", "cannot be read|more than|damaged|harm")
 def sets(folder: Path, canary: Path) -> Path:
     return beside(folder, b"](" + b"\x8f" * 15_000_000 + b"e")
 
@@ -285,7 +287,9 @@ def sets(folder: Path, canary: Path) -> Path:
 # Tensors that are not what they say.
 
 
-@cases.refused("a tensor that claims a million by a million of one element", "claims 4.0 TB and the file holds 4 bytes")
+@cases.refused(
+    "a tensor that claims a million by a million of one element", "claims 4.0 TB and its storage has 4 bytes"
+)
 def stride_zero(folder: Path, canary: Path) -> Path:
     return saved(folder, {**weights(), "w": torch.zeros(1).expand(10**6, 10**6)})
 

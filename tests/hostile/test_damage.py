@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mpocompress.checkpoint import open_checkpoint, write_checkpoint
+from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.checkpoint.writing.writer import write_checkpoint
 from mpocompress.errors import CheckpointError
 from tests.checkpoint.files import flip_byte, rezip, state_dict
 from tests.hostile.files import Calls
@@ -54,6 +55,15 @@ def test_a_flipped_byte_in_a_tensor_is_found_when_it_is_read(tmp_path: Path) -> 
         for _ in range(2):  # and again
             with pytest.raises(CheckpointError, match="record data/0 does not match its checksum; its data is damaged"):
                 checkpoint.tensor("fc.weight")
+
+
+def test_a_flipped_byte_beside_the_weights_is_found_when_it_is_read(tmp_path: Path) -> None:
+    torch.save({"model": state_dict(), "table": torch.ones(4, 4)}, tmp_path / "model.pt")
+    flip_byte(tmp_path / "model.pt", "data/3")
+    with open_checkpoint(tmp_path / "model.pt") as checkpoint:
+        assert torch.equal(checkpoint.tensor("fc.weight"), state_dict()["fc.weight"])
+        with pytest.raises(CheckpointError, match="record data/3 does not match its checksum; its data is damaged"):
+            checkpoint.extras  # noqa: B018
 
 
 def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 from mpocompress import Truncation, compress, expand
-from mpocompress.checkpoint.opened import OpenedCheckpoint
+from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.cli.main import main
 from mpocompress.errors import CheckpointError, OutputError
 from tests.hostile.conftest import Run
@@ -110,7 +110,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(work: Path, run: Run)
 
 
 MOMENTS: dict[str, tuple[object, str]] = {
-    "reading a tensor": (OpenedCheckpoint, "tensor"),
+    "reading a tensor": (Checkpoint, "tensor"),
     "flushing the file": (os, "fsync"),
     "renaming it": (Path, "replace"),
 }

@@ -6,55 +6,57 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mpocompress.checkpoint import TensorInfo
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.dtypes import BFLOAT16, COMPLEX64, FLOAT16, FLOAT32, FLOAT64, INT8, DType
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.errors import SelectionError
-from mpocompress.layers.discovery import Discovery, discover
-from mpocompress.layers.evidence import Evidence
+from mpocompress.layers.classifier import Hints
+from mpocompress.layers.discovery import Discovery, layers_of
 from mpocompress.layers.selection import Selection
 
 
-def info(name: str, *shape: int, dtype: torch.dtype = torch.float32, alias_of: str | None = None) -> TensorInfo:
-    size = torch.Size(shape).numel() * dtype.itemsize
-    return TensorInfo(name=name, shape=shape, dtype=dtype, size_bytes=size, alias_of=alias_of)
+def info(name: str, *shape: int, dtype: DType = FLOAT32, alias_of: str | None = None) -> TensorInfo:
+    return TensorInfo(name=name, shape=shape, dtype=dtype, alias_of=alias_of)
 
 
 def find(*infos: TensorInfo, **selection: object) -> Discovery:
-    return discover({one.name: one for one in infos}, Selection(**selection))  # type: ignore[arg-type]
+    return layers_of({tensor_info.name: tensor_info for tensor_info in infos}, Selection(**selection))  # type: ignore[arg-type]
 
 
 def infos_of(module: nn.Module) -> tuple[TensorInfo, ...]:
-    return tuple(info(name, *tensor.shape, dtype=tensor.dtype) for name, tensor in module.state_dict().items())
+    return tuple(
+        info(name, *tensor.shape, dtype=dtype_of(tensor.dtype)) for name, tensor in module.state_dict().items()
+    )
 
 
-def forms(found: Discovery) -> dict[str, list[list[str]]]:
+def forms(discovery: Discovery) -> dict[str, list[list[str]]]:
     """Layer name with its level -> names of the matrices of every form."""
     return {
         f"{layer.name}:{layer.forms[-1][0].name}": [[matrix.name for matrix in form] for form in layer.forms]
-        for layer in found.layers
+        for layer in discovery.layers
     }
 
 
-def reasons(found: Discovery) -> dict[str, str]:
-    return {one.name: one.reason for one in found.skipped}
+def reasons(discovery: Discovery) -> dict[str, str]:
+    return {tensor_info.name: tensor_info.reason for tensor_info in discovery.skipped}
 
 
 def test_a_stacked_bidirectional_projected_lstm_is_a_layer_a_level_and_direction() -> None:
-    found = find(*infos_of(nn.LSTM(96, 128, num_layers=2, bidirectional=True, proj_size=64)))
+    discovery = find(*infos_of(nn.LSTM(96, 128, num_layers=2, bidirectional=True, proj_size=64)))
 
-    assert [layer.kind for layer in found.layers] == ["lstm"] * 4
-    assert forms(found) == {
+    assert [layer.kind for layer in discovery.layers] == ["lstm"] * 4
+    assert forms(discovery) == {
         f":weight_ih{level}": [
             [f"weight_joint{level}", f"weight_hr{level}"],
             [f"weight_ih{level}", f"weight_hh{level}", f"weight_hr{level}"],
         ]
         for level in ("_l0", "_l0_reverse", "_l1", "_l1_reverse")
     }
-    assert set(reasons(found).values()) == {"1-D: a bias, a norm or a statistic"}
+    assert set(reasons(discovery).values()) == {"1-D: a bias, a norm or a statistic"}
 
 
 def test_a_joint_matrix_is_both_weights_side_by_side() -> None:
@@ -85,9 +87,9 @@ def test_the_form_is_chosen(choice: str, wanted: list[list[str]]) -> None:
 
 
 def test_weights_of_two_dtypes_are_not_joined() -> None:
-    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=torch.float16))
+    discovery = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64, dtype=FLOAT16))
 
-    assert list(forms(found).values()) == [[["l.weight_ih_l0", "l.weight_hh_l0"]]]
+    assert list(forms(discovery).values()) == [[["l.weight_ih_l0", "l.weight_hh_l0"]]]
 
 
 def test_a_small_input_goes_with_the_other_weight_or_beside_it() -> None:
@@ -101,10 +103,10 @@ def test_a_small_input_goes_with_the_other_weight_or_beside_it() -> None:
 
 
 def test_a_small_projection_is_left_and_the_rest_is_joined() -> None:
-    found = find(*infos_of(nn.LSTM(96, 128, proj_size=48, bias=False)))
+    discovery = find(*infos_of(nn.LSTM(96, 128, proj_size=48, bias=False)))
 
-    assert list(forms(found).values()) == [[["weight_joint_l0"], ["weight_ih_l0", "weight_hh_l0"]]]
-    assert reasons(found) == {"weight_hr_l0": "a side of 48, under the smallest that is compressed (64)"}
+    assert list(forms(discovery).values()) == [[["weight_joint_l0"], ["weight_ih_l0", "weight_hh_l0"]]]
+    assert reasons(discovery) == {"weight_hr_l0": "a side of 48, under the smallest that is compressed (64)"}
 
 
 @pytest.mark.parametrize(
@@ -117,36 +119,38 @@ def test_a_small_projection_is_left_and_the_rest_is_joined() -> None:
 def test_other_recurrent_layers_beside_an_lstm_are_told_apart(module: nn.Module, reason: str) -> None:
     model = nn.ModuleDict({"other": module, "lstm": nn.LSTM(64, 64)})
 
-    found = find(*infos_of(model))
+    discovery = find(*infos_of(model))
 
-    assert [layer.name for layer in found.layers] == ["lstm"]
-    assert reasons(found)["other.weight_hh_l0"] == reasons(found)["other.weight_ih_l0"] == reason
+    assert [layer.name for layer in discovery.layers] == ["lstm"]
+    assert reasons(discovery)["other.weight_hh_l0"] == reasons(discovery)["other.weight_ih_l0"] == reason
 
 
 def test_rows_that_are_no_multiple_are_of_no_known_kind() -> None:
-    found = find(info("x.weight_ih_l0", 200, 64), info("x.weight_hh_l0", 200, 64))
+    discovery = find(info("x.weight_ih_l0", 200, 64), info("x.weight_hh_l0", 200, 64))
 
-    assert reasons(found)["x.weight_hh_l0"].startswith("a layer of unknown kind, by 200 rows to a hidden size of 64")
+    assert reasons(discovery)["x.weight_hh_l0"].startswith(
+        "a layer of unknown kind, by 200 rows to a hidden size of 64"
+    )
 
 
 def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
-    found = find(info("x.weight_ih_l0", 512, 64), info("x.weight_hh_l0", 256, 64))
+    discovery = find(info("x.weight_ih_l0", 512, 64), info("x.weight_hh_l0", 256, 64))
 
-    assert set(reasons(found).values()) == {"weight_ih and weight_hh have different numbers of rows"}
+    assert set(reasons(discovery).values()) == {"weight_ih and weight_hh have different numbers of rows"}
 
 
 @pytest.mark.parametrize(
-    ("one", "reason"),
+    ("tensor_info", "reason"),
     [
         (info("scale"), "a scalar"),
         (info("fc.bias", 64), "1-D: a bias, a norm or a statistic"),
         (info("conv.weight", 64, 64, 3), "3-D: not an LSTM or Linear weight"),
         (
-            info("fc.weight", 64, 64, dtype=torch.int8),
+            info("fc.weight", 64, 64, dtype=INT8),
             "int8: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (
-            info("fc.weight", 64, 64, dtype=torch.complex64),
+            info("fc.weight", 64, 64, dtype=COMPLEX64),
             "complex64: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (info("fc.weight", 0, 64), "empty"),
@@ -159,19 +163,19 @@ def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
     ],
     ids=lambda value: f"{value.name} {value.shape} {value.dtype}" if isinstance(value, TensorInfo) else "",
 )
-def test_the_reason_for_a_tensor_that_stays(one: TensorInfo, reason: str) -> None:
-    found = find(one)
+def test_the_reason_for_a_tensor_that_stays(tensor_info: TensorInfo, reason: str) -> None:
+    discovery = find(tensor_info)
 
-    assert found.layers == ()
-    assert reasons(found) == {one.name: reason}
+    assert discovery.layers == ()
+    assert reasons(discovery) == {tensor_info.name: reason}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_linear_weight_of_any_float_dtype(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16, FLOAT32, FLOAT64], ids=str)
+def test_a_linear_weight_of_any_float_dtype(dtype: DType) -> None:
     (layer,) = find(info("fc.weight", 64, 64, dtype=dtype), info("fc.bias", 64)).layers
 
     assert (layer.name, layer.kind) == ("fc", "linear")
-    assert layer.forms[0][0].members[0].dtype == str(dtype).removeprefix("torch.")
+    assert layer.forms[0][0].members[0].dtype == dtype.name
 
 
 def test_a_bare_linear_has_no_prefix() -> None:
@@ -186,16 +190,16 @@ def test_a_weight_with_a_bias_is_no_embedding_whatever_its_name() -> None:
     ]
 
 
-def kinds(found: Discovery) -> dict[str, tuple[str, str]]:
+def kinds(discovery: Discovery) -> dict[str, tuple[str, str]]:
     """Layer -> its kind, and from where that is known."""
-    return {layer.name: (layer.kind, layer.forms[0][0].kind_from) for layer in found.layers}
+    return {layer.name: (layer.kind, layer.forms[0][0].kind_from) for layer in discovery.layers}
 
 
 def test_a_transposed_weight_shows_by_its_bias() -> None:
-    found = find(info("h.0.c_fc.weight", 64, 256), info("h.0.c_fc.bias", 256))
+    discovery = find(info("h.0.c_fc.weight", 64, 256), info("h.0.c_fc.bias", 256))
 
-    assert kinds(found) == {"h.0.c_fc": ("conv1d", "name and shape")}
-    (member,) = found.layers[0].forms[0][0].members
+    assert kinds(discovery) == {"h.0.c_fc": ("conv1d", "name and shape")}
+    (member,) = discovery.layers[0].forms[0][0].members
     assert (member.shape, member.transposed) == ((256, 64), True)
 
 
@@ -204,9 +208,9 @@ def biased(name: str, rows: int, cols: int, outputs: int) -> tuple[TensorInfo, T
 
 
 def test_a_square_weight_is_transposed_where_its_namesake_is() -> None:
-    found = find(*biased("h.attn.c_proj", 64, 64, 64), *biased("h.mlp.c_proj", 256, 64, 64))
+    discovery = find(*biased("h.attn.c_proj", 64, 64, 64), *biased("h.mlp.c_proj", 256, 64, 64))
 
-    assert {kind for kind, _ in kinds(found).values()} == {"conv1d"}
+    assert {kind for kind, _ in kinds(discovery).values()} == {"conv1d"}
 
 
 @pytest.mark.parametrize(
@@ -223,9 +227,9 @@ def test_a_square_weight_is_linear_otherwise(others: tuple[TensorInfo, ...]) -> 
 
 
 def test_numbers_are_no_names_to_go_by() -> None:
-    found = find(*biased("a.0", 64, 128, 128), *biased("b.0", 64, 64, 64))
+    discovery = find(*biased("a.0", 64, 128, 128), *biased("b.0", 64, 64, 64))
 
-    assert {name: kind for name, (kind, _) in kinds(found).items()} == {"a.0": "conv1d", "b.0": "linear"}
+    assert {name: kind for name, (kind, _) in kinds(discovery).items()} == {"a.0": "conv1d", "b.0": "linear"}
 
 
 TORCH_LSTM = "torch.nn.modules.rnn.LSTM"
@@ -233,35 +237,38 @@ TORCH_LINEAR = "torch.nn.modules.linear.Linear"
 CONV1D = "transformers.pytorch_utils.Conv1D"
 
 
-def find_with(*infos: TensorInfo, selection: Selection = Selection(), **evidence: Any) -> Discovery:  # noqa: B008
-    return discover({one.name: one for one in infos}, selection, Evidence(**evidence))
+def find_with(*infos: TensorInfo, selection: Selection = Selection(), **hints: Any) -> Discovery:  # noqa: B008
+    return layers_of({tensor_info.name: tensor_info for tensor_info in infos}, selection, Hints(**hints))
 
 
 @pytest.mark.parametrize(
-    ("evidence", "known"),
+    ("hints", "known"),
     [
         ({}, "name and shape"),
-        ({"model": {"x": TORCH_LINEAR}}, "model"),
-        ({"classes": {"x": TORCH_LINEAR}, "model": {"x": "torch.nn.modules.sparse.Embedding"}}, "recorded class"),
-        ({"classes": {"x": "__main__.Own"}, "model": {"x": TORCH_LINEAR}}, "model"),
-        ({"classes": {"x": "__main__.Own", "": "__main__.Net"}}, "name and shape"),
-        ({"classes": {"x": "torch.nn.modules.container.ParameterDict"}}, "name and shape"),
-        ({"classes": {"x": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}}, "recorded class"),
+        ({"model_classes": {"x": TORCH_LINEAR}}, "model"),
+        (
+            {"recorded_classes": {"x": TORCH_LINEAR}, "model_classes": {"x": "torch.nn.modules.sparse.Embedding"}},
+            "recorded class",
+        ),
+        ({"recorded_classes": {"x": "__main__.Own"}, "model_classes": {"x": TORCH_LINEAR}}, "model"),
+        ({"recorded_classes": {"x": "__main__.Own", "": "__main__.Net"}}, "name and shape"),
+        ({"recorded_classes": {"x": "torch.nn.modules.container.ParameterDict"}}, "name and shape"),
+        ({"recorded_classes": {"x": "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"}}, "recorded class"),
     ],
 )
-def test_what_a_layer_is_comes_from_the_surest_source(evidence: dict[str, Any], known: str) -> None:
-    assert kinds(find_with(info("x.weight", 64, 64), **evidence)) == {"x": ("linear", known)}
+def test_what_a_layer_is_comes_from_the_surest_source(hints: dict[str, Any], known: str) -> None:
+    assert kinds(find_with(info("x.weight", 64, 64), **hints)) == {"x": ("linear", known)}
 
 
 def test_what_is_asked_for_goes_before_every_class() -> None:
-    found = find_with(
+    discovery = find_with(
         info("x.weight", 64, 128),
         selection=Selection(kinds={"x.weight": "conv1d"}),
-        classes={"x": "torch.nn.modules.sparse.Embedding"},
+        recorded_classes={"x": "torch.nn.modules.sparse.Embedding"},
     )
 
-    assert kinds(found) == {"x": ("conv1d", "as asked")}
-    assert found.layers[0].forms[0][0].shape == (128, 64)
+    assert kinds(discovery) == {"x": ("conv1d", "as asked")}
+    assert discovery.layers[0].forms[0][0].shape == (128, 64)
 
 
 @pytest.mark.parametrize(
@@ -277,45 +284,45 @@ def test_what_is_asked_for_goes_before_every_class() -> None:
     ],
 )
 def test_the_class_of_what_stays_is_named(name: str, reason: str) -> None:
-    assert reasons(find_with(info("x.weight", 64, 64), classes={"x": name})) == {"x.weight": reason}
+    assert reasons(find_with(info("x.weight", 64, 64), recorded_classes={"x": name})) == {"x.weight": reason}
 
 
 @pytest.mark.parametrize("module", [nn.LSTM(64, 64), nn.GRU(64, 64), nn.RNN(64, 64), nn.LSTMCell(64, 64)])
 def test_recurrent_layers_go_by_their_class(module: nn.Module) -> None:
     name = f"torch.nn.modules.rnn.{type(module).__name__}"
-    found = find_with(*infos_of_prefixed("x", module), classes={"x": name})
+    discovery = find_with(*infos_of_prefixed("x", module), recorded_classes={"x": name})
 
     if isinstance(module, nn.LSTM | nn.LSTMCell):
-        assert kinds(found) == {"x": ("lstm" if isinstance(module, nn.LSTM) else "lstm_cell", "recorded class")}
+        assert kinds(discovery) == {"x": ("lstm" if isinstance(module, nn.LSTM) else "lstm_cell", "recorded class")}
     else:
-        said = f"a weight of nn.{type(module).__name__}, which is not compressed"
-        assert found.layers == ()
-        assert said in reasons(found).values()
+        expected = f"a weight of nn.{type(module).__name__}, which is not compressed"
+        assert discovery.layers == ()
+        assert expected in reasons(discovery).values()
 
 
 def test_a_gru_of_the_shape_of_an_lstm_is_a_gru_when_its_class_says_so() -> None:
     weights = infos_of_prefixed("x", nn.LSTM(64, 64))
 
-    assert find_with(*weights, classes={"x": "torch.nn.modules.rnn.GRU"}).layers == ()
-    assert kinds(find_with(*weights, model={"x": "__main__.Gated"})) == {"x": ("lstm", "name and shape")}
+    assert find_with(*weights, recorded_classes={"x": "torch.nn.modules.rnn.GRU"}).layers == ()
+    assert kinds(find_with(*weights, model_classes={"x": "__main__.Gated"})) == {"x": ("lstm", "name and shape")}
 
 
 def test_an_embedding_by_name_is_a_linear_by_class() -> None:
-    found = find_with(info("embed.weight", 64, 64), classes={"embed": TORCH_LINEAR})
+    discovery = find_with(info("embed.weight", 64, 64), recorded_classes={"embed": TORCH_LINEAR})
 
-    assert kinds(found) == {"embed": ("linear", "recorded class")}
+    assert kinds(discovery) == {"embed": ("linear", "recorded class")}
 
 
 def test_a_conv1d_by_class_needs_no_bias_and_may_be_square() -> None:
-    found = find_with(info("x.weight", 64, 64), classes={"x": CONV1D})
+    discovery = find_with(info("x.weight", 64, 64), recorded_classes={"x": CONV1D})
 
-    assert kinds(found) == {"x": ("conv1d", "recorded class")}
+    assert kinds(discovery) == {"x": ("conv1d", "recorded class")}
 
 
 def test_a_bias_that_contradicts_the_class_is_said() -> None:
-    found = find_with(*biased("x", 64, 128, 64), classes={"x": CONV1D})
+    discovery = find_with(*biased("x", 64, 128, 64), recorded_classes={"x": CONV1D})
 
-    assert reasons(found)["x.weight"] == "its bias of shape (64,) does not fit a Conv1D layer"
+    assert reasons(discovery)["x.weight"] == "its bias of shape (64,) does not fit a Conv1D layer"
 
 
 @pytest.mark.parametrize(
@@ -332,16 +339,16 @@ def test_a_bias_that_contradicts_the_class_is_said() -> None:
     ],
 )
 def test_a_square_weight_goes_by_the_configuration(config: dict[str, object], kind: str) -> None:
-    found = find_with(*biased("h.attn.q_attn", 64, 64, 64), *biased("h.other", 64, 64, 64), config=config)
+    discovery = find_with(*biased("h.attn.q_attn", 64, 64, 64), *biased("h.other", 64, 64, 64), config=config)
 
     known = "config" if kind == "conv1d" else "name and shape"
-    assert kinds(found) == {"h.attn.q_attn": (kind, known), "h.other": ("linear", "name and shape")}
+    assert kinds(discovery) == {"h.attn.q_attn": (kind, known), "h.other": ("linear", "name and shape")}
 
 
 def test_a_bias_that_contradicts_the_configuration_wins() -> None:
-    found = find_with(*biased("h.c_fc", 256, 64, 256), config={"model_type": "gpt2"})
+    discovery = find_with(*biased("h.c_fc", 256, 64, 256), config={"model_type": "gpt2"})
 
-    assert kinds(found) == {"h.c_fc": ("linear", "name and shape")}
+    assert kinds(discovery) == {"h.c_fc": ("linear", "name and shape")}
 
 
 TIED = [
@@ -370,96 +377,96 @@ TIED = [
     ((info("lm_head.weight", 1000, 64),), {"config": {"tie_word_embeddings": True}}),
     (
         (info("a.weight", 1000, 64), info("b.weight", 1000, 64, alias_of="a.weight")),
-        {"classes": {"a": TORCH_LINEAR, "b": "torch.nn.modules.sparse.Embedding"}},
+        {"recorded_classes": {"a": TORCH_LINEAR, "b": "torch.nn.modules.sparse.Embedding"}},
     ),
 ]
 
 
-@pytest.mark.parametrize(("infos", "evidence"), TIED, ids=[str(number) for number in range(len(TIED))])
-def test_an_output_layer_that_is_the_embedding_is_left(infos: tuple[TensorInfo, ...], evidence: dict[str, Any]) -> None:
-    found = find_with(*infos, **evidence)
+@pytest.mark.parametrize(("infos", "hints"), TIED, ids=[str(number) for number in range(len(TIED))])
+def test_an_output_layer_that_is_the_embedding_is_left(infos: tuple[TensorInfo, ...], hints: dict[str, Any]) -> None:
+    discovery = find_with(*infos, **hints)
 
-    assert found.layers == ()
-    said = {name: reason for name, reason in reasons(found).items() if not name.endswith("bias")}
-    assert all("embedding" in reason for reason in said.values())
+    assert discovery.layers == ()
+    expected = {name: reason for name, reason in reasons(discovery).items() if not name.endswith("bias")}
+    assert all("embedding" in reason for reason in expected.values())
 
 
 @pytest.mark.parametrize(
-    "evidence",
+    "hints",
     [
         {},
         {"config": {"tie_word_embeddings": False}},
         {"ties": {"format": "pt", "lm_head.weight": "net.wte.weight"}},
     ],
 )
-def test_an_output_layer_of_its_own_is_compressed(evidence: dict[str, Any]) -> None:
-    found = find_with(info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64), **evidence)
+def test_an_output_layer_of_its_own_is_compressed(hints: dict[str, Any]) -> None:
+    discovery = find_with(info("net.wte.weight", 1000, 64), info("lm_head.weight", 1000, 64), **hints)
 
-    assert list(kinds(found)) == ["lm_head"]
+    assert list(kinds(discovery)) == ["lm_head"]
 
 
 def test_tied_linears_of_known_class_are_one_layer() -> None:
-    found = find_with(
+    discovery = find_with(
         info("encoder.weight", 1000, 64),
         info("decoder.weight", 1000, 64, alias_of="encoder.weight"),
-        classes={"encoder": TORCH_LINEAR, "decoder": TORCH_LINEAR},
+        recorded_classes={"encoder": TORCH_LINEAR, "decoder": TORCH_LINEAR},
     )
 
-    assert kinds(found) == {"encoder": ("linear", "recorded class")}
-    assert found.layers[0].forms[0][0].members[0].names == ("encoder.weight", "decoder.weight", "decoder")
+    assert kinds(discovery) == {"encoder": ("linear", "recorded class")}
+    assert discovery.layers[0].forms[0][0].members[0].names == ("encoder.weight", "decoder.weight", "decoder")
 
 
 def test_a_tied_embedding_can_be_asked_for_as_linear() -> None:
-    found = find_with(
+    discovery = find_with(
         info("head.weight", 1000, 64),
         info("embed.weight", 1000, 64, alias_of="head.weight"),
         selection=Selection(kinds={"head*": "linear"}),
     )
 
-    assert kinds(found) == {"head": ("linear", "as asked")}
+    assert kinds(discovery) == {"head": ("linear", "as asked")}
 
 
 def test_a_bias_of_another_size_is_said() -> None:
-    found = find(info("fc.weight", 64, 128), info("fc.bias", 3))
+    discovery = find(info("fc.weight", 64, 128), info("fc.bias", 3))
 
-    assert reasons(found)["fc.weight"] == "its bias of shape (3,) does not fit a Linear layer"
+    assert reasons(discovery)["fc.weight"] == "its bias of shape (3,) does not fit a Linear layer"
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [("embed.weight", "head.weight"), ("head.weight", "embed.weight")], ids=["before", "after"]
 )
 def test_a_linear_tied_to_an_embedding_stays_with_it(first: str, second: str) -> None:
-    found = find(info(first, 1000, 64), info(second, 1000, 64, alias_of=first))
+    discovery = find(info(first, 1000, 64), info(second, 1000, 64, alias_of=first))
 
-    assert found.layers == ()
-    assert reasons(found) == {first: f"an embedding, tied to {second}"}
+    assert discovery.layers == ()
+    assert reasons(discovery) == {first: f"an embedding, tied to {second}"}
 
 
 def test_tied_linears_are_one_layer() -> None:
-    found = find(info("a.weight", 64, 64), info("b.weight", 64, 64, alias_of="a.weight"))
+    discovery = find(info("a.weight", 64, 64), info("b.weight", 64, 64, alias_of="a.weight"))
 
-    assert [layer.name for layer in found.layers] == ["a"]
-    assert found.skipped == ()
+    assert [layer.name for layer in discovery.layers] == ["a"]
+    assert discovery.skipped == ()
 
 
 def test_a_weight_tied_to_another_layer_is_not_missed() -> None:
     """The second cell has its weight_hh: it is tied to that of the first."""
-    found = find(
+    discovery = find(
         info("a.weight_ih", 256, 64),
         info("a.weight_hh", 256, 64),
         info("b.weight_ih", 256, 64),
         info("b.weight_hh", 256, 64, alias_of="a.weight_hh"),
     )
 
-    assert found.layers[0].name == "a"
-    assert reasons(found).get("b.weight_ih") != "an LSTM weight without its weight_hh"
+    assert discovery.layers[0].name == "a"
+    assert reasons(discovery).get("b.weight_ih") != "an LSTM weight without its weight_hh"
 
 
 def test_a_joint_matrix_finds_its_parts_in_any_file_order() -> None:
     """safetensors files are sorted by name: hh, hr, ih."""
     weights = infos_of(nn.LSTM(96, 128, proj_size=64, bias=False))
 
-    (layer,) = find(*sorted(weights, key=lambda one: one.name)).layers
+    (layer,) = find(*sorted(weights, key=lambda tensor_info: tensor_info.name)).layers
 
     joint, apart = layer.forms
     assert [member.name for member in joint[0].members] == ["weight_ih_l0", "weight_hh_l0"]
@@ -467,20 +474,20 @@ def test_a_joint_matrix_finds_its_parts_in_any_file_order() -> None:
 
 
 def test_names_that_only_look_alike_are_other_layers() -> None:
-    found = find(
+    discovery = find(
         info("a.weight_ih_l0", 256, 64),
         info("a.weight_hh_l0", 256, 64),
         info("aweight_ih_l0", 256, 64),
         info("aweight_hh_l0", 256, 64),
     )
 
-    assert accounted(found) == ["a.weight_hh_l0", "a.weight_ih_l0", "aweight_hh_l0", "aweight_ih_l0"]
+    assert accounted(discovery) == ["a.weight_hh_l0", "a.weight_ih_l0", "aweight_hh_l0", "aweight_ih_l0"]
 
 
-def accounted(found: Discovery) -> list[str]:
+def accounted(discovery: Discovery) -> list[str]:
     """Every name in a layer or skipped, once for every time."""
-    used = [member.name for layer in found.layers for matrix in layer.forms[0] for member in matrix.members]
-    return sorted([*used, *reasons(found)])
+    used = [member.name for layer in discovery.layers for matrix in layer.forms[0] for member in matrix.members]
+    return sorted([*used, *reasons(discovery)])
 
 
 MODULES = st.sampled_from(
@@ -510,25 +517,30 @@ MODULES = st.sampled_from(
 def test_every_tensor_is_in_a_layer_or_skipped_once(
     modules: dict[str, nn.Module], lstm: str, min_side: int, patterns: dict[str, object], by_name: bool
 ) -> None:
-    infos = [one for prefix, module in modules.items() for one in infos_of_prefixed(prefix, module)]
+    infos = [tensor_info for prefix, module in modules.items() for tensor_info in infos_of_prefixed(prefix, module)]
     if by_name:
-        infos.sort(key=lambda one: one.name)
+        infos.sort(key=lambda tensor_info: tensor_info.name)
     if not infos:
         patterns = {}
 
-    found = find(*infos, lstm=lstm, min_side=min_side, **patterns)
+    discovery = find(*infos, lstm=lstm, min_side=min_side, **patterns)
 
-    assert accounted(found) == sorted(one.name for one in infos)
-    assert [one.name for one in found.skipped] == [one.name for one in infos if one.name in reasons(found)]
-    for layer in found.layers:
-        held = [sorted(member.name for matrix in form for member in matrix.members) for form in layer.forms]
-        assert all(one == held[0] for one in held)
+    assert accounted(discovery) == sorted(tensor_info.name for tensor_info in infos)
+    assert [tensor_info.name for tensor_info in discovery.skipped] == [
+        tensor_info.name for tensor_info in infos if tensor_info.name in reasons(discovery)
+    ]
+    for layer in discovery.layers:
+        names = [sorted(member.name for matrix in form for member in matrix.members) for form in layer.forms]
+        assert all(tensor_info == names[0] for tensor_info in names)
         # In the form apart, what a joint matrix would hold may be thinner than the smallest side.
         assert all(min(matrix.shape) >= min_side for matrix in layer.forms[0])
 
 
 def infos_of_prefixed(prefix: str, module: nn.Module) -> list[TensorInfo]:
-    return [info(f"{prefix}.{one.name}", *one.shape, dtype=one.dtype) for one in infos_of(module)]
+    return [
+        info(f"{prefix}.{tensor_info.name}", *tensor_info.shape, dtype=tensor_info.dtype)
+        for tensor_info in infos_of(module)
+    ]
 
 
 LINEARS = (info("a.weight", 64, 64), info("b.weight", 64, 64), info("layers[0].weight", 64, 64))
@@ -552,9 +564,9 @@ def test_patterns_select_layers_or_tensors(selection: dict[str, object], layers:
 
 
 def test_what_was_not_asked_for_says_so() -> None:
-    found = find(*LINEARS, include=("a", "b"), exclude=("b",))
+    discovery = find(*LINEARS, include=("a", "b"), exclude=("b",))
 
-    assert reasons(found) == {"b.weight": "left out as asked", "layers[0].weight": "not among the layers asked for"}
+    assert reasons(discovery) == {"b.weight": "left out as asked", "layers[0].weight": "not among the layers asked for"}
 
 
 def test_a_kind_overrides_the_name() -> None:
@@ -565,9 +577,9 @@ def test_a_kind_overrides_the_name() -> None:
 
 def test_a_recurrent_weight_can_be_asked_for_as_linear() -> None:
     """The matrices of a GRU are as good as any, when the user says so."""
-    found = find(*infos_of(nn.GRU(64, 64, bias=False)), kinds={"weight_*": "linear"})
+    discovery = find(*infos_of(nn.GRU(64, 64, bias=False)), kinds={"weight_*": "linear"})
 
-    assert [(layer.kind, [matrix.name for matrix in layer.forms[0]]) for layer in found.layers] == [
+    assert [(layer.kind, [matrix.name for matrix in layer.forms[0]]) for layer in discovery.layers] == [
         ("linear", ["weight_ih_l0"]),
         ("linear", ["weight_hh_l0"]),
     ]
@@ -576,16 +588,16 @@ def test_a_recurrent_weight_can_be_asked_for_as_linear() -> None:
 @pytest.mark.parametrize("selection", [{"include": ("*weight_ih*",)}, {"exclude": ("*weight_hh*",)}])
 def test_one_weight_of_an_lstm_can_be_asked_for(selection: dict[str, object]) -> None:
     """What the layer is does not depend on which of its weights are wanted."""
-    found = find(*infos_of(nn.LSTM(64, 64, bias=False)), **selection)
+    discovery = find(*infos_of(nn.LSTM(64, 64, bias=False)), **selection)
 
-    assert list(forms(found).values()) == [[["weight_ih_l0"]]]
+    assert list(forms(discovery).values()) == [[["weight_ih_l0"]]]
 
 
 def test_leaving_the_projection_out_leaves_the_lstm_in() -> None:
-    found = find(*infos_of(nn.LSTM(96, 128, proj_size=64, bias=False)), exclude=("*weight_hr*",))
+    discovery = find(*infos_of(nn.LSTM(96, 128, proj_size=64, bias=False)), exclude=("*weight_hr*",))
 
-    assert reasons(found) == {"weight_hr_l0": "left out as asked"}
-    assert len(found.layers) == 1
+    assert reasons(discovery) == {"weight_hr_l0": "left out as asked"}
+    assert len(discovery.layers) == 1
 
 
 @pytest.mark.parametrize(
@@ -634,10 +646,10 @@ def test_why_a_tensor_is_no_lstm_weight_is_said(extra: TensorInfo, message: str)
 
 def test_a_projection_may_have_any_number_of_rows() -> None:
     module = infos_of(nn.LSTM(64, 64, proj_size=30))
-    weights = [one for one in module if one.name.startswith("weight")]
-    found = find(*weights, kinds={"weight_*": "lstm"}, min_side=8)
+    weights = [tensor_info for tensor_info in module if tensor_info.name.startswith("weight")]
+    discovery = find(*weights, kinds={"weight_*": "lstm"}, min_side=8)
 
-    assert forms(found) == {
+    assert forms(discovery) == {
         ":weight_ih_l0": [["weight_joint_l0", "weight_hr_l0"], ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"]]
     }
 
@@ -653,17 +665,17 @@ def test_weights_of_different_heights_are_never_joined(lstm: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (64,), (64, 64, 1)])
 def test_a_projection_that_is_no_matrix_keeps_its_lstm_dense(shape: tuple[int, ...]) -> None:
-    found = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64), info("l.weight_hr_l0", *shape))
+    discovery = find(info("l.weight_ih_l0", 256, 64), info("l.weight_hh_l0", 256, 64), info("l.weight_hr_l0", *shape))
 
-    assert found.layers == ()
-    assert reasons(found)["l.weight_ih_l0"] == f"its weight_hr of shape {shape} does not fit an LSTM"
+    assert discovery.layers == ()
+    assert reasons(discovery)["l.weight_ih_l0"] == f"its weight_hr of shape {shape} does not fit an LSTM"
 
 
 class Counted(Mapping[str, TensorInfo]):
     """A mapping that counts how often it is gone through from end to end."""
 
     def __init__(self, *infos: TensorInfo) -> None:
-        self.infos = {one.name: one for one in infos}
+        self.infos = {tensor_info.name: tensor_info for tensor_info in infos}
         self.walks = 0
 
     def __getitem__(self, name: str) -> TensorInfo:
@@ -681,5 +693,5 @@ def test_the_work_grows_with_the_number_of_tensors_and_no_faster() -> None:
     """Ten thousand layers must not be compared with one another."""
     tensors = Counted(*(info(f"{number}.weight", 64, 64) for number in range(100)))
 
-    assert len(discover(tensors).layers) == 100
+    assert len(layers_of(tensors).layers) == 100
     assert tensors.walks < 10

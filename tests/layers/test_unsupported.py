@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from mpocompress.checkpoint import TensorInfo
-from mpocompress.layers.discovery import Discovery, discover
+from mpocompress.checkpoint.checkpoint import TensorInfo
+from mpocompress.checkpoint.torch_dtypes import dtype_of
+from mpocompress.layers.discovery import Discovery, layers_of
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.unsupported import (
     BITSANDBYTES,
@@ -29,14 +30,12 @@ SIDE = 64
 
 
 def find(state: Mapping[str, Tensor], selection: Selection = Selection()) -> Discovery:  # noqa: B008 (frozen)
-    return discover(
+    return layers_of(
         {
             name: TensorInfo(
                 name=name,
                 shape=tuple(tensor.shape),
-                dtype=tensor.dtype,
-                size_bytes=tensor.numel() * tensor.element_size(),
-                alias_of=None,
+                dtype=dtype_of(tensor.dtype),
             )
             for name, tensor in state.items()
         },
@@ -44,8 +43,8 @@ def find(state: Mapping[str, Tensor], selection: Selection = Selection()) -> Dis
     )
 
 
-def reasons(found: Discovery) -> dict[str, str]:
-    return {one.name: one.reason for one in found.skipped}
+def reasons(discovery: Discovery) -> dict[str, str]:
+    return {skipped.name: skipped.reason for skipped in discovery.skipped}
 
 
 def pruned(module: nn.Module) -> nn.Module:
@@ -83,22 +82,22 @@ LINEAR: Callable[[], nn.Module] = lambda: nn.Linear(SIDE, SIDE)  # noqa: E731
 @pytest.mark.parametrize("prefix", ["", "net.fc."])
 def test_what_torch_makes_of_a_weight_is_told_and_left(module: nn.Module, reason: str, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    found = find(state)
+    discovery = find(state)
 
-    assert found.layers == ()
-    assert {text for name, text in reasons(found).items() if not name.endswith("bias")} == {reason}
-    assert found.obstacles == (reason,)
+    assert discovery.layers == ()
+    assert {text for name, text in reasons(discovery).items() if not name.endswith("bias")} == {reason}
+    assert discovery.unsupported == (reason,)
     assert "then save it again" in reason
 
 
 @pytest.mark.parametrize("normed", [old_weight_norm, parametrizations.weight_norm])
 def test_a_normed_recurrent_weight_keeps_its_layer_dense(normed: Callable[[nn.Module, str], nn.Module]) -> None:
     module = normed(nn.LSTM(SIDE, SIDE, bias=False), "weight_hh_l0")
-    found = find(module.state_dict())
+    discovery = find(module.state_dict())
 
-    assert found.layers == ()
-    said = WEIGHT_NORM if normed is old_weight_norm else PARAMETRIZED
-    assert reasons(found)["weight_ih_l0"] == f"its weight_hh is {said}"
+    assert discovery.layers == ()
+    expected = WEIGHT_NORM if normed is old_weight_norm else PARAMETRIZED
+    assert reasons(discovery)["weight_ih_l0"] == f"its weight_hh is {expected}"
 
 
 def test_an_adapter_and_the_weight_under_it_are_left() -> None:
@@ -155,16 +154,16 @@ def test_an_adapter_and_the_weight_under_it_are_left() -> None:
     ids=["bitsandbytes 8", "bitsandbytes 4", "GPTQ", "float8", "compressed-tensors"],
 )
 def test_a_quantized_weight_is_told_and_left(state: dict[str, Tensor], reason: str) -> None:
-    found = find(state)
+    discovery = find(state)
 
-    assert found.layers == ()
-    assert set(reasons(found).values()) == {reason}
+    assert discovery.layers == ()
+    assert set(reasons(discovery).values()) == {reason}
 
 
 def test_a_file_may_hold_both() -> None:
-    found = find({**old_weight_norm(LINEAR()).state_dict(), "plain.weight": torch.zeros(SIDE, SIDE)})
+    discovery = find({**old_weight_norm(LINEAR()).state_dict(), "plain.weight": torch.zeros(SIDE, SIDE)})
 
-    assert [layer.name for layer in found.layers] == ["plain"]
+    assert [layer.name for layer in discovery.layers] == ["plain"]
 
 
 def test_a_forced_kind_goes_before() -> None:

@@ -218,9 +218,8 @@ def test_a_cell_of_ones_own_needs_its_weights_apart() -> None:
     net = filled(nn.ModuleDict({"cell": OwnCell()}))
     with pytest.raises(
         ModelError,
-        match=r"^cell: a tests\.\S*OwnCell, which runs in its own way; its weights cannot be taken as one "
-        r"matrix\. Compress "
-        r"with lstm='separate', or leave the layer out\.$",
+        match=r"^cell: a tests\.\S*OwnCell, which has a forward of its own; its weights cannot become one joint "
+        r"matrix\. Compress with lstm='separate', or exclude the layer\.$",
     ):
         compress_module(net, Truncation(max_bond=BOND), selection=SMALL)
 
@@ -273,10 +272,10 @@ def tied_half() -> nn.Module:
             lambda: OwnLSTM(16, 24),
             {},
             ModelError,
-            r"^the model: a tests\.\S*OwnLSTM, an nn\.LSTM with a forward or with",
+            r"^the model: a tests\.\S*OwnLSTM, an nn\.LSTM with its own forward or its own",
         ),
-        (hooked, {}, ModelError, r"^0: an nn\.Linear with hooks on it; they would be lost"),
-        (tied_half, {}, ModelError, r"of which only one is tied to this layer; .* compress with lstm='separate'"),
+        (hooked, {}, ModelError, r"^0: an nn\.Linear with hooks; they would be lost"),
+        (tied_half, {}, ModelError, r"only one of which is tied to this layer; .* compress with lstm='separate'"),
         (
             lambda: nn.Sequential(linear()).to("meta"),
             {},
@@ -287,22 +286,22 @@ def tied_half() -> nn.Module:
             lambda: nn.Sequential(nn.LazyLinear(3)),
             {},
             ModelError,
-            r"^0\.weight: a parameter without a size; its layer was",
+            r"^0\.weight: a parameter without a size; its layer is lazy",
         ),
         (
             lambda: Renames(linear()),
             {},
             ModelError,
-            r"^net\.0\.weight: a name in the state dict that no module has; there",
+            r"^net\.0\.weight: a name in the state dict that no module has; its parameter cannot be identified",
         ),
         (
             lambda: NotCopied(linear()),
             {},
             ModelError,
             (
-                r"^NotCopied: copying it failed \(RuntimeError: there is only one of me\); the given model is "
-                r"left as it is, "
-                r"and the new one is a copy\. Compress a file with its state dict, and load that\.$"
+                r"^NotCopied: copying it failed \(RuntimeError: there is only one of me\); the compressed "
+                r"model is a copy, and the given one is not changed\. Compress a file with its state dict, and load "
+                r"that file\.$"
             ),
         ),
         (nn.ReLU, {}, CheckpointError, r"^ReLU: 0 tensors, none of them a weight that can be compressed"),
@@ -340,6 +339,7 @@ def test_a_model_is_not_compressed_twice() -> None:
     model, _ = mpocompress.compress_module(nn.Sequential(linear()), truncation=Truncation(max_bond=2), selection=SMALL)
 
     with pytest.raises(
-        ModelError, match=r"^0\.weight: cores; compressing them again would add a second error\. Give the model as it"
+        ModelError,
+        match=r"^0\.weight: the model has cores already; compressing them again would add a second error\. Pass",
     ):
         compress_module(model, Truncation(max_bond=2), selection=SMALL)

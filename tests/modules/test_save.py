@@ -361,55 +361,53 @@ def test_what_cannot_be_saved_is_said_in_words(tmp_path: Path) -> None:
     refused(
         Net(),
         target,
-        r"^Net: no MPO layer; what is written is a model with MPO layers\. Give a model that `load` or "
-        r"`compress_module` "
-        r"gave; save any other with torch\.save\.$",
+        r"^Net: no MPO layer; only a model with MPO layers can be saved\. Pass a model from `load` or "
+        r"`compress_module`; save any other with torch\.save\.$",
     )
-    refused(loaded.fc.weight, target, r"^MPOWeight: a weight by itself; what is written is a model with MPO layers\.")
+    refused(loaded.fc.weight, target, r"^MPOWeight: a single weight; only a model with MPO layers can be saved\.")
     mpo = MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)])
     refused(
         nn.Sequential(loaded, MPOLinear(MPOWeight(mpo))),
         target,
-        r"^1\.weight: cores that came from no compressed file or model; there is no report of what they are an "
-        r"approximation of\. Save the model with torch\.save, or compress it whole\.$",
+        r"^1\.weight: cores that came from no compressed file or model; there is no report of the "
+        r"compression\. Save the model with torch\.save, or compress the whole model\.$",
     )
     loaded.fc.weight.core[0].data[0, 0, 0, 0] = float("inf")
     refused(
-        loaded, target, r"^fc\.weight: cores that hold NaN or Inf; a file never does\. Go back to the state before, or"
+        loaded, target, r"^fc\.weight: cores that hold NaN or Inf; a compressed file must not hold them\. Return to"
     )
     mixed: Any = load(tmp_path / "small.pt", Net())
     mixed.fc.weight.core[0] = nn.Parameter(mixed.fc.weight.core[0].half())
     refused(
         mixed,
         target,
-        r"^fc\.weight: cores of float16, float32; a file holds one of float16, bfloat16, float32, float64\.",
+        r"^fc\.weight: cores of float16, float32; they must all be of one of float16, bfloat16, float32, float64\.",
     )
     other: Any = load(tmp_path / "small.pt", Net())
     other.fc.weight.sites = mpo.sites
     refused(
-        other, target, r"^fc\.weight: cores of other sites than those that were loaded; the report is not of them\."
+        other, target, r"^fc\.weight: cores with other sites than when they were loaded; the report does not describe "
     )
     hidden: Any = load(tmp_path / "small.pt", Net())
     hidden.register_state_dict_post_hook(hide)
     refused(
         hidden,
         target,
-        r"^fc\.weight: cores that the state dict does not have under their names; they could not be read",
+        r"^fc\.weight: cores that are not in the state dict under their names; they could not be read",
     )
     lazy = load(tmp_path / "small.pt", Net())
     lazy.more = nn.LazyLinear(3)
     refused(
         lazy,
         target,
-        r"^more\.weight: a parameter without a size; its layer was never run\. Run the model once, or load",
+        r"^more\.weight: a parameter without a size; its layer is lazy and was never run\. Run the model once, or load",
     )
     sparse = load(tmp_path / "small.pt", Net())
     sparse.register_buffer("more", torch.eye(3).to_sparse())
     refused(
         sparse,
         target,
-        r"^Net: more is no ordinary tensor but a quantized, nested or sparse one; its values cannot be taken one "
-        r"by one\.",
+        r"^Net: more is a quantized, nested or sparse tensor; only dense tensors with data can be stored\.",
         MPOCompressError,
     )
 
@@ -425,7 +423,7 @@ def test_parts_of_different_compressions_do_not_make_one_file(tmp_path: Path) ->
         tmp_path / "out.pt",
         r"^1\.0\.weight: cores from model\.pt, beside others from model\.pt; a file has the report of one "
         r"compression\. Save "
-        r"the parts of the model into files of their own\.$",
+        r"the parts of the model to separate files\.$",
     )
     report = save(nn.Sequential(first, same), tmp_path / "out.pt")
     assert [one.name for one in report.compressed] == ["0.0.weight", "1.0.weight"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mpocompress.errors import ModelError
-from mpocompress.layers.model_classes import fit_model
+from mpocompress.layers.model_classes import match_classes
 from mpocompress.user.code import model_builder
 
 CODE = """
@@ -82,7 +82,7 @@ WANTED = {"rnn": "torch.nn.modules.rnn.LSTM", "mine": "torch.nn.modules.linear.L
 @pytest.mark.parametrize("spec", ["users_net.py:build", "users_net.py:Net", "users_net.py:made", "users_net:build"])
 def test_a_model_is_named_by_its_file_or_module(folder: Path, spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = list(sys.path)
-    found = fit_model(spec, {"rnn.weight_hh_l0": (256, 64), "fc.weight": (80, 64), "words.weight": (90, 64)})
+    found = match_classes(spec, {"rnn.weight_hh_l0": (256, 64), "fc.weight": (80, 64), "words.weight": (90, 64)})
 
     assert found.classes == {
         "rnn": "torch.nn.modules.rnn.LSTM",
@@ -104,7 +104,7 @@ def test_a_file_called_like_a_library_does_not_hide_it(folder: Path) -> None:
     )
     before = sys.modules.get("statistics")
 
-    assert fit_model("statistics.py:build", {"weight": (5, 4)}).classes == {"": "torch.nn.modules.linear.Linear"}
+    assert match_classes("statistics.py:build", {"weight": (5, 4)}).classes == {"": "torch.nn.modules.linear.Linear"}
     assert sys.modules.get("statistics") is before
 
 
@@ -113,7 +113,7 @@ def test_running_a_model_leaves_the_random_numbers_of_the_caller_alone(folder: P
     wanted = torch.rand(2)
     torch.manual_seed(3)
 
-    fit_model("users_net.py:build", {"fc.weight": (80, 64)})
+    match_classes("users_net.py:build", {"fc.weight": (80, 64)})
 
     assert torch.equal(torch.rand(2), wanted)
 
@@ -138,12 +138,12 @@ def test_running_a_model_leaves_the_random_numbers_of_the_caller_alone(folder: P
 )
 def test_a_model_that_cannot_be_made_is_refused_in_words(folder: Path, spec: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        fit_model(spec, {"fc.weight": (80, 64)})
+        match_classes(spec, {"fc.weight": (80, 64)})
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod.", "a.b.c."])
 def test_a_checkpoint_may_have_a_prefix(prefix: str) -> None:
-    found = fit_model(Net(), shapes(Net(), prefix))
+    found = match_classes(Net(), shapes(Net(), prefix))
 
     assert {
         path.removeprefix(prefix): name for path, name in found.classes.items() if not path.endswith("own")
@@ -155,25 +155,25 @@ def test_a_checkpoint_may_have_a_prefix(prefix: str) -> None:
 def test_the_model_may_have_a_prefix(wrapped: str) -> None:
     outer = nn.Sequential(OrderedDict({wrapped: Net()}))
 
-    assert fit_model(outer, shapes(Net())).classes["rnn"] == WANTED["rnn"]
+    assert match_classes(outer, shapes(Net())).classes["rnn"] == WANTED["rnn"]
 
 
 def test_compiled_parts_in_the_middle_of_a_name_are_seen_through() -> None:
-    found = fit_model(Net(), {"rnn._orig_mod.weight_hh_l0": (32, 8), "mine.weight": (9, 8)})
+    found = match_classes(Net(), {"rnn._orig_mod.weight_hh_l0": (32, 8), "mine.weight": (9, 8)})
 
     assert found.classes == {"rnn._orig_mod": WANTED["rnn"], "mine": WANTED["mine"]}
 
 
 def test_a_model_can_be_given_as_paths_and_classes() -> None:
     given: Mapping[str, str | type] = {"rnn": nn.LSTM, "mine": "torch.nn.Linear"}
-    found = fit_model(given, {"module.rnn.weight_hh_l0": (32, 8), "module.mine.weight": (9, 8), "module.x": (3, 3)})
+    found = match_classes(given, {"module.rnn.weight_hh_l0": (32, 8), "module.mine.weight": (9, 8), "module.x": (3, 3)})
 
     assert found.classes == {"module.rnn": WANTED["rnn"], "module.mine": "torch.nn.Linear"}
     assert found.notes == ("the given model has 2 of the 3 weights of the checkpoint; not module.x.",)
 
 
 def test_weights_of_another_shape_do_not_fit() -> None:
-    found = fit_model(Net(), {**shapes(Net()), "mine.weight": (10, 8)})
+    found = match_classes(Net(), {**shapes(Net()), "mine.weight": (10, 8)})
 
     assert "mine" not in found.classes
     assert found.notes == ("the given model has 3 of the 4 weights of the checkpoint; not mine.weight.",)
@@ -186,17 +186,15 @@ def test_another_model_is_an_error() -> None:
             "the given model: a model with weight, bias; no weight of the checkpoint has its name and shape; "
         ),
     ):
-        fit_model(nn.Linear(3, 3), {"encoder.weight": (9, 9)})
-
-
-def test_no_model_says_nothing() -> None:
-    assert fit_model(None, {"a": (1, 2)}).classes == {}
+        match_classes(nn.Linear(3, 3), {"encoder.weight": (9, 9)})
 
 
 def test_a_lazy_layer_that_was_never_run_has_no_shape_to_fit() -> None:
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 5))
 
-    assert fit_model(model, {"0.weight": (4, 9), "1.weight": (5, 4)}).classes == {"1": "torch.nn.modules.linear.Linear"}
+    assert match_classes(model, {"0.weight": (4, 9), "1.weight": (5, 4)}).classes == {
+        "1": "torch.nn.modules.linear.Linear"
+    }
 
 
 def test_tied_weights_are_found_under_all_their_names() -> None:
@@ -204,7 +202,7 @@ def test_tied_weights_are_found_under_all_their_names() -> None:
     head.weight = words.weight
     model = nn.ModuleDict({"words": words, "head": head})
 
-    assert set(fit_model(model, {"words.weight": (5, 4), "head.weight": (5, 4)}).classes) == {"words", "head"}
+    assert set(match_classes(model, {"words.weight": (5, 4), "head.weight": (5, 4)}).classes) == {"words", "head"}
 
 
 def test_an_error_raised_by_this_package_names_the_line_of_the_user_that_led_to_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a file holds beside its tensors: taken out with a word on what is dropped, and put back in its place."""
+"""Split a file into its tensors and the rest, with a note on everything dropped; restore the nesting."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from mpocompress.checkpoint.contents.modules import class_name
 from mpocompress.checkpoint.contents.nesting import (
@@ -23,53 +21,55 @@ from mpocompress.checkpoint.contents.structure import (
     MAX_DEPTH,
     NOTHING,
     emptied,
-    is_dense,
     is_plain_key,
     leaves,
     plain_part,
     tensor_bytes,
     tensors_in,
 )
+from mpocompress.checkpoint.lazy_tensors import AnyLazyTensor, LazyTensor
 from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
 
 _OPTIMIZER = re.compile(r"(?<![a-z])optim(i[sz]ers?|s)?(?![a-z])")
-_MOST = 10
-"""Values of one entry that are named in notes one by one."""
+_MOST_NOTES = 10
+"""Number of dropped values of one entry that get a note each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A file taken apart.
+    """The parts of a file.
 
     Args:
         tensors: the tensors of the state dict, in order.
-        extras: the rest, in its own nesting (tuples as lists, objects as dicts of what is taken from them); where the
-            state dict was, a dict of its entries that are no tensors.
+        extras: the rest, in its own nesting (tuples as lists, objects as dicts of the parts that are used); at the
+            position of the state dict, a dict of its entries that are no tensors.
         notes: one sentence for everything dropped, and for every tensor carried over outside the state dict.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, LazyTensor]
     extras: dict[Any, Any] | list[Any]
     notes: tuple[str, ...]
 
 
 def split(root: object, state: StateDict) -> Split:
-    """Take a file apart into the tensors of its state dict and the rest worth keeping.
+    """Split a file into the tensors of its state dict and the rest.
 
-    Optimizer, scheduler and gradient-scaler state, further copies of the same weights, and what a plain file cannot
-    hold are dropped, each with a note.
+    Optimizer, scheduler and gradient-scaler state, further copies of the same weights, and values that a plain file
+    cannot hold are dropped, each with a note.
 
     Args:
-        root: what the file holds; left as it is.
+        root: the value in the file; not modified.
         state: the state dict in it.
 
     Returns:
-        The parts; values are shared with `root`, the dicts on the way to the state dict are copies.
+        The parts; values are shared with `root`, the dicts on the path to the state dict are copies.
 
     Example:
-        >>> sd = {"fc.weight": torch.ones(2, 2)}
+        >>> import torch
+        >>> from mpocompress.checkpoint.tensors import describe
+        >>> sd = describe({"fc.weight": torch.ones(2, 2)})
         >>> adam = {"state": {}, "param_groups": []}
         >>> parts = split({"net": sd, "epoch": 3, "adam": adam}, StateDict(path=("net",), value=sd))
         >>> parts.extras, parts.notes
@@ -77,89 +77,87 @@ def split(root: object, state: StateDict) -> Split:
     """
     notes: list[str] = []
     tensors = {name: value for name, value in state.value.items() if _is_entry(name, value)}
-    places = [root]
+    containers = [root]
     for name in state.path:
-        places.append(named_children(places[-1])[name])
+        containers.append(named_children(containers[-1])[name])
     rest = {name: value for name, value in state.value.items() if name not in tensors}
-    if isinstance(places[-1], Instance):
-        notes.append(_of_object(places[-1], ".".join(state.path), "its weights are taken"))
-    kept = _all_kept(rest, state.path, state, notes)
-    inner: Any = emptied(places[-1]) if isinstance(places[-1], dict) else {}
-    inner.update(kept)
+    if isinstance(containers[-1], Instance):
+        notes.append(_of_object(containers[-1], ".".join(state.path), "its weights are used"))
+    inner: Any = emptied(containers[-1]) if isinstance(containers[-1], dict) else {}
+    inner.update(_carried_entries(rest, state.path, state, notes))
     for depth in range(len(state.path) - 1, -1, -1):
-        inner = _around(places[depth], state.path[: depth + 1], inner, state, notes)
+        inner = _around(containers[depth], state.path[: depth + 1], inner, state, notes)
     return Split(tensors=tensors, extras=inner, notes=tuple(notes))
 
 
-def _around(place: object, path: tuple[str, ...], inner: Any, state: StateDict, notes: list[str]) -> Any:
-    """What is kept of the container that holds `inner` at the end of `path`."""
-    if isinstance(place, Instance):
-        notes.append(_of_object(place, ".".join(path[:-1]), f"its {shown(path[-1])} is taken"))
+def _around(container: object, path: tuple[str, ...], inner: Any, state: StateDict, notes: list[str]) -> Any:
+    """The part of a container that is carried over, with `inner` at the end of `path`."""
+    if isinstance(container, Instance):
+        notes.append(_of_object(container, ".".join(path[:-1]), f"its {shown(path[-1])} is used"))
         return {path[-1]: inner}
-    beside = {name: value for name, value in named_children(place).items() if name != path[-1]}
-    kept = _all_kept(beside, path[:-1], state, notes)
-    if isinstance(place, dict):
-        outer = emptied(place)
-        kept[path[-1]] = inner
-        outer.update((name, kept[name]) for name in place if name in kept)
+    beside = {name: value for name, value in named_children(container).items() if name != path[-1]}
+    carried = _carried_entries(beside, path[:-1], state, notes)
+    if isinstance(container, dict):
+        outer = emptied(container)
+        carried[path[-1]] = inner
+        outer.update((name, carried[name]) for name in container if name in carried)
         return outer
-    return [inner if str(n) == path[-1] else kept.get(str(n)) for n in range(len(named_children(place)))]
+    return [inner if str(n) == path[-1] else carried.get(str(n)) for n in range(len(named_children(container)))]
 
 
-def _all_kept(entries: Mapping[Any, Any], path: tuple[str, ...], state: StateDict, notes: list[str]) -> dict[Any, Any]:
-    kept: dict[Any, Any] = {}
+def _carried_entries(
+    entries: Mapping[Any, Any], path: tuple[str, ...], state: StateDict, notes: list[str]
+) -> dict[Any, Any]:
+    carried: dict[Any, Any] = {}
     for name, value in entries.items():
         if not is_plain_key(name):
             notes.append(
                 f"{shown('.'.join(path)) or 'the file'}: an entry whose key is no plain value is not carried over"
             )
-        elif (part := _kept((*path, name), value, state, notes)) is not NOTHING:
-            kept[name] = part
-    return kept
+        elif (part := _carried((*path, name), value, state, notes)) is not NOTHING:
+            carried[name] = part
+    return carried
 
 
-def _of_object(value: Instance, key: str, taken: str) -> str:
-    what = f"{shown(key) or 'the file'} is an object of class {shown(class_name(value))}"
-    return f"{what}: {taken}, the rest is not carried over"
+def _of_object(value: Instance, key: str, used: str) -> str:
+    subject = f"{shown(key) or 'the file'} is an object of class {shown(class_name(value))}"
+    return f"{subject}: {used}, the rest is not carried over"
 
 
 def state_extras(extras: Mapping[str, object] | list[object], key: str) -> Mapping[str, object]:
-    """Give the entries of a state dict that are no tensors.
+    """Return the entries of a state dict that are no tensors.
 
     Args:
-        extras: as a `Checkpoint` gives them.
-        key: where the state dict belongs.
-
-    Returns:
-        Name -> value; empty where nothing is kept there.
+        extras: extras of a `Checkpoint`.
+        key: position of the state dict.
 
     Example:
         >>> state_extras({"epoch": 3, "model": {"fc._extra_state": 7}}, "model")
         {'fc._extra_state': 7}
     """
     path = resolve(extras, key)
-    place: object = extras if path is not None else {}
+    container: object = extras if path is not None else {}
     for name in path or ():
-        place = named_children(place)[name]
-    return {name: value for name, value in named_children(place).items() if isinstance(name, str)}
+        container = named_children(container)[name]
+    return {name: value for name, value in named_children(container).items() if isinstance(name, str)}
 
 
 def restore(
     extras: Mapping[str, object] | list[object], key: str, state: Mapping[str, object], where: str
 ) -> dict[Any, Any] | list[Any]:
-    """Put a state dict back into the nesting it came from.
+    """Return the nesting of a file with a state dict in it.
 
     Args:
-        extras: as a `Checkpoint` gives them.
-        key: where the state dict belongs.
-        state: its tensors.
+        extras: extras of a `Checkpoint`; not modified.
+        key: position of the state dict.
+        state: the tensors.
         where: the output, for messages.
 
     Returns:
-        A new dict or list, tensors before the other entries of the state dict; `extras` is left as it is.
+        A new dict or list; in the state dict, tensors come before the other entries.
 
     Raises:
-        OutputError: `extras` holds something else where the state dict belongs.
+        OutputError: `extras` holds something else at the position of the state dict.
 
     Example:
         >>> restore({"epoch": 3}, "model", {"fc.bias": 0}, "out.pt")
@@ -168,22 +166,22 @@ def restore(
     path = resolve(extras, key)
     if path is None:
         path = tuple(key.split(".", MAX_DEPTH))
-    places: list[Any] = [extras if isinstance(extras, dict | list) else dict(extras)]
+    containers: list[Any] = [extras if isinstance(extras, dict | list) else dict(extras)]
     for name in path:
-        places.append(named_children(places[-1]).get(name, {}))
-        if not isinstance(places[-1], dict | list):
-            raise _no_place(where, key, name, places[-1])
-    if isinstance(places[-1], list):
-        raise _no_place(where, key, path[-1] if path else "", places[-1])
-    inner: dict[Any, Any] = copy.copy(places[-1])  # keeps the type, and the `_metadata` of an OrderedDict
+        containers.append(named_children(containers[-1]).get(name, {}))
+        if not isinstance(containers[-1], dict | list):
+            raise _occupied(where, key, name, containers[-1])
+    if isinstance(containers[-1], list):
+        raise _occupied(where, key, path[-1] if path else "", containers[-1])
+    inner: dict[Any, Any] = copy.copy(containers[-1])  # keeps the type, and the `_metadata` of an OrderedDict
     inner.clear()
     inner.update(state)
-    inner.update((name, value) for name, value in places[-1].items() if name not in state)
-    for place, name in zip(reversed(places[:-1]), reversed(path), strict=True):
-        outer = copy.copy(place)
+    inner.update((name, value) for name, value in containers[-1].items() if name not in state)
+    for container, name in zip(reversed(containers[:-1]), reversed(path), strict=True):
+        outer = copy.copy(container)
         if isinstance(outer, list):
             if not name.isdecimal() or int(name) >= len(outer):
-                raise _no_place(where, key, name, None)
+                raise _occupied(where, key, name, None)
             outer[int(name)] = inner
         else:
             outer[name] = inner
@@ -191,23 +189,17 @@ def restore(
     return inner
 
 
-def _no_place(where: str, key: str, name: str, value: object) -> OutputError:
+def _occupied(where: str, key: str, name: str, value: object) -> OutputError:
     return OutputError(
         where=where,
         found=f"{shown(name)!r} in {shown(key)!r} is a {type(value).__name__}",
-        why="the state dict cannot be put there",
-        action="Give the key the state dict was read from.",
+        why="the state dict cannot be stored there",
+        action="Give the key that the state dict was read from.",
     )
 
 
 def holds_anything(value: object) -> bool:
-    """Tell whether there is any value in nested dicts, empty dicts aside.
-
-    Args:
-        value: extras, or an entry of them.
-
-    Returns:
-        False for dicts of empty dicts only.
+    """Tell whether nested dicts hold any value, empty dicts aside.
 
     Example:
         >>> holds_anything({"model": {}}), holds_anything({"epoch": 0})
@@ -217,11 +209,11 @@ def holds_anything(value: object) -> bool:
 
 
 def _is_entry(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor) and is_dense(value)
+    return isinstance(name, str) and isinstance(value, LazyTensor)
 
 
-def _kept(path: tuple[object, ...], value: object, state: StateDict, notes: list[str]) -> object:
-    """What is kept of one entry beside the tensors, `NOTHING` at all or part of it; says what the user should know."""
+def _carried(path: tuple[object, ...], value: object, state: StateDict, notes: list[str]) -> object:
+    """The part of an entry beside the tensors that is carried over, `NOTHING` if none; adds notes for the user."""
     name = shown(".".join(str(part) for part in path))
     reason = _drop_reason(str(path[-1]), value, state)
     if reason:
@@ -233,48 +225,50 @@ def _kept(path: tuple[object, ...], value: object, state: StateDict, notes: list
         value = _without(value, copied.path)
         size = shown_size(tensor_bytes(copied.value))
         notes.append(f"{name}.{shown(copied.key)}: another copy of the weights ({size}) is not carried over")
-    kept, left_out = plain_part(value, ".".join(str(part) for part in path))
-    notes += [f"{shown(place)}: a value of type {shown(kind)} is not carried over" for place, kind in left_out[:_MOST]]
-    if len(left_out) > _MOST:
-        notes.append(f"{name}: {len(left_out) - _MOST:,} more values in it are not carried over")
-    if next(tensors_in(kept), None) is not None:
-        size = shown_size(tensor_bytes(kept))
-        notes.append(f"{name}: {size} of tensors are carried over as they are")
-    return kept
+    plain, dropped = plain_part(value, ".".join(str(part) for part in path))
+    notes += [
+        f"{shown(position)}: a value of type {shown(kind)} is not carried over"
+        for position, kind in dropped[:_MOST_NOTES]
+    ]
+    if len(dropped) > _MOST_NOTES:
+        notes.append(f"{name}: {len(dropped) - _MOST_NOTES:,} more values in it are not carried over")
+    if next(tensors_in(plain), None) is not None:
+        size = shown_size(tensor_bytes(plain))
+        notes.append(f"{name}: {size} of tensors are carried over unchanged")
+    return plain
 
 
 def _copies(value: object, state: StateDict) -> list[StateDict]:
     """The dicts in a value that hold the same names as the state dict."""
-    return [found for found in state_dicts(value) if found.value.keys() == state.value.keys()]
+    return [copied for copied in state_dicts(value) if copied.value.keys() == state.value.keys()]
 
 
 def other_models(root: object, chosen: StateDict) -> list[str]:
-    """Name the state dicts of a file that hold neither the chosen weights, nor a copy or the training state of them.
+    """Return the keys of further models in a file: state dicts that neither are, copy nor train the chosen weights.
 
     Args:
-        root: what the file holds.
+        root: the value in the file.
         chosen: the state dict that was chosen.
 
-    Returns:
-        Their keys.
-
     Example:
+        >>> import torch
+        >>> from mpocompress.checkpoint.tensors import describe
         >>> weights = {"w": torch.ones(2, 2)}
-        >>> root = {"model": weights, "critic": {"v": torch.ones(3, 3)}}
-        >>> other_models(root, StateDict(path=("model",), value=weights))
+        >>> root = describe({"model": weights, "critic": {"v": torch.ones(3, 3)}})
+        >>> other_models(root, StateDict(path=("model",), value=root["model"]))
         ['critic']
     """
     return [
-        found.key
-        for found in state_dicts(root)
-        if found.path != chosen.path
-        and not any(is_averaged(name) or _OPTIMIZER.search(name.lower()) for name in found.path)
-        and not _resembles(found.value, chosen)
+        state.key
+        for state in state_dicts(root)
+        if state.path != chosen.path
+        and not any(is_averaged(name) or _OPTIMIZER.search(name.lower()) for name in state.path)
+        and not _resembles(state.value, chosen)
     ]
 
 
 def _without(value: Any, path: tuple[str, ...]) -> Any:
-    """A copy of nested containers without what stands at a path; None in its place in lists, and for objects."""
+    """A copy of nested containers with None in place of the value at a path."""
     if isinstance(value, dict):
         copied = copy.copy(value)
         copied[path[0]] = _without(value[path[0]], path[1:]) if path[1:] else None
@@ -283,7 +277,7 @@ def _without(value: Any, path: tuple[str, ...]) -> Any:
         entries: list[Any] = list(value)
         entries[int(path[0])] = _without(value[int(path[0])], path[1:]) if path[1:] else None
         return entries
-    return value  # an object is not carried over in any case
+    return value  # an object is never carried over
 
 
 def _drop_reason(name: str, value: object, state: StateDict) -> str | None:
@@ -296,19 +290,21 @@ def _drop_reason(name: str, value: object, state: StateDict) -> str | None:
         return "gradient scaler state"
     if holds_weights and is_averaged(name) and _resembles(value, state):
         return "an averaged copy of the weights"
-    return "another copy of the weights" if any(not found.path for found in _copies(value, state)) else None
+    return "another copy of the weights" if any(not copied.path for copied in _copies(value, state)) else None
 
 
 def _resembles(value: object, state: StateDict) -> bool:
     """Whether weights are those of the state dict, under other prefixes or without names."""
-    for found in state_dicts(value):
-        for name in found.value:
+    for similar in state_dicts(value):
+        for name in similar.value:
             parts = str(name).split(".")
             if any(".".join(parts[start:]) in state.value for start in range(len(parts))):
                 return True
-    shapes = {tensor.shape for tensor in state.value.values() if isinstance(tensor, torch.Tensor)}
+    shapes = {tensor.shape for tensor in state.value.values() if isinstance(tensor, AnyLazyTensor)}
     return isinstance(value, dict | list | tuple) and any(
-        isinstance(part, list | tuple) and part and all(isinstance(t, torch.Tensor) and t.shape in shapes for t in part)
+        isinstance(part, list | tuple)
+        and part
+        and all(isinstance(tensor, AnyLazyTensor) and tensor.shape in shapes for tensor in part)
         for part in (value, *named_children(value).values())
     )
 

@@ -1,4 +1,4 @@
-"""Whole modules in a file: the state dict they would have, and the class of every layer."""
+"""Whole modules in a file: their state dict, and the class of every layer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import torch
-
+from mpocompress.checkpoint.lazy_tensors import AnyLazyTensor
 from mpocompress.checkpoint.pickles.values import Instance, UnusualTensor
 
 _PARTS = ("_parameters", "_buffers", "_modules")
@@ -22,11 +21,11 @@ _MOST_NAMES = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleState:
-    """What a module holds.
+    """State dict and classes of a module.
 
     Args:
         tensors: name -> parameter or buffer, as in its state dict.
-        classes: path -> full name of the class, of itself ("") and of every module in it.
+        classes: path -> full name of the class, of the module itself ("") and of every module in it.
     """
 
     tensors: dict[Any, Any]
@@ -34,35 +33,29 @@ class ModuleState:
 
 
 def is_module(value: object) -> TypeGuard[Instance]:
-    """Tell whether a value is a pickled or scripted module.
-
-    Args:
-        value: any value.
-
-    Returns:
-        Whether it has the parts of one.
-    """
+    """Tell whether a value is a pickled or scripted module."""
     if not isinstance(value, Instance):
         return False
     return value.class_name.startswith(_SCRIPTED) or all(isinstance(value.attributes.get(p), dict) for p in _PARTS)
 
 
 def module_state(module: Instance) -> ModuleState:
-    """Give the tensors and classes of a module and all modules in it.
+    """Return the tensors and classes of a module and all modules in it.
 
     Args:
-        module: for which `is_module` holds.
+        module: a value for which `is_module` holds.
 
     Returns:
-        Its state, in the order of `nn.Module.state_dict`; what is shared comes under each of its names. A part that
-        only its own code could put into tensors stands there as an `UnusualTensor`.
+        Its state, in the order of `nn.Module.state_dict`; a shared tensor is listed under each of its names. A part
+        that only its own code could convert to tensors is an `UnusualTensor`.
 
     Raises:
         ValueError: a module that contains itself, two tensors of one name, or more names than any model has.
 
     Example:
         >>> fc = Instance("torch.nn.modules.linear.Linear")
-        >>> fc.attributes.update(_parameters={"weight": torch.ones(2, 3), "bias": None}, _buffers={}, _modules={})
+        >>> fc.attributes.update(_parameters={"weight": UnusualTensor(kind="sparse"), "bias": None})
+        >>> fc.attributes.update(_buffers={}, _modules={})
         >>> net = Instance("net.Net", attributes={"_parameters": {}, "_buffers": {}, "_modules": {"fc": fc}})
         >>> list(module_state(net).tensors), module_state(net).classes["fc"]
         (['fc.weight'], 'torch.nn.modules.linear.Linear')
@@ -84,13 +77,7 @@ def module_state(module: Instance) -> ModuleState:
 
 
 def class_name(value: Instance) -> str:
-    """Name the class of an object as its source does.
-
-    Args:
-        value: an object, scripted or not.
-
-    Returns:
-        The full name, without what TorchScript adds to it.
+    """Return the full name of the class of an object, without what TorchScript adds to it.
 
     Example:
         >>> class_name(Instance("__torch__.torch.nn.modules.linear.___torch_mangle_3.Linear"))
@@ -102,7 +89,7 @@ def class_name(value: Instance) -> str:
 def _tensors(module: Instance) -> Iterator[tuple[str, object]]:
     if module.class_name.startswith(_SCRIPTED):
         for name, value in module.attributes.items():
-            if isinstance(value, torch.Tensor | UnusualTensor):
+            if isinstance(value, AnyLazyTensor | UnusualTensor):
                 yield name, value
             elif isinstance(value, Instance) and _PACKED in value.class_name:
                 yield name, _PACKED_WEIGHTS
@@ -113,12 +100,12 @@ def _tensors(module: Instance) -> Iterator[tuple[str, object]]:
     for name, value in module.attributes["_modules"].items():
         if value is not None and not is_module(value):
             kind = class_name(value) if isinstance(value, Instance) else type(value).__name__
-            yield str(name), UnusualTensor(kind=f"a module of class {kind} that is saved in a way of its own")
-    transient = module.attributes.get("_non_persistent_buffers_set")
-    left_out = transient if isinstance(transient, set) else set()
+            yield str(name), UnusualTensor(kind=f"a module of class {kind} with its own way of saving")
+    names = module.attributes.get("_non_persistent_buffers_set")
+    transient = names if isinstance(names, set) else set()
     for part in ("_parameters", "_buffers"):
         for name, value in module.attributes[part].items():
-            if value is not None and not (part == "_buffers" and name in left_out):
+            if value is not None and not (part == "_buffers" and name in transient):
                 yield str(name), value
 
 

@@ -1,4 +1,4 @@
-"""Which dict of a file is the state dict; a whole module counts as the one it would have."""
+"""Find the state dict in a file; a whole module counts as its state dict."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from mpocompress.checkpoint.contents.modules import is_module, module_state
-from mpocompress.checkpoint.contents.structure import MAX_DEPTH, is_dense
+from mpocompress.checkpoint.contents.structure import MAX_DEPTH
+from mpocompress.checkpoint.lazy_tensors import AnyLazyTensor, LazyTensor
 from mpocompress.checkpoint.pickles.values import Instance
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
@@ -19,15 +18,15 @@ PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "net", "n
 _AVERAGED = {"ema", "swa", "polyak", "averaged", "average", "avg", "shadow"}
 _WORD = re.compile(r"[a-z]+")
 _MOST_SHOWN = 20
-_HOLDERS = (dict, list, tuple, Instance)
+_NESTED = (dict, list, tuple, Instance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateDict:
-    """A dict of tensors found in a file.
+    """A dict of tensors in a file.
 
     Args:
-        path: the keys, numbers of entries in lists, and names of attributes that lead to it from the top.
+        path: keys, positions in lists, and names of attributes that lead to it from the top.
         value: the dict itself, not copied; of a module its parameters and buffers.
         classes: of a module, path -> class of each module in it.
     """
@@ -45,12 +44,6 @@ class StateDict:
 def is_averaged(name: str) -> bool:
     """Tell whether a key names an average of the weights over training (EMA, SWA).
 
-    Args:
-        name: one key of a dict.
-
-    Returns:
-        Whether a word of it says so.
-
     Example:
         >>> is_averaged("model_ema"), is_averaged("schema")
         (True, False)
@@ -59,19 +52,8 @@ def is_averaged(name: str) -> bool:
 
 
 def is_weight(value: object) -> bool:
-    """Tell whether a value is a floating tensor with two dims or more.
-
-    Args:
-        value: any value of a dict.
-
-    Returns:
-        Whether it is; sparse, quantized and other unusual tensors are not.
-
-    Example:
-        >>> is_weight(torch.ones(2, 2)), is_weight(torch.ones(2)), is_weight(3)
-        (True, False, False)
-    """
-    return isinstance(value, torch.Tensor) and is_dense(value) and value.is_floating_point() and value.dim() >= 2
+    """Tell whether a value is a dense floating-point tensor with two dimensions or more."""
+    return isinstance(value, LazyTensor) and value.dtype.is_floating_point and len(value.shape) >= 2
 
 
 def state_dicts(root: object) -> list[StateDict]:
@@ -81,63 +63,65 @@ def state_dicts(root: object) -> list[StateDict]:
     tensor beside its state dict).
 
     Args:
-        root: what the file holds, checked by `check_structure`.
+        root: the value in the file, checked by `check_structure`.
 
     Returns:
         The candidates, shallow before deep, then in file order.
 
     Example:
-        >>> [found.key for found in state_dicts({"epoch": 3, "model": {"fc.weight": torch.ones(2, 2)}})]
+        >>> import torch
+        >>> from mpocompress.checkpoint.tensors import describe
+        >>> [state.key for state in state_dicts(describe({"epoch": 3, "model": {"fc.weight": torch.ones(2, 2)}}))]
         ['model']
     """
-    candidates = [found for found in _dicts(root) if any(is_weight(entry) for entry in found.value.values())]
-    sizes = {found.path: _parameters(found.value) for found in candidates}
+    candidates = [state for state in _dicts(root) if any(map(is_weight, state.value.values()))]
+    sizes = {state.path: _parameters(state.value) for state in candidates}
     largest_inside: dict[tuple[str, ...], int] = {}
     for path, size in sizes.items():
         for outer in _outer(path):
             largest_inside[outer] = max(largest_inside.get(outer, 0), size)
-    taken: set[tuple[str, ...]] = set()
-    for found in candidates:
-        holds_larger = largest_inside.get(found.path, 0) > sizes[found.path]
-        if not holds_larger and taken.isdisjoint(_outer(found.path)):
-            taken.add(found.path)
-    return [found for found in candidates if found.path in taken]
+    chosen: set[tuple[str, ...]] = set()
+    for state in candidates:
+        holds_larger = largest_inside.get(state.path, 0) > sizes[state.path]
+        if not holds_larger and chosen.isdisjoint(_outer(state.path)):
+            chosen.add(state.path)
+    return [state for state in candidates if state.path in chosen]
 
 
 def choose(root: object, where: str, key: str | None) -> StateDict:
-    """Pick the state dict to work on.
+    """Return the state dict to use.
 
     Args:
-        root: what the file holds.
+        root: the value in the file.
         where: the file, for messages.
-        key: the one the user names; None to go by the usual names, shallow before deep.
+        key: the key that the user gave; None to choose by the usual names, shallow before deep.
 
     Returns:
-        The state dict; never an average of the weights unless `key` says so.
+        The state dict; an average of the weights only if `key` names it.
 
     Raises:
-        CheckpointError: there is none, several are equally likely, only averages are there, or `key` leads to none.
+        CheckpointError: there is none, several are equally likely, all are averages, or `key` leads to none.
     """
     candidates = state_dicts(root)
-    names = ", ".join(repr(shown(found.key)) for found in candidates[:_MOST_SHOWN])
+    names = ", ".join(repr(shown(state.key)) for state in candidates[:_MOST_SHOWN])
     if key is not None:
         return _named(root, where, key, names)
     if not candidates:
         raise CheckpointError(
             where=where,
-            found="no state dict (names to tensors, at least one of them a floating-point matrix)",
-            why="there is nothing to work on",
-            action="Save one: torch.save(model.state_dict(), ...).",
+            found="no state dict (names -> tensors, at least one of them a floating-point matrix)",
+            why="the file has no weights to read",
+            action="Save a state dict: torch.save(model.state_dict(), ...).",
         )
-    current = [found for found in candidates if not any(is_averaged(name) for name in found.path)]
+    current = [state for state in candidates if not any(is_averaged(name) for name in state.path)]
     if not current:
         raise CheckpointError(
             where=where,
             found=f"only averaged weights: {names}",
-            why="averages over training are not taken unasked",
-            action="If they are meant, choose them by their key.",
+            why="averages over training are not chosen automatically",
+            action="To use them, give their key.",
         )
-    usual = sorted((found for found in current if not found.path or found.path[-1] in PREFERRED), key=_preference)
+    usual = sorted((state for state in current if not state.path or state.path[-1] in PREFERRED), key=_preference)
     if usual and (len(usual) == 1 or _preference(usual[0]) < _preference(usual[1])):
         return usual[0]
     if len(current) == 1:
@@ -145,48 +129,48 @@ def choose(root: object, where: str, key: str | None) -> StateDict:
     raise CheckpointError(
         where=where,
         found=f"several state dicts: {names}",
-        why="it cannot be told which one is meant",
+        why="the choice between them is ambiguous",
         action="Choose one by its key.",
     )
 
 
 def resolve(root: object, key: str) -> tuple[str, ...] | None:
-    """Find the path a dotted key means, where the keys of the file may hold dots themselves.
+    """Return the path that a dotted key means, where the keys of the file may contain dots themselves.
 
     Args:
         root: where to start from.
         key: the dotted key; "" is the top.
 
     Returns:
-        The path, or None if nothing is there.
+        The path, or None if it leads nowhere.
 
     Example:
         >>> resolve({"a.b": [{}, {"c": {}}]}, "a.b.1.c"), resolve({"a": 1}, "b")
         (('a.b', '1', 'c'), None)
     """
     path: list[str] = []
-    place = root
+    value = root
     rest = key
     while rest:
-        inside = named_children(place)
-        name = next((name for name in _prefixes(rest) if name in inside), None)
+        children = named_children(value)
+        name = next((name for name in _prefixes(rest) if name in children), None)
         if name is None:
             return None
         path.append(name)
-        place = inside[name]
+        value = children[name]
         rest = rest[len(name) + 1 :]
     return tuple(path)
 
 
 def named_children(value: object) -> Mapping[Any, Any]:
-    """Give what a container or object holds, by name.
+    """Return the content of a container or object by name.
 
     Args:
-        value: a dict, a list or tuple (entries by number), an object (what it was made of by number, its attributes and
-            items), or anything else.
+        value: a dict, a list or tuple (entries by number), an object (its arguments and entries by number, its
+            attributes and items), or anything else.
 
     Returns:
-        Name -> value; the dict itself where it is one; empty for what holds nothing.
+        Name -> value; a dict itself; empty for other values.
 
     Example:
         >>> named_children(("a", "b"))
@@ -198,8 +182,8 @@ def named_children(value: object) -> Mapping[Any, Any]:
         return {str(number): entry for number, entry in enumerate(value)}
     if not isinstance(value, Instance):
         return {}
-    listed = {str(number): entry for number, entry in enumerate((*value.arguments, *value.entries))}
-    return {**listed, **value.attributes, **value.items}
+    numbered = {str(number): entry for number, entry in enumerate((*value.arguments, *value.entries))}
+    return {**numbered, **value.attributes, **value.items}
 
 
 def _named(root: object, where: str, key: str, names: str) -> StateDict:
@@ -207,19 +191,19 @@ def _named(root: object, where: str, key: str, names: str) -> StateDict:
     value = root
     for name in path or ():
         value = named_children(value)[name]
-    found = None if path is None else _as_state(path, value)
-    if found is None or not any(isinstance(entry, torch.Tensor) for entry in found.value.values()):
+    state = None if path is None else _as_state(path, value)
+    if state is None or not any(isinstance(entry, AnyLazyTensor) for entry in state.value.values()):
         raise CheckpointError(
             where=where,
             found=f"no dict of tensors at key {shown(key)!r}",
-            why="there is nothing to work on",
-            action=f"Choose one of: {names}." if names else "Name a file that holds a state dict.",
+            why="the file has no weights to read there",
+            action=f"Choose one of: {names}." if names else "Give a file that holds a state dict.",
         )
-    return found
+    return state
 
 
 def _as_state(path: tuple[str, ...], value: object) -> StateDict | None:
-    """What a value would be as a state dict; None for what is neither dict nor object."""
+    """A value as a state dict; None if it is neither dict nor object."""
     if is_module(value):
         state = module_state(value)
         return StateDict(path=path, value=state.tensors, classes=state.classes)
@@ -240,25 +224,25 @@ def _outer(path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _dicts(root: object) -> list[StateDict]:
-    found: list[StateDict] = []
+    states: list[StateDict] = []
     seen = {id(root)}
     queue: list[tuple[tuple[str, ...], object]] = [((), root)]
-    for path, value in queue:  # grows while it is walked
+    for path, value in queue:  # grows during the loop
         state = _as_state(path, value)
         if state is not None:
-            found.append(state)
+            states.append(state)
         if is_module(value) or len(path) == MAX_DEPTH:
-            continue  # the state dict of a module has all there is
+            continue  # the state dict of a module includes those of the modules in it
         for name, inner in named_children(value).items():
-            if isinstance(name, str) and name and isinstance(inner, _HOLDERS) and id(inner) not in seen:
+            if isinstance(name, str) and name and isinstance(inner, _NESTED) and id(inner) not in seen:
                 seen.add(id(inner))
                 queue.append(((*path, name), inner))
-    return found
+    return states
 
 
 def _parameters(value: dict[Any, Any]) -> int:
-    return sum(entry.numel() for entry in value.values() if isinstance(entry, torch.Tensor) and is_dense(entry))
+    return sum(entry.numel for entry in value.values() if isinstance(entry, LazyTensor))
 
 
-def _preference(found: StateDict) -> tuple[int, int]:
-    return len(found.path), PREFERRED.index(found.path[-1]) if found.path else 0
+def _preference(state: StateDict) -> tuple[int, int]:
+    return len(state.path), PREFERRED.index(state.path[-1]) if state.path else 0

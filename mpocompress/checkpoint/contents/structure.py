@@ -1,4 +1,4 @@
-"""Walks over what a pickle held, without recursion, so that no nesting in a file can break them."""
+"""Traversals of the values in a file, without recursion, so that no nesting in a file can break them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
+from mpocompress.checkpoint.dtypes import DType
+from mpocompress.checkpoint.lazy_tensors import (
+    AnyLazyTensor,
+    Device,
+    LazyMetaTensor,
+    LazySparseTensor,
+    LazyTensor,
+    Size,
+)
 from mpocompress.checkpoint.pickles.values import Global, Instance, UnusualTensor
 from mpocompress.errors import CheckpointError
 
@@ -20,25 +27,25 @@ _CONTAINERS_AND_OBJECTS = (*_CONTAINERS, Instance)
 _PLAIN_CONTAINERS = (dict, OrderedDict, Counter, list, tuple)  # a set has another order in every process
 _PLAIN_LEAVES = (
     *(type(None), bool, int, float, complex, str, bytes, bytearray),
-    *(torch.Size, torch.dtype, torch.device, torch.Tensor, torch.nn.Parameter),
+    *(Size, DType, Device, LazyTensor, LazySparseTensor, LazyMetaTensor),
 )
 _END = object()
 NOTHING = object()
-"""What is left of a value that cannot be held at all."""
+"""Result for a value of which no part can be kept."""
 
 
 def check_structure(root: object, where: str) -> None:
-    """Refuse values that contain themselves, or are nested too deep or too many to be a checkpoint.
+    """Refuse values that contain themselves, are nested deeper than `MAX_DEPTH`, or are more than `MAX_VALUES`.
 
-    Afterwards a recursion over `root` is at most `MAX_DEPTH` deep. Objects are not looked into: they may well refer
-    back to what holds them, and are never copied or written.
+    Afterwards a recursion over `root` is at most `MAX_DEPTH` deep. Objects are not visited: they may refer back to
+    their container, and are never copied or written.
 
     Args:
-        root: what a file held.
+        root: the value in the file.
         where: the file, for the message.
 
     Raises:
-        CheckpointError: naming which of the three it was.
+        CheckpointError: naming which of the three it is.
     """
     levels = {id(root): 1}  # id of a finished container -> levels of nesting in it
     on_path = {id(root)}
@@ -71,13 +78,7 @@ def check_structure(root: object, where: str) -> None:
 
 
 def leaves(root: object) -> Iterator[object]:
-    """Yield everything in `root` that is no container, each container entered once.
-
-    Args:
-        root: any value.
-
-    Yields:
-        The leaves, in file order of their containers.
+    """Yield the values in `root` that are no containers, in file order; each container is visited once.
 
     Example:
         >>> list(leaves({"a": [1, 2], "b": "c"}))
@@ -92,118 +93,81 @@ def leaves(root: object) -> Iterator[object]:
         child = next(stack[-1], _END)
         if child is _END:
             stack.pop()
-        elif not isinstance(child, _CONTAINERS_AND_OBJECTS) or isinstance(child, torch.Size):
+        elif not isinstance(child, _CONTAINERS_AND_OBJECTS) or isinstance(child, Size):
             yield child
         elif id(child) not in seen:
             seen.add(id(child))
             stack.append(_children(child))
 
 
-def tensors_in(root: object) -> Iterator[torch.Tensor]:
-    """Yield the tensors in `root`, at any depth.
-
-    Args:
-        root: any value.
-
-    Yields:
-        The tensors; one that is held twice may come twice.
-    """
-    return (leaf for leaf in leaves(root) if isinstance(leaf, torch.Tensor))
+def tensors_in(root: object) -> Iterator[AnyLazyTensor]:
+    """Yield the tensors in `root`, at any depth; one that is held twice may come twice."""
+    return (leaf for leaf in leaves(root) if isinstance(leaf, AnyLazyTensor))
 
 
 def tensor_bytes(root: object) -> int:
-    """Return the bytes of all tensors in `root`, shared memory counted once.
-
-    Args:
-        root: any value.
-
-    Returns:
-        Bytes of the distinct storages.
-    """
-    sizes = {}
+    """Return the bytes of all distinct storages in `root`."""
+    sizes: dict[tuple[int, int], int] = {}
     for tensor in tensors_in(root):
-        parts = (tensor._indices(), tensor._values()) if tensor.layout is torch.sparse_coo else (tensor,)
+        parts = (tensor.indices, tensor.values) if isinstance(tensor, LazySparseTensor) else (tensor,)
         for part in parts:
-            if is_dense(part):
-                storage = part.untyped_storage()
-                sizes[storage.data_ptr()] = storage.nbytes()
+            if isinstance(part, LazyTensor) and part.storage.size_bytes:
+                sizes[id(part.storage.buffer), part.storage.offset] = part.storage.size_bytes
     return sum(sizes.values())
 
 
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Tell an ordinary tensor from sparse, quantized, nested and data-less ones.
-
-    Args:
-        tensor: any tensor.
-
-    Returns:
-        Whether its elements lie, strided, in memory of its own.
-
-    Example:
-        >>> is_dense(torch.ones(2)), is_dense(torch.ones(2).to_sparse()), is_dense(torch.ones(2, device="meta"))
-        (True, False, False)
-    """
-    ordinary = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    return ordinary and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_nested
-
-
 def plain_part(root: object, name: str) -> tuple[object, tuple[tuple[str, str], ...]]:
-    """Return what of a value a plain weights-only torch.save can hold.
+    """Return the part of a value that a file for `torch.load(..., weights_only=True)` can hold.
 
     Args:
         root: any value, at most `MAX_DEPTH` deep.
-        name: where it stands.
+        name: its position in the file.
 
     Returns:
-        The value itself where it can hold all of it. Otherwise a copy without the rest (None in its place in lists), or
-        `NOTHING`; and for every part left out where it stood, and its type.
+        The value itself if all of it can be held; otherwise a copy without the rest (None in its place in lists), or
+        `NOTHING`. And position and type of every part that is dropped.
 
     Example:
         >>> plain_part({"lr": 0.1, "path": object()}, "args")
         ({'lr': 0.1}, (('args.path', 'object'),))
     """
-    left_out: list[tuple[str, str]] = []
+    dropped: list[tuple[str, str]] = []
     seen: dict[int, object] = {}
 
     def part(value: object, place: str) -> object:
         if type(value) in _PLAIN_LEAVES:
             return value
         if type(value) not in _PLAIN_CONTAINERS:
-            left_out.append((place, _type_name(value)))
+            dropped.append((place, _type_name(value)))
             return NOTHING
         if id(value) not in seen:
-            before = len(left_out)
+            before = len(dropped)
             copied = _copied(value, place, part)
-            whole = len(left_out) == before and not (isinstance(value, dict) and len(copied) < len(value))
+            whole = len(dropped) == before and not (isinstance(value, dict) and len(copied) < len(value))
             seen[id(value)] = value if whole else copied
         return seen[id(value)]
 
-    return part(root, name), tuple(left_out)
+    return part(root, name), tuple(dropped)
 
 
 def _copied(value: Any, place: str, part: Callable[[object, str], object]) -> Any:
-    """A container with the parts of its entries, those that have none left out."""
+    """A container with the plain parts of its entries."""
     if not isinstance(value, dict):
         parts = [part(inner, f"{place}.{number}") for number, inner in enumerate(value)]
         return type(value)([None if inner is NOTHING else inner for inner in parts])
     copied = emptied(value)
     for key, inner in value.items():
-        kept = part(inner, f"{place}.{key}") if is_plain_key(key) else part(key, f"{place}, a key")
-        if kept is not NOTHING:
-            copied[key] = kept
+        plain = part(inner, f"{place}.{key}") if is_plain_key(key) else part(key, f"{place}, a key")
+        if plain is not NOTHING:
+            copied[key] = plain
     return copied
 
 
 def emptied(value: dict[Any, Any]) -> dict[Any, Any]:
-    """Return an empty dict of the same type, with the versions that a state dict carries.
-
-    Args:
-        value: any dict.
-
-    Returns:
-        A new dict.
+    """Return a new empty dict of the same type, with the module versions (`_metadata`) that a state dict has.
 
     Example:
+        >>> import torch
         >>> emptied(torch.nn.Linear(1, 1).state_dict())._metadata
         {'': {'version': 1}}
     """
@@ -215,20 +179,14 @@ def emptied(value: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def is_plain_key(key: object) -> bool:
-    """Tell whether a key of a dict can be held by a plain weights-only torch.save.
-
-    Args:
-        key: any key.
-
-    Returns:
-        Whether it can.
+    """Tell whether a file for `torch.load(..., weights_only=True)` can hold a key of a dict.
 
     Example:
-        >>> is_plain_key(("a", 1)), is_plain_key(torch.ones(1))
+        >>> is_plain_key(("a", 1)), is_plain_key(object())
         (True, False)
     """
-    inner = key if type(key) is tuple else (key,)
-    return all(type(one) in _PLAIN_LEAVES and not isinstance(one, torch.Tensor) for one in inner)
+    parts = key if type(key) is tuple else (key,)
+    return all(type(part) in _PLAIN_LEAVES and not isinstance(part, AnyLazyTensor) for part in parts)
 
 
 def _type_name(value: object) -> str:
@@ -258,6 +216,6 @@ def _malformed(where: str, found: str) -> CheckpointError:
     return CheckpointError(
         where=where,
         found=found,
-        why="no checkpoint is built like that, so the file is damaged or made to do harm",
+        why="no checkpoint is built like that: the file is damaged or malicious",
         action="Get the model from a source you trust.",
     )

@@ -1,4 +1,4 @@
-"""The files beside the weights of a model: which are carried over, and which stay behind."""
+"""The files beside the weights of a model: those that are copied with the weights, and the others."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mpocompress.errors import CheckpointError
 MAX_FILE_BYTES = 64 * 2**20
 MAX_TOTAL_BYTES = 256 * 2**20
 MAX_FILES = 1000
-_CARRIED_FORMS = (Form.JSON, Form.UNKNOWN, Form.EMPTY, Form.HTML)
-# Weights, and the states of a training run, whatever their content looks like.
+_COPIED_FORMS = (Form.JSON, Form.UNKNOWN, Form.EMPTY, Form.HTML)
+# Weights, and states of a training run, whatever their content is.
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|pt2|ptl|ckpt|pkl|pickle|joblib|th|tar|h5|hdf5|keras|msgpack|gguf|ggml|onnx|onnx_data|pb"
     r"|tflite|mlmodel|npz|npy|ot|params|pdparams|distcp|nemo|engine|index\.json)$",
@@ -23,13 +23,7 @@ _WEIGHTS = re.compile(
 
 
 def names_in(folder: Path) -> tuple[str, ...]:
-    """Return the names of everything at the top of a folder.
-
-    Args:
-        folder: the folder.
-
-    Returns:
-        The names, sorted; those that start with a dot are left out.
+    """Return the names of all entries of a folder, sorted, without those that start with a dot.
 
     Raises:
         CheckpointError: the folder cannot be listed.
@@ -45,41 +39,41 @@ def names_in(folder: Path) -> tuple[str, ...]:
         ) from error
 
 
-def look_beside(folder: Path, weights: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tell which files of a folder are carried over with its weights.
+def companion_files(folder: Path, weights: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the files of a folder that are copied with its weights, and the other entries.
 
-    Those are small plain files at the top that hold no weights and no state of a training run. A link is followed
-    if it stays in the folder or its download cache, so that no file from elsewhere is copied along.
+    Copied are small plain files at the top that hold no weights and no state of a training run. A link is followed
+    only if it stays in the folder or its download cache, so that no file from elsewhere is copied.
 
     Args:
         folder: the folder.
-        weights: the names of the files being read as weights.
+        weights: names of the files that are read as weights.
 
     Returns:
-        The names of the files to carry over, and of the other entries; folders end in a slash.
+        Names of the files to copy, and of the other entries; names of folders end in a slash.
 
     Raises:
         CheckpointError: the folder cannot be listed.
     """
-    carried: list[str] = []
-    left: list[str] = []
+    copied: list[str] = []
+    others: list[str] = []
     total = 0
     for name in names_in(folder):
         path = folder / name
         if name in weights:
             continue
         if path.is_dir():
-            left.append(f"{name}/")
-        elif _is_carried(path, folder) and len(carried) < MAX_FILES:
+            others.append(f"{name}/")
+        elif _is_copied(path, folder) and len(copied) < MAX_FILES:
             total += path.stat().st_size
-            (carried if total <= MAX_TOTAL_BYTES else left).append(name)
+            (copied if total <= MAX_TOTAL_BYTES else others).append(name)
         else:
-            left.append(name)
-    return tuple(carried), tuple(left)
+            others.append(name)
+    return tuple(copied), tuple(others)
 
 
-def _is_carried(path: Path, folder: Path) -> bool:
-    if _WEIGHTS.search(path.name) or sniff(path) not in _CARRIED_FORMS or path.stat().st_size > MAX_FILE_BYTES:
+def _is_copied(path: Path, folder: Path) -> bool:
+    if _WEIGHTS.search(path.name) or sniff(path) not in _COPIED_FORMS or path.stat().st_size > MAX_FILE_BYTES:
         return False
     home = Path(os.path.realpath(folder))
     real = Path(os.path.realpath(path))

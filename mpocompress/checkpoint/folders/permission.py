@@ -1,4 +1,4 @@
-"""Whether a folder may be written: never over its input, never over what was not written here."""
+"""Checks before a folder is written: never over the input, never over files that mpocompress did not write."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mpocompress.text import shown
 
 
 def check_apart(path: Path, *, folder: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output that touches the folder being read, under whatever name or link.
+    """Refuse an output that overlaps the folder being read, under any name or link.
 
     Args:
         path: the output, a file or a folder.
         folder: the folder of the model being read.
-        inputs: the files being read; links may lead them elsewhere.
+        inputs: the files being read, which may be links to other folders.
 
     Raises:
-        OutputError: the output is the folder, is in it, or is a folder with a file that is being read.
+        OutputError: the output is the folder, is in it, or is a folder that holds a file being read.
     """
     target = Path(os.path.realpath(path))
     if target.is_relative_to(os.path.realpath(folder)):
@@ -35,7 +35,7 @@ def check_apart(path: Path, *, folder: Path, inputs: Sequence[Path]) -> None:
             path,
             f"the output is the folder being read ({folder}), or is in it",
             "the folder would no longer hold one model",
-            "Name an output outside it.",
+            "Choose an output outside it.",
         )
     inside = next((file for file in inputs if Path(os.path.realpath(file)).is_relative_to(target)), None)
     if inside is not None:
@@ -43,35 +43,35 @@ def check_apart(path: Path, *, folder: Path, inputs: Sequence[Path]) -> None:
             path,
             f"{shown(inside.name)} is being read from there",
             "replacing the output would remove it",
-            "Name another output.",
+            "Choose another output.",
         )
 
 
 def check_folder(path: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that could not or must not be written, before any work is done.
+    """Refuse a folder that cannot or must not be written, before any work is done.
 
-    An empty folder is always taken. Another one is replaced only if `overwrite` is true and it holds what was written
-    here and nothing else: it says itself which files those are.
+    An empty folder is always accepted. Any other folder is replaced only if `overwrite` is true and mpocompress wrote
+    all files in it, according to the list in its weights or index.
 
     Args:
         path: the output.
-        overwrite: whether a folder that was written here may be replaced.
+        overwrite: whether a folder that mpocompress wrote may be replaced.
 
     Raises:
-        OutputExistsError: there is one, and `overwrite` is false.
-        OutputError: there is something that is not replaced, or the folder around it is missing or not writable.
+        OutputExistsError: the folder exists, and `overwrite` is false.
+        OutputError: it holds other files, or its parent folder is missing or not writable.
     """
-    around = Path(os.path.realpath(path)).parent
-    if not around.is_dir():
-        raise output_refused(path, f"no folder {around}", "the output has nowhere to go", "Create the folder first.")
-    if not os.access(around, os.W_OK | os.X_OK):
+    parent = Path(os.path.realpath(path)).parent
+    if not parent.is_dir():
+        raise output_refused(path, f"no folder {parent}", "the output has no parent folder", "Create the folder first.")
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise output_refused(
-            path, f"folder {around} is not writable", "nothing can be created in it", "Change its permissions."
+            path, f"folder {parent} is not writable", "nothing can be created in it", "Change its permissions."
         )
     if not path.exists():
         return
     if not path.is_dir():
-        raise output_refused(path, "a file", "the output is a folder, as the input is", "Name another output.")
+        raise output_refused(path, "a file", "the output is a folder, as the input is", "Choose another output.")
     entries = sorted(os.listdir(path))
     if not entries:
         return
@@ -79,22 +79,29 @@ def check_folder(path: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(
             where=str(path),
             found="the folder exists",
-            why="it is not replaced unasked",
-            action="Name another output, or ask for it to be overwritten.",
+            why="an existing folder is replaced only on request",
+            action="Choose another output, or allow it to be overwritten.",
         )
-    known = _written_here(path, entries)
-    foreign = [name for name in entries if name not in known or not _is_own_file(path / name)]
+    known = _own_files(path, entries)
+    foreign = [name for name in entries if name not in known or not _is_plain_file(path / name)]
     if foreign:
-        found = f"{shown(foreign[0])} in it was not written here" if known else "a folder that was not written here"
+        found = (
+            f"{shown(foreign[0])} in it was not written by mpocompress"
+            if known
+            else "a folder that was not written by mpocompress"
+        )
         raise output_refused(
-            path, found, "replacing the folder would remove it", "Name another output, or remove it yourself."
+            path,
+            found,
+            "replacing the folder would delete files that it did not write",
+            "Choose another output, or delete the folder yourself.",
         )
 
 
-def _written_here(folder: Path, entries: Sequence[str]) -> set[str]:
-    """The files a folder says were written with it; empty if it does not say so."""
+def _own_files(folder: Path, entries: Sequence[str]) -> set[str]:
+    """The files that mpocompress wrote into a folder, according to its weights or index; empty without such a list."""
     for name in entries:
-        if name.endswith((".safetensors", ".safetensors" + INDEX_SUFFIX)) and _is_own_file(folder / name):
+        if name.endswith((".safetensors", ".safetensors" + INDEX_SUFFIX)) and _is_plain_file(folder / name):
             try:
                 files = json.loads(_entry(folder / name))
             except (CheckpointError, SafetensorError, OSError, ValueError, RecursionError):
@@ -106,11 +113,11 @@ def _written_here(folder: Path, entries: Sequence[str]) -> set[str]:
 
 def _entry(path: Path) -> str:
     if path.name.endswith(INDEX_SUFFIX):
-        metadata = read_json(path, largest=MAX_INDEX_BYTES, what="index of shards", action="").get("metadata")
+        metadata = read_json(path, largest=MAX_INDEX_BYTES, kind="index of shards", action="").get("metadata")
         return str(metadata.get(FILES, "")) if isinstance(metadata, dict) else ""
     with safe_open(path, framework="pt") as file:
         return str((file.metadata() or {}).get(FILES, ""))
 
 
-def _is_own_file(path: Path) -> bool:
+def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()

@@ -1,4 +1,4 @@
-"""Writing a folder: weights in one file or in shards, the files beside them, the index last; all or nothing."""
+"""Write a folder: companion files, weights in one file or in shards, and the index last; all or nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from mpocompress.checkpoint.checkpoint import SAFETENSORS
 from mpocompress.checkpoint.folders.index import MAX_INDEX_BYTES
 from mpocompress.checkpoint.folders.permission import check_apart, check_folder
 from mpocompress.checkpoint.layout import CONFIG, Layout, file_name, index_name
 from mpocompress.checkpoint.own_format import ALIASES, FILES, MARK, SHARD, check_document
-from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.writing.atomic import replacing, replacing_folder
 from mpocompress.checkpoint.writing.writer import write_checkpoint
 from mpocompress.errors import OutputError
@@ -34,20 +34,20 @@ def write_folder(
     overwrite: bool,
     inputs: Sequence[Path],
 ) -> int:
-    """Write a folder of safetensors: the same arguments always give the same bytes, and a failure leaves nothing.
+    """Write a folder of safetensors: equal arguments give equal bytes, and a failure leaves nothing.
 
     With a document the weights are called `model.mpo.safetensors`, or `model-00001-of-00003.mpo.safetensors` and so on,
-    so that a loader which knows nothing of cores finds no weights. Without one they have the names loaders look for.
+    so that loaders without support for cores find no weights. Without one they have the names that loaders look for.
 
     Args:
-        path: the output, to be created or replaced.
-        tensors: name -> dense tensor; one shard of them is asked for at a time.
+        path: the output, created or replaced.
+        tensors: name -> dense tensor; requested one shard at a time.
         aliases: further name -> name in `tensors` that it is tied to.
-        shards: name -> the shard it belongs to, under any name; empty for one file.
-        layout: the folder that was read: what the weights are called, and what is carried over.
+        shards: name -> its shard, under any name; empty for one file.
+        layout: the folder that was read: name of the weights and companion files.
         metadata: text entries for the headers.
         document: the JSON text of our format, or None for an ordinary dense model.
-        overwrite: whether a folder that was written here may be replaced.
+        overwrite: whether a folder that mpocompress wrote may be replaced.
         inputs: files being read.
 
     Returns:
@@ -66,10 +66,10 @@ def write_folder(
     names = [file_name(stem, compressed=compressed, shard=n + 1, of=len(parts)) for n in range(len(parts))]
     index = index_name(stem, compressed=compressed)
     written = [*names, index] if len(names) > 1 else names
-    files = {FILES: json.dumps(sorted({*written, *layout.beside}))}
+    files = {FILES: json.dumps(sorted({*written, *layout.companions}))}
     try:
         with replacing_folder(path) as folder:
-            for name in layout.beside:
+            for name in layout.companions:
                 with (layout.folder / name).open("rb") as source, replacing(folder / name) as stream:
                     shutil.copyfileobj(source, stream)
             if len(names) == 1:
@@ -78,13 +78,13 @@ def write_folder(
                 named = {folder / name: _Part(tensors, part) for name, part in zip(names, parts, strict=True)}
                 _write_shards(folder / index, named, aliases, metadata, files, document)
             return sum((folder / name).stat().st_size for name in (*written, *_config(layout)))
-    except OutputError as error:  # the folder it speaks of has a passing name
+    except OutputError as error:  # it names the temporary folder
         where = path if error.where == str(path) else path / Path(error.where).name
         raise OutputError(where=str(where), found=error.found, why=error.why, action=error.action) from error
 
 
 class _Part(Mapping[str, torch.Tensor]):
-    """Some of the tensors, each asked for when it is needed."""
+    """Some of the tensors, each requested when it is needed."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], names: Mapping[str, None]) -> None:
         self._tensors, self._names = tensors, names
@@ -102,7 +102,7 @@ class _Part(Mapping[str, torch.Tensor]):
 
 
 def _parts(tensors: Mapping[str, torch.Tensor], shards: Mapping[str, str]) -> list[dict[str, None]]:
-    """The names in each shard, in the order of the shards; a shard that has become empty is left out."""
+    """The names in each shard, in the order of the shards, without empty shards."""
     first = min(shards.values(), default="")
     parts: dict[str, dict[str, None]] = {}
     for name in tensors:
@@ -118,7 +118,7 @@ def _write_shards(
     files: Mapping[str, str],
     document: str | None,
 ) -> None:
-    """Write every shard, and the index last; without a document, tied names are written out as copies."""
+    """Write every shard, and the index last; without a document, aliases are written as copies."""
     header = metadata if document is None else {**metadata, SHARD: index.name}
     weight_map: dict[str, str] = {}
     for path, part in parts.items():
@@ -160,7 +160,7 @@ def _write_index(path: Path, content: Mapping[str, object]) -> None:
         raise OutputError(
             where=str(path),
             found=f"an index of {shown_size(len(text))}",
-            why=f"more than {shown_size(MAX_INDEX_BYTES)} would not be read again",
+            why=f"an index above {shown_size(MAX_INDEX_BYTES)} could not be read back",
             action="Write one .safetensors file.",
         )
     with replacing(path) as stream:
@@ -174,4 +174,4 @@ def _tensor_bytes(path: Path) -> int:
 
 
 def _config(layout: Layout) -> tuple[str, ...]:
-    return (CONFIG,) if CONFIG in layout.beside else ()
+    return (CONFIG,) if CONFIG in layout.companions else ()

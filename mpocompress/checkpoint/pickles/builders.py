@@ -1,25 +1,50 @@
-"""What the calls in a checkpoint's pickle make: plain Python values, numbers of NumPy, and torch tensors.
+"""Results of the calls in a checkpoint's pickle: plain Python values, numbers of NumPy, and descriptions of tensors.
 
-Only what is named here is made, by functions of our own; everything else stays an `Instance`.
+Only the functions listed here have a result, computed by code of this package; every other call becomes an `Instance`.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
-
+from mpocompress.checkpoint.dtypes import DType
+from mpocompress.checkpoint.lazy_tensors import (
+    AnyLazyTensor,
+    Device,
+    LazyMetaTensor,
+    LazyTensor,
+    Size,
+    lay_out,
+    lay_out_meta,
+    lay_out_sparse,
+)
 from mpocompress.checkpoint.pickles.reader import Build
 from mpocompress.checkpoint.pickles.values import Global, Instance, Keys, UnusualTensor
-from mpocompress.checkpoint.storages import Storage, tensor_over
+from mpocompress.checkpoint.storages import Storage
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
-_NUMBER_KINDS = "biufc"
-# Nothing is called whatever its name; what calls these is refused as a whole, since its author means no good.
+# Type of a NumPy number, as its pickle gives it -> format of `struct`; complex numbers are two floats.
+_NUMBER_FORMATS = {
+    "b1": "?",
+    "i1": "b",
+    "i2": "h",
+    "i4": "i",
+    "i8": "q",
+    "u1": "B",
+    "u2": "H",
+    "u4": "I",
+    "u8": "Q",
+    "f2": "e",
+    "f4": "f",
+    "f8": "d",
+    "c8": "ff",
+    "c16": "dd",
+}
+# Nothing is ever called by name. A file that calls one of these is refused as a whole, because no model needs it.
 _HARMFUL = {
     *(
         "os",
@@ -37,39 +62,37 @@ _HARMFUL = {
     ),
     *(f"builtins.{name}" for name in ("eval", "exec", "compile", "open", "__import__", "breakpoint", "input")),
 }
+_QUANTIZED = UnusualTensor(kind="a quantized tensor")
 
 
 def builder(where: str, others: Mapping[str, Callable[..., object]] | None = None) -> Build:
-    """Return the function that makes values from names and arguments.
+    """Return the function that gives the results of calls, for `read_pickle`.
 
     Args:
         where: the file, for messages.
         others: further functions by name.
 
-    Returns:
-        To be given to `read_pickle`.
-
     Example:
         >>> build = builder("x.pt")
-        >>> build("torch.Size", ((2, 3),)), build("net.Net", ()).class_name
-        (torch.Size([2, 3]), 'net.Net')
+        >>> build("builtins.set", (("a",),)), build("net.Net", ()).class_name
+        ({'a'}, 'net.Net')
     """
     plain = _plain()
-    memory = {**_UNUSUAL, **_tensors(where), **(others or {})}
+    tensors = {**_UNUSUAL, **_tensors(where), **(others or {})}
 
     def build(name: str, arguments: tuple[Any, ...]) -> object:
         if name in _HARMFUL or name.partition(".")[0] in _HARMFUL:
             raise CheckpointError(
                 where=where,
                 found=f"its pickle asks to call {shown(name)}",
-                why="no model needs that: the file is made to do harm, and nothing in it was run",
+                why="no model needs that: the file is malicious, and nothing in it was run",
                 action="Get the model from a source you trust.",
             )
-        if name in memory:
-            return memory[name](*arguments)
+        if name in tensors:
+            return tensors[name](*arguments)
         try:
             return plain[name](*arguments)
-        except (KeyError, TypeError, ValueError, RuntimeError):  # unknown, or called in a way that is
+        except (KeyError, TypeError, ValueError):  # an unknown function, or unknown arguments
             return Instance(name, arguments)
 
     return build
@@ -78,21 +101,25 @@ def builder(where: str, others: Mapping[str, Callable[..., object]] | None = Non
 def _tensors(where: str) -> dict[str, Callable[..., object]]:
     """The functions that rebuild tensors, by name."""
 
-    def typed(storage: object, offset: object, size: object, stride: object, *_: object) -> torch.Tensor:
+    def typed(storage: object, offset: object, size: object, stride: object, *_: object) -> LazyTensor:
         if not isinstance(storage, Storage):
-            raise TypeError("a tensor without memory")
-        return tensor_over(storage, storage.dtype, offset, size, stride, where)
+            raise TypeError("a tensor without storage")
+        return lay_out(storage, storage.dtype, offset, size, stride, where)
 
-    def untyped(storage: object, offset: object, size: object, stride: object, *rest: object) -> torch.Tensor:
+    def untyped(
+        storage: object, offset: object, size: object, stride: object, *rest: object
+    ) -> LazyTensor | UnusualTensor:
         dtype = rest[2] if len(rest) > 2 else None
-        if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
-            raise TypeError("a tensor without memory or dtype")
-        return tensor_over(storage, dtype, offset, size, stride, where)
+        if not isinstance(storage, Storage) or not isinstance(dtype, DType):
+            raise TypeError("a tensor without storage or dtype")
+        if dtype.kind == "quantized":
+            return _QUANTIZED
+        return lay_out(storage, dtype, offset, size, stride, where)
 
     def subclass(function: object, kind: object, arguments: object, _: object) -> object:
-        """A tensor of a subclass, or with attributes, as the plain tensor it is made of."""
+        """A tensor of a subclass, or with attributes, as the plain tensor it is built of."""
         if not isinstance(function, Global) or not isinstance(kind, Global) or not isinstance(arguments, tuple):
-            raise TypeError("a tensor made in no known way")
+            raise TypeError("a tensor that is built in no known way")
         plain = kind.name in ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
         make = rebuild.get(function.name)
         return make(*arguments) if plain and make is not None else UnusualTensor(kind=f"a tensor of class {kind.name}")
@@ -111,9 +138,9 @@ def _tensors(where: str) -> dict[str, Callable[..., object]]:
 
 
 def _first(tensor: object, *_: object) -> object:
-    """A parameter, or a tensor of another device, is the tensor it is made of."""
-    if not isinstance(tensor, torch.Tensor | UnusualTensor):
-        raise TypeError("a parameter made of no tensor")
+    """A parameter, or a tensor of another device, as the tensor it is built of."""
+    if not isinstance(tensor, AnyLazyTensor | UnusualTensor):
+        raise TypeError("a parameter without a tensor")
     return tensor
 
 
@@ -122,14 +149,13 @@ def _sparse(layout: object, data: object) -> object:
     if kind != ("torch.sparse_coo",) or not isinstance(data, tuple):
         return UnusualTensor(kind="a sparse tensor")
     indices, values, size, *_ = data
-    # Its indices are not checked here: they may be wrong, and are carried over as they are.
-    return torch.sparse_coo_tensor(indices, values, size, check_invariants=False)
+    return lay_out_sparse(indices, values, size)
 
 
-def _without_data(dtype: object, size: object, stride: object, _: object) -> torch.Tensor:
-    if not isinstance(dtype, torch.dtype) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise TypeError("a tensor without dtype or size")
-    return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+def _without_data(dtype: object, size: object, stride: object, _: object) -> LazyMetaTensor | UnusualTensor:
+    if not isinstance(dtype, DType):
+        raise TypeError("a tensor without dtype")
+    return _QUANTIZED if dtype.kind == "quantized" else lay_out_meta(dtype, size, stride)
 
 
 def _unusual(kind: str) -> Callable[..., object]:
@@ -143,19 +169,19 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 
 def _bytearray(data: bytes | str = b"", *_: object) -> bytearray:
-    if not isinstance(data, bytes | str):  # a number would ask for so many bytes
-        raise TypeError("bytes of something else")
+    if not isinstance(data, bytes | str):  # a number would allocate that many bytes
+        raise TypeError("bytes from another type")
     return bytearray(data.encode("latin-1") if isinstance(data, str) else data)
 
 
 def _reconstructed(kind: object, base: object, state: object) -> Instance:
-    """An object as the oldest pickles make it: a dict or a list that became an instance of a subclass."""
-    made = Instance(kind.name if isinstance(kind, Global) else "unknown", (base, state))
+    """An object as the oldest pickles build it: an instance of a subclass of dict or list."""
+    instance = Instance(kind.name if isinstance(kind, Global) else "unknown", (base, state))
     if isinstance(state, dict):
-        made.items.update(state)
+        instance.items.update(state)
     elif isinstance(state, list):
-        made.entries.extend(state)
-    return made
+        instance.entries.extend(state)
+    return instance
 
 
 def _new(kind: object, *arguments: object) -> Instance:
@@ -163,46 +189,57 @@ def _new(kind: object, *arguments: object) -> Instance:
 
 
 def _numpy_number(dtype: object, data: object) -> object:
-    """A number of NumPy as the number it is."""
+    """A number of NumPy as a Python number."""
     code = dtype.arguments[0] if isinstance(dtype, Instance) and dtype.arguments else None
-    if not isinstance(code, str) or not isinstance(data, bytes) or np.dtype(code).kind not in _NUMBER_KINDS:
+    number_format = _NUMBER_FORMATS.get(code) if isinstance(code, str) else None
+    if number_format is None or not isinstance(dtype, Instance) or not isinstance(data, bytes):
         return Instance("numpy.generic", (dtype, data))
-    state = dtype.attributes.get("__setstate__") if isinstance(dtype, Instance) else None
+    state = dtype.attributes.get("__setstate__")
     big_endian = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
-    return np.frombuffer(data, np.dtype(code).newbyteorder(">" if big_endian else "<"), count=1)[0].item()
+    try:
+        parts = struct.unpack_from((">" if big_endian else "<") + number_format, data)
+    except struct.error as error:
+        raise ValueError(str(error)) from error
+    return complex(*parts) if len(parts) == 2 else parts[0]
+
+
+def _device(kind: object, number: object = None) -> Device:
+    if not isinstance(kind, str) or not isinstance(number, int | None):
+        raise TypeError("a device without a name")
+    return Device(kind if number is None else f"{kind}:{number}")
 
 
 def _plain() -> dict[str, Callable[..., object]]:
-    """The functions that make plain Python values, by name."""
+    """The functions that return plain Python values, by name."""
     key = Keys()
 
-    def pairs(given: Any = ()) -> OrderedDict[Any, Any]:
-        return OrderedDict((key(name), value) for name, value in (given.items() if isinstance(given, dict) else given))
+    def pairs(items: Any = ()) -> OrderedDict[Any, Any]:
+        return OrderedDict((key(name), value) for name, value in (items.items() if isinstance(items, dict) else items))
 
     return {
         "builtins.set": lambda entries=(): set(map(key, entries)),
         "builtins.frozenset": lambda entries=(): frozenset(map(key, entries)),
-        "builtins.dict": lambda given=(): dict(pairs(given)),
+        "builtins.dict": lambda items=(): dict(pairs(items)),
         "builtins.list": lambda entries=(): list(entries),
         "builtins.complex": lambda real=0.0, imaginary=0.0: complex(float(real), float(imaginary)),
         "builtins.bytes": lambda: b"",
         "builtins.bytearray": _bytearray,
         "_codecs.encode": _encoded,
         "collections.OrderedDict": pairs,
-        "collections.defaultdict": lambda _=None, given=(): dict(pairs(given)),
+        "collections.defaultdict": lambda _=None, items=(): dict(pairs(items)),
         "collections.Counter": lambda counts=(): Counter(dict(pairs(counts))),
         "copyreg._reconstructor": _reconstructed,
         "copyreg.__newobj__": _new,
         "copyreg.__newobj_ex__": _new,
         "numpy.core.multiarray.scalar": _numpy_number,
         "numpy._core.multiarray.scalar": _numpy_number,
-        "torch.Size": lambda size=(): torch.Size(size),
-        "torch.device": torch.device,
+        "torch.Size": Size,
+        "torch.device": _device,
     }
 
 
 _UNUSUAL: dict[str, Callable[..., object]] = {
-    "torch._utils._rebuild_qtensor": _unusual("a quantized tensor"),
+    "torch._utils._rebuild_qtensor": lambda *_: _QUANTIZED,
     "torch._utils._rebuild_nested_tensor": _unusual("a nested tensor"),
     "torch._utils._rebuild_wrapper_subclass": _unusual("a tensor of a class of its own"),
     "torch._utils._rebuild_sparse_csr_tensor": _unusual("a sparse tensor"),

@@ -1,8 +1,15 @@
-"""Reading a pickle as data: nothing it names is imported, looked up or called.
+"""Read a pickle as data: nothing that it names is imported or called.
 
-A pickle is a program for a small stack machine. `pickletools` of the standard library decodes its instructions; here
-they are followed on plain values only. Where one would call something, `build` is asked instead: it knows a few
-harmless functions by name and makes an inert `Instance` for every other.
+A pickle is a program for a small stack machine. `pickletools` of the standard library decodes its instructions, which
+are executed here on plain values only. For a call, `build` is used: it knows a few harmless functions by name and
+returns an inert `Instance` for every other.
+
+`pickle.Unpickler` with its own `find_class` and `persistent_load` is not used, for three reasons. It calls everything
+that `find_class` returns, with arguments of the file's choice: a harmless function such as `bytearray` or `range` then
+allocates any amount of memory (REDUCE bombs), and objects that receive state or items run their own methods. It has no
+limit on work: a few kilobytes can copy a large list again and again, or fill a dict with keys whose hashes collide;
+here every instruction and every copied value counts towards `MAX_WORK`. And it hashes every key: a
+deeply nested tuple overflows the C stack, which ends the process; here keys are checked first (`Keys`).
 """
 
 from __future__ import annotations
@@ -12,28 +19,28 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-import torch
-
+from mpocompress.checkpoint.dtypes import DTYPES
+from mpocompress.checkpoint.lazy_tensors import AnyLazyTensor
 from mpocompress.checkpoint.pickles.values import Global, Instance, Keys
 from mpocompress.errors import CheckpointError
 from mpocompress.text import shown
 
 MAX_WORK = 20_000_000
-"""Instructions followed and values copied, at most; what makes large objects counts several times."""
+"""Largest number of executed instructions and copied values; an instruction that makes a large object counts more."""
 
 Build = Callable[[str, tuple[Any, ...]], object]
-"""Makes a value from the name of what a pickle calls and the arguments of the call."""
+"""Returns a value for a call, from the name of the function and its arguments."""
 
 Fetch = Callable[[object], object]
-"""Gives what a persistent id stands for: memory that is kept beside the pickle."""
+"""Returns the value for a persistent id: a storage that is kept beside the pickle."""
 
-_DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-_TEXT_SHARE = 256  # so many characters or bytes cost as much to copy as one value
+_DTYPES = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
+_TEXT_SHARE = 256  # characters or bytes that cost as much to copy as one value
 _PYTHON_2_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 class _MalformedError(Exception):
-    """The instructions do not fit the values they are to work on."""
+    """The instructions do not fit the values on the stack."""
 
 
 def read_pickle(
@@ -46,16 +53,17 @@ def read_pickle(
     """Read one pickle, of any protocol, as data.
 
     Args:
-        stream: where it starts; afterwards it stands behind it.
+        stream: positioned at the start of the pickle; afterwards at its end.
         where: the file, for messages.
-        build: makes a value from a name and arguments.
-        fetch: makes a value from a persistent id.
+        build: returns a value for a call.
+        fetch: returns a value for a persistent id.
 
     Returns:
-        Plain values and containers, what `build` and `fetch` made, and `Global` and `Instance` for the rest.
+        Plain values and containers, results of `build` and `fetch`, and `Global` and `Instance` for the rest.
 
     Raises:
-        CheckpointError: it is cut off or malformed, larger than any checkpoint needs, or uses the extension registry.
+        CheckpointError: the pickle is truncated or malformed, larger than any checkpoint needs, or uses the extension
+            registry.
 
     Example:
         >>> import io, pickle
@@ -81,14 +89,14 @@ def read_pickle(
     except Exception as error:  # a malformed pickle can make nearly anything fail
         raise CheckpointError(
             where=where,
-            found=f"a pickle that cannot be followed ({shown(str(error)) or type(error).__name__})",
-            why="it is cut off, damaged or made to do harm",
-            action="Fetch the file again, or save the model again.",
+            found=f"a pickle that cannot be read ({shown(str(error)) or type(error).__name__})",
+            why="it is truncated, damaged or malicious",
+            action="Download the file again, or save the model again.",
         ) from error
 
 
 class _Machine:
-    """The stack, the stacks that marks set aside, and the numbered memo; one method an instruction."""
+    """The stack, the stacks below each mark, and the numbered memo; one method per instruction."""
 
     def __init__(self, build: Build, fetch: Fetch) -> None:
         self._build = build
@@ -101,14 +109,14 @@ class _Machine:
         self._work = 0
 
     def spend(self, work: int) -> None:
-        """Count work, up to what any checkpoint takes."""
+        """Count work, and refuse more than any checkpoint needs."""
         self._work += work
         if self._work > MAX_WORK:
             raise _MalformedError(f"more than {MAX_WORK:,} instructions and copies")
 
     def result(self) -> object:
         if self._below or len(self._stack) != 1:
-            raise _MalformedError("values left over at its end")
+            raise _MalformedError("values left on the stack at its end")
         return self._stack.pop()
 
     def op_ignore(self, _: object) -> None:
@@ -224,7 +232,7 @@ class _Machine:
         elif isinstance(value, OrderedDict) and isinstance(state, dict):
             if "_metadata" in state:  # a state dict carries the versions of its modules this way
                 vars(value)["_metadata"] = state["_metadata"]
-        elif not isinstance(value, torch.Tensor):
+        elif not isinstance(value, AnyLazyTensor):
             raise _MalformedError(f"state for a {type(value).__name__}")
 
     def op_persid(self, argument: str) -> None:
@@ -240,7 +248,7 @@ class _Machine:
 
     def _name(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise _MalformedError("a name that is no text")
+            raise _MalformedError("a name that is not text")
         full = f"{_PYTHON_2_MODULES.get(module, module)}.{name}"
         if full not in self._globals:
             self._globals[full] = _DTYPES.get(full) or Global(full)
@@ -248,7 +256,7 @@ class _Machine:
 
     def _call(self, function: object, arguments: object) -> None:
         if not isinstance(arguments, tuple):
-            raise _MalformedError("arguments that are no tuple")
+            raise _MalformedError("arguments that are not a tuple")
         self.spend(sum(map(_extent, arguments)))
         if isinstance(function, Global):
             self._stack.append(self._build(function.name, arguments))
@@ -271,11 +279,11 @@ class _Machine:
         into = target.items if isinstance(target, Instance) else target
         if not isinstance(into, dict) or len(values) % 2:
             raise _MalformedError(f"{len(values)} keys and values for a {type(target).__name__}")
-        into.update((self._key(values[place]), values[place + 1]) for place in range(0, len(values), 2))
+        into.update((self._key(values[index]), values[index + 1]) for index in range(0, len(values), 2))
 
 
 def _extent(value: object) -> int:
-    """What copying a value costs."""
+    """Cost of copying a value."""
     if isinstance(value, str | bytes | bytearray):
         return len(value) // _TEXT_SHARE
     return len(value) if isinstance(value, list | dict | set | frozenset | tuple) else 0

@@ -1,4 +1,4 @@
-"""Writing a file or a folder all or nothing."""
+"""Write a file or a folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,30 +12,24 @@ from typing import BinaryIO
 
 from mpocompress.errors import OutputError
 
-_LONGEST_NAME_BYTES = 200  # file systems take 255, and a passing name is longer
+_LONGEST_NAME_BYTES = 200  # file systems allow 255, and a temporary name is longer
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose content takes the place of `path` when the block ends well, and vanishes otherwise.
+    """Yield a stream whose content replaces `path` if the block succeeds, and is discarded otherwise.
 
-    The content goes to a temporary file in the same folder, is flushed to the disk and then renamed. Permissions are
-    those of a newly created file; a symbolic link stays, and the file it names is replaced.
-
-    Args:
-        path: the output.
-
-    Yields:
-        The stream to write to.
+    The content is written to a temporary file in the same folder, flushed to the disk and then renamed. Permissions are
+    those of a new file; a symbolic link stays, and the file it refers to is replaced.
 
     Raises:
-        OutputError: the system refused; what was at `path` is still there.
+        OutputError: the system refused; the file that was at `path` is unchanged.
     """
     target = Path(os.path.realpath(path))
-    temporary, _ = _passing(target)
-    with _in_words(path, "the folder"):
+    temporary, _ = _temporary_names(target)
+    with _as_output_error(path, "the folder"):
         try:
-            # Created here and now, with the mode open() gives: the kernel takes the umask off.
+            # open() creates it with the usual permissions: the kernel applies the umask.
             with temporary.open("xb") as stream:
                 yield stream
                 stream.flush()
@@ -49,23 +43,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder that takes the place of `path` when the block ends well, and vanishes otherwise.
+    """Yield an empty folder that replaces `path` if the block succeeds, and is discarded otherwise.
 
-    A folder that is there already is moved aside, and removed once the new one has its name; a symbolic link stays,
-    and the folder it names is replaced.
-
-    Args:
-        path: the output.
-
-    Yields:
-        The folder to write to; whoever writes a file flushes it.
+    An existing folder is moved aside, and deleted once the new one has its name; a symbolic link stays, and the folder
+    it refers to is replaced. The caller flushes the files that it writes.
 
     Raises:
-        OutputError: the system refused; what was at `path` is still there.
+        OutputError: the system refused; the folder that was at `path` is unchanged.
     """
     target = Path(os.path.realpath(path))
-    temporary, aside = _passing(target)
-    with _in_words(path, "the folder around it"):
+    temporary, aside = _temporary_names(target)
+    with _as_output_error(path, "its parent folder"):
         try:
             temporary.mkdir()
             yield temporary
@@ -77,8 +65,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         _flush(target.parent)
 
 
-def _passing(target: Path) -> tuple[Path, Path]:
-    """Names beside an output that nothing has: for the new one, and for the old one."""
+def _temporary_names(target: Path) -> tuple[Path, Path]:
+    """Unused names beside an output: for the new content, and for the old."""
     name = os.fsencode(target.name)[:_LONGEST_NAME_BYTES].decode(errors="ignore")  # never half a character
     mark = f".{name}.{secrets.token_hex(4)}"
     return target.with_name(f"{mark}.tmp"), target.with_name(f"{mark}.old")
@@ -99,7 +87,7 @@ def _swap(new: Path, target: Path, aside: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    with suppress(OSError):  # not every file system can flush a folder; the rename is done either way
+    with suppress(OSError):  # some file systems cannot flush a folder; the rename is done either way
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -108,13 +96,13 @@ def _flush(folder: Path) -> None:
 
 
 @contextmanager
-def _in_words(path: Path, folder: str) -> Iterator[None]:
+def _as_output_error(path: Path, folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise OutputError(
             where=str(path),
             found=f"writing failed ({error.strerror or error})",
-            why="nothing was written, and what was there before is untouched",
+            why="nothing was written, and an existing output is unchanged",
             action=f"Check the free space and the permissions of {folder}.",
         ) from error

@@ -1,4 +1,4 @@
-"""Copies of values for saving: no hidden sharing, so that equal values give equal bytes and views stay small."""
+"""Copies of values for torch.save, so that equal values give equal bytes and views are stored without unused memory."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from typing import Any
 
 import torch
 
-from mpocompress.checkpoint.contents.structure import is_dense
+from mpocompress.checkpoint.tensors import is_dense
 
 
 def packed(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on the CPU whose storage is exactly its elements, in order.
+    """Return a dense tensor on the CPU whose storage is exactly its elements, in order, without gradient.
 
-    Args:
-        tensor: any dense tensor.
-
-    Returns:
-        The same memory where it already is like that, else a copy; never with a gradient.
+    The memory is shared if the tensor is like that already, and else copied.
 
     Example:
         >>> packed(torch.zeros(100, 100)[:2, :2]).untyped_storage().nbytes()
@@ -29,32 +25,28 @@ def packed(tensor: torch.Tensor) -> torch.Tensor:
     return plain.clone(memory_format=torch.contiguous_format)
 
 
-class Fresh:
-    """Copies values for one torch.save.
+class Canonicaliser:
+    """Copies values into a canonical form for one torch.save.
 
-    A pickle depends on which strings are one object and which are only equal. Here equal strings become one new
+    A pickle depends on which strings are the same object and which are only equal. Here equal strings become one new
     object, so that the bytes depend on the values alone. Containers and tensors that are shared stay shared.
 
     Example:
-        >>> fresh = Fresh()
-        >>> name = fresh.copy("fc.weight")
-        >>> name == "fc.weight", name is fresh.copy("".join(["fc", ".weight"]))
+        >>> canonicaliser = Canonicaliser()
+        >>> name = canonicaliser.copy("fc.weight")
+        >>> name == "fc.weight", name is canonicaliser.copy("".join(["fc", ".weight"]))
         (True, True)
     """
 
     def __init__(self) -> None:
         self._strings: dict[str, str] = {}
         self._shared: dict[int, object] = {}
-        self._originals: list[object] = []  # kept alive, so that ids stay theirs
+        self._originals: list[object] = []  # kept alive, so that their ids are not reused
 
     def copy(self, value: object) -> Any:
         """Return a copy of a plain value, at most `MAX_DEPTH` deep.
 
-        Args:
-            value: plain values, containers and tensors.
-
-        Returns:
-            The copy; what is neither string, container nor dense tensor is returned as it is.
+        Values other than strings, containers and dense tensors are returned unchanged.
         """
         if isinstance(value, str):
             return self._strings.setdefault(

@@ -1,7 +1,7 @@
-"""Writing safetensors, one tensor at a time and always in the same order.
+"""Write safetensors, one tensor at a time and always in the same order.
 
 The library's own `save_file` writes the entries of `__metadata__` in an order that changes from run to run (safetensors
-0.8), and wants all tensors in memory at once.
+0.8), and needs all tensors in memory at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 import torch
 
-from mpocompress.checkpoint.safetensors_types import CODES
+from mpocompress.checkpoint.dtypes import DType
+from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.checkpoint.writing.deterministic import packed
 from mpocompress.errors import OutputError
 from mpocompress.text import shown, shown_size
@@ -22,28 +23,29 @@ _ALIGNMENT = 8
 _RESERVED = "__metadata__"
 
 
-def check_storable(dtypes: Mapping[str, torch.dtype], where: str) -> None:
-    """Refuse tensors that safetensors cannot hold, by their names and types.
+def check_storable(dtypes: Mapping[str, DType], where: str) -> None:
+    """Refuse tensors that safetensors cannot hold, by their names and dtypes.
 
     Args:
         dtypes: name -> element type.
         where: the output, for messages.
 
     Raises:
-        OutputError: a dtype has no safetensors type, a name is the reserved one or holds half a character.
+        OutputError: safetensors has no such dtype, or a name is reserved or contains half a character.
 
     Example:
-        >>> check_storable({"fc.weight": torch.float32}, "out.safetensors")
+        >>> from mpocompress.checkpoint.dtypes import FLOAT32
+        >>> check_storable({"fc.weight": FLOAT32}, "out.safetensors")
     """
     for name, dtype in dtypes.items():
-        if dtype not in CODES:
+        if dtype.safetensors is None:
             found, why = f"{shown(name)} is of type {dtype}", "safetensors cannot hold tensors of this type"
         elif name == _RESERVED:
-            found, why = f"a tensor named {name}", "safetensors keeps this name for its texts"
+            found, why = f"a tensor named {name}", "safetensors reserves this name for text entries"
         elif any("\ud800" <= char <= "\udfff" for char in name):
             found, why = (
                 f"a tensor named {shown(name)}",
-                "half a character (a lone surrogate) is no text in safetensors",
+                "safetensors cannot hold half a character (a lone surrogate)",
             )
         else:
             continue
@@ -53,10 +55,10 @@ def check_storable(dtypes: Mapping[str, torch.dtype], where: str) -> None:
 def write_safetensors(
     stream: BinaryIO, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], where: str
 ) -> None:
-    """Write tensors and text entries as safetensors, in the order the library uses: wide types first, then by name.
+    """Write tensors and text entries as safetensors, in the order of the library: wide types first, then by name.
 
     Args:
-        stream: where to write, from its current position on.
+        stream: written to from its current position on.
         tensors: dense tensors; shared ones are written as copies.
         metadata: text entries of the header, sorted on writing.
         where: the output, for messages.
@@ -71,14 +73,15 @@ def write_safetensors(
         >>> safetensors.torch.load(stream.getvalue())
         {'fc.bias': tensor([1., 1.])}
     """
-    check_storable({name: tensor.dtype for name, tensor in tensors.items()}, where)
+    dtypes = {name: dtype_of(tensor.dtype) for name, tensor in tensors.items()}
+    check_storable(dtypes, where)
     header: dict[str, object] = {_RESERVED: dict(sorted(metadata.items()))}
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     start = 0
     for name in order:
         tensor = tensors[name]
         end = start + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": dtypes[name].safetensors, "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

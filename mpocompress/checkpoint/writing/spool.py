@@ -1,4 +1,4 @@
-"""Tensors put aside on the disk until a file is written, so that finished work takes no memory."""
+"""A temporary file for finished tensors, so that they take no memory until the output is written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spooled:
-    """Where a tensor lies in a spool.
+    """A tensor in a spool.
 
     Args:
-        offset: its first byte.
-        shape: its dimensions.
-        dtype: its element type.
+        offset: position of its first byte.
+        shape: dimensions.
+        dtype: element type.
     """
 
     offset: int
@@ -36,20 +36,20 @@ class Spooled:
 
 
 class Spool:
-    """A nameless temporary file beside an output; it is gone when it is closed, however the process ends.
+    """A nameless temporary file beside an output; it is deleted when it is closed, however the process ends.
 
     Several threads may add to it. Use it as a context manager.
 
     Args:
-        beside: the output; the file is made in its folder, where the room is needed anyway.
+        beside: the output; the file is created in its folder, which needs the space in any case.
 
     Raises:
         OutputError: the folder cannot be written to.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder, Spool(Path(folder, "small.pt")) as spool:
-        ...     place = spool.add(torch.ones(2, 2))
-        ...     spool.tensor(place).sum()
+        ...     spooled = spool.add(torch.ones(2, 2))
+        ...     spool.tensor(spooled).sum()
         tensor(4.)
     """
 
@@ -60,19 +60,13 @@ class Spool:
         self._map: mmap.mmap | None = None
         try:
             folder = Path(os.path.realpath(beside)).parent
-            # Not buffered: what failed to be written must not fail once more when the file is closed.
+            # Not buffered: data that could not be written must not cause a second error when the file is closed.
             self._stream = tempfile.TemporaryFile(buffering=0, dir=folder, prefix=".", suffix=".tmp")  # noqa: SIM115
         except OSError as error:
             raise self._refusal(error) from error
 
     def add(self, tensor: Tensor) -> Spooled:
-        """Write a tensor to the end of the file.
-
-        Args:
-            tensor: a dense tensor.
-
-        Returns:
-            Its place.
+        """Write a dense tensor to the end of the file.
 
         Raises:
             OutputError: the disk is full, or fails.
@@ -90,30 +84,26 @@ class Spool:
             self._size_bytes = offset + content.nbytes
         return Spooled(offset=offset, shape=tuple(tensor.shape), dtype=tensor.dtype)
 
-    def tensor(self, place: Spooled) -> Tensor:
-        """Give a tensor back, mapped from the file: it takes no memory of its own.
+    def tensor(self, spooled: Spooled) -> Tensor:
+        """Return a tensor mapped from the file, which takes no memory of its own.
 
-        Args:
-            place: where it is.
-
-        Returns:
-            The tensor, its storage exactly its elements; valid also after the spool is closed.
+        Its storage is exactly its elements; it stays valid after the spool is closed.
 
         Raises:
             OutputError: the disk is full, or fails.
         """
-        count = int(torch.Size(place.shape).numel())
+        count = int(torch.Size(spooled.shape).numel())
         if not count:
-            return torch.empty(place.shape, dtype=place.dtype)
+            return torch.empty(spooled.shape, dtype=spooled.dtype)
         with self._lock:
-            if self._map is None or len(self._map) < place.offset + count * place.dtype.itemsize:
+            if self._map is None or len(self._map) < spooled.offset + count * spooled.dtype.itemsize:
                 try:
-                    # Copy on write, since torch cannot tell that a buffer must not be written to.
+                    # Copy on write, because torch has no read-only tensors.
                     self._map = mmap.mmap(self._stream.fileno(), self._size_bytes, access=mmap.ACCESS_COPY)
                 except OSError as error:
                     raise self._refusal(error) from error
             mapped = self._map
-        return torch.frombuffer(mapped, dtype=place.dtype, count=count, offset=place.offset).reshape(place.shape)
+        return torch.frombuffer(mapped, dtype=spooled.dtype, count=count, offset=spooled.offset).reshape(spooled.shape)
 
     def __enter__(self) -> Self:
         """Return the spool itself."""
@@ -122,14 +112,14 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file; its room is free again once no tensor from it is in use."""
+        """Close the file; its space is released when no tensor from it is in use."""
         self._map = None
         self._stream.close()
 
     def _refusal(self, error: OSError) -> OutputError:
         return OutputError(
             where=str(self._beside),
-            found=f"finished tensors cannot be put aside in its folder ({error.strerror or error})",
-            why="they would not fit into memory together; nothing was written",
+            found=f"finished tensors cannot be stored in its folder ({error.strerror or error})",
+            why="together they may not fit into memory; nothing was written",
             action="Check the free space and the permissions of the folder.",
         )

@@ -1,4 +1,4 @@
-"""Writing a checkpoint, compressed or dense, all or nothing."""
+"""Write a checkpoint, compressed or dense, completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import BinaryIO
 
 import torch
 
+from mpocompress.checkpoint.checkpoint import SAFETENSORS
 from mpocompress.checkpoint.contents.extras import holds_anything, restore
 from mpocompress.checkpoint.contents.nesting import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
-from mpocompress.checkpoint.protocol import SAFETENSORS
 from mpocompress.checkpoint.writing.atomic import replacing
-from mpocompress.checkpoint.writing.deterministic import Fresh
+from mpocompress.checkpoint.writing.deterministic import Canonicaliser
 from mpocompress.checkpoint.writing.safetensors_stream import write_safetensors
 from mpocompress.errors import OutputError, OutputExistsError
 from mpocompress.text import shown, shown_size
@@ -28,17 +28,14 @@ _OVERHEAD_BYTES_PER_TENSOR = 512
 def left_out(
     container: str, *, extras: Mapping[str, object] | list[object], metadata: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """Name what `write_checkpoint` cannot keep in a container, to be told to the user.
+    """Return the names of the entries that `write_checkpoint` cannot keep in a container.
 
-    safetensors holds no values beside tensors and text, a torch file no header texts.
+    safetensors files hold only tensors and text, and torch files have no text entries in a header.
 
     Args:
         container: the container of the output.
-        extras: as given to `write_checkpoint`.
-        metadata: as given to `write_checkpoint`.
-
-    Returns:
-        The names of the entries left out; empty if all is kept.
+        extras: as for `write_checkpoint`.
+        metadata: as for `write_checkpoint`.
 
     Example:
         >>> left_out("safetensors", extras={"epoch": 3, "model": {}}, metadata={})
@@ -46,16 +43,16 @@ def left_out(
     """
     if container == SAFETENSORS:
         return tuple(str(name) for name, value in named_children(extras).items() if holds_anything(value))
-    return tuple(name for name in metadata if name != "format")  # that one only says which library wrote it
+    return tuple(name for name in metadata if name != "format")  # it only names the library that wrote the file
 
 
 def check_output(path: str | os.PathLike[str], *, overwrite: bool, inputs: Sequence[Path]) -> None:
-    """Refuse an output that could not or must not be written, before any work is done.
+    """Refuse an output that cannot or must not be written, before any work is done.
 
     Args:
         path: the output.
         overwrite: whether an existing file may be replaced.
-        inputs: files being read; none may be the output, under whatever name or link.
+        inputs: files being read; none may be the output, under any name or link.
 
     Raises:
         OutputExistsError: the file exists and `overwrite` is false.
@@ -64,27 +61,27 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, inputs: Seque
     path = Path(path)
     folder = Path(os.path.realpath(path)).parent
     if path.is_dir():
-        raise output_refused(path, "a folder", "the output is one file", "Name a file in it.")
+        raise output_refused(path, "a folder", "the output is one file", "Choose a file in it.")
     if not folder.is_dir():
-        raise output_refused(path, f"no folder {folder}", "the file has nowhere to go", "Create the folder first.")
+        raise output_refused(path, f"no folder {folder}", "the file has no folder", "Create the folder first.")
     if path.exists():
         if not path.is_file():
             raise output_refused(
-                path, "a device, pipe or socket", "it would be replaced by a file", "Name a plain file."
+                path, "a device, pipe or socket", "it would be replaced by a file", "Choose a plain file."
             )
         if any(source.exists() and path.samefile(source) for source in inputs):
             raise output_refused(
                 path,
                 "the output is a file being read, by the same name or by a link",
-                "it is mapped into memory and writing would destroy it",
-                "Name another output.",
+                "it is mapped into memory, and writing would destroy it",
+                "Choose another output.",
             )
         if not overwrite:
             raise OutputExistsError(
                 where=str(path),
                 found="the file exists",
-                why="it is not replaced unasked",
-                action="Name another output, or ask for it to be overwritten.",
+                why="an existing file is replaced only on request",
+                action="Choose another output, or allow it to be overwritten.",
             )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise output_refused(
@@ -95,18 +92,9 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool, inputs: Seque
 def output_refused(path: Path, found: str, why: str, action: str) -> OutputError:
     """Return the error for an output.
 
-    Args:
-        path: the output.
-        found: what was found there.
-        why: why it cannot be written.
-        action: what to do next.
-
-    Returns:
-        The error, to be raised.
-
     Example:
-        >>> print(output_refused(Path("out"), "a folder", "the output is one file", "Name a file in it."))
-        out: a folder; the output is one file. Name a file in it.
+        >>> print(output_refused(Path("out"), "a folder", "the output is one file", "Choose a file in it."))
+        out: a folder; the output is one file. Choose a file in it.
     """
     return OutputError(where=str(path), found=found, why=why, action=action)
 
@@ -124,26 +112,25 @@ def write_checkpoint(
     overwrite: bool,
     inputs: Sequence[Path],
 ) -> int:
-    """Write a checkpoint: the same arguments always give the same bytes, and a failure leaves nothing behind.
+    """Write a checkpoint: equal arguments give equal bytes, and a failure leaves no file.
 
-    With a document, a torch file is laid out as `{"mpocompress": document, "state_dict": ..., "extras": ...}` and a
-    safetensors file has it in its header. Without one the file is an ordinary dense checkpoint: in a torch file the
-    state dict is put at `key` among the extras.
+    With a document, a torch file has the form `{"mpocompress": document, "state_dict": ..., "extras": ...}`, and a
+    safetensors file has the document in its header. Without one the file is an ordinary dense checkpoint: in a torch
+    file the state dict is at `key` among the extras.
 
-    An alias is written as a shared tensor in a torch file. safetensors has no sharing: beside a document the alias is
-    recorded in the header entry `mpocompress.aliases`; in a dense file it is written as a copy, so that every loader
-    finds every name.
+    In a torch file an alias is a shared tensor. safetensors has no sharing: with a document the alias is recorded in
+    the header entry `mpocompress.aliases`; in a dense file it is a copy, so that every loader finds every name.
 
-    What the container cannot keep is left out; `left_out` names it.
+    Entries that the container cannot keep are dropped; `left_out` names them.
 
     Args:
         path: the output.
-        tensors: name -> dense tensor, in the order to be written; made contiguous and cut to their own elements.
+        tensors: name -> dense tensor, in the order of the file; written contiguous, without unused memory.
         aliases: further name -> name in `tensors` that it is tied to; written after the tensors.
         container: `torch-zip` or `safetensors`.
-        key: where the state dict belongs in a dense torch file.
+        key: position of the state dict in a dense torch file.
         extras: everything else for a torch file.
-        metadata: text entries for a safetensors header; `format` is set to `pt` if missing, which loaders ask for.
+        metadata: text entries for a safetensors header; `format` is set to `pt` if missing, because loaders require it.
         document: the JSON text of our format, or None.
         overwrite: whether an existing file may be replaced.
         inputs: files being read; none may be the output.
@@ -196,8 +183,8 @@ def _write_torch(
     document: str | None,
     where: str,
 ) -> None:
-    fresh = Fresh()
-    state = {name: fresh.copy(tensor) for name, tensor in tensors.items()}
+    canonicaliser = Canonicaliser()
+    state = {name: canonicaliser.copy(tensor) for name, tensor in tensors.items()}
     state |= {name: state[target] for name, target in aliases.items()}
     root = (
         {MARK: document, STATE_DICT: state, EXTRAS: extras}
@@ -206,16 +193,16 @@ def _write_torch(
     )
     # A stream, not a path: torch.save would name the folder inside the archive after the path.
     try:
-        torch.save(fresh.copy(root), stream)
+        torch.save(canonicaliser.copy(root), stream)
     except RuntimeError as error:
         cause = error.__context__
-        if isinstance(cause, OSError | KeyboardInterrupt):  # torch hides what the stream raised behind its own error
+        if isinstance(cause, OSError | KeyboardInterrupt):  # torch raises its own error after one of the stream
             raise cause from None
         raise OutputError(
             where=where,
-            found=f"torch.save cannot write this ({shown(str(error))})",
+            found=f"torch.save cannot write it ({shown(str(error))})",
             why="nothing was written",
-            action="Check the tensors for unusual kinds of memory, and save the model again.",
+            action="Convert the tensors to ordinary dense tensors, and save the model again.",
         ) from error
 
 
@@ -228,12 +215,12 @@ def _check_names(
                 path,
                 f"alias {shown(name)} of {shown(target)} does not fit the tensors",
                 "an alias is a further name of a tensor that is written",
-                "Name a tensor, and no name twice.",
+                "Give the name of a tensor, and no name twice.",
             )
     for name in (MARK, ALIASES):
         if name in metadata:
             raise output_refused(
-                path, f"a header entry {name!r}", "it is reserved for the compressed format", "Leave it out."
+                path, f"a header entry {name!r}", "it is reserved for the compressed format", "Remove it."
             )
 
 
@@ -242,10 +229,10 @@ def check_space(path: Path, needed: int) -> None:
 
     Args:
         path: the output.
-        needed: bytes of its tensors and everything around them.
+        needed: bytes of its tensors and all other content.
 
     Raises:
-        OutputError: there is less free.
+        OutputError: the disk has less free space.
     """
     free = shutil.disk_usage(os.path.realpath(path.parent)).free
     if needed > free:
@@ -253,7 +240,7 @@ def check_space(path: Path, needed: int) -> None:
             path,
             f"about {shown_size(needed)} are needed and {shown_size(free)} are free",
             "the disk would be full",
-            "Free some space, or name an output on another disk.",
+            "Free some space, or choose an output on another disk.",
         )
 
 
