@@ -1,4 +1,4 @@
-"""Child processes of the tests, each with a time limit; nothing else in the tests starts one."""
+"""Child processes and threads of the tests, each with a time limit; nothing else in the tests starts a process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,11 +95,27 @@ def run_python(arguments: Iterable[object], *, folder: Path = ROOT, **variables:
     return Outcome(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
-def join_all(threads: Sequence[threading.Thread]) -> None:
-    """Wait until threads have ended; fail if one has not within `LIMIT_S` seconds."""
+def run_threads(functions: Iterable[Callable[[], object]]) -> None:
+    """Call functions at the same time, each in a thread of its own, and wait for all.
+
+    Raises:
+        AssertionError: One failed, or took longer than `LIMIT_S` seconds.
+    """
+    failures: list[BaseException] = []
+
+    def call(function: Callable[[], object]) -> None:
+        try:
+            function()
+        except BaseException as failure:  # noqa: BLE001 - the test has to see it
+            failures.append(failure)
+
+    threads = [threading.Thread(target=call, args=(function,), daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
     for thread in threads:
         thread.join(timeout=LIMIT_S)
-        assert not thread.is_alive()
+    assert not any(thread.is_alive() for thread in threads)
+    assert failures == []
 
 
 class CommandServer:

@@ -41,9 +41,9 @@ def test_progress_is_told_in_the_calling_thread_from_none_to_all() -> None:
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_jobs_run_side_by_side(jobs: int) -> None:
     """As many items as jobs meet at a barrier; with fewer threads they would wait for ever."""
-    barrier = threading.Barrier(jobs, timeout=30)
+    barrier = threading.Barrier(jobs)
 
-    assert len(run_jobs(lambda _: barrier.wait(), range(jobs), jobs=jobs, step="meet")) == jobs
+    assert len(run_jobs(lambda _: barrier.wait(timeout=30), range(jobs), jobs=jobs, step="meet")) == jobs
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -109,9 +109,9 @@ def test_items_that_do_not_fit_together_run_one_after_another() -> None:
 
 
 def test_items_that_fit_together_run_together() -> None:
-    meeting = threading.Barrier(2, timeout=30)
+    meeting = threading.Barrier(2)
 
-    run_jobs(lambda _: meeting.wait(), [1, 2], jobs=2, step="meet", size_bytes=lambda _: MEMORY_BYTES // 2)
+    run_jobs(lambda _: meeting.wait(timeout=30), [1, 2], jobs=2, step="meet", size_bytes=lambda _: MEMORY_BYTES // 2)
 
 
 def test_memory_is_given_back_by_an_item_that_fails() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import re
-import subprocess
 import sys
 import tomllib
 import zipfile
@@ -19,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 import mpocompress
 from mpocompress._version import __version__
+from tests.programs import run_python
 from tools import architecture_page, release_check
 from tools.pages import is_current
 
@@ -71,10 +71,10 @@ def test_help_is_shown_without_loading_the_heavy_libraries() -> None:
         "sys.exit(f'loaded: {sorted(loaded)}' if loaded else 0)\n"
     )
 
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    outcome = run_python(["-c", script])
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Usage: mpocompress")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("Usage: mpocompress")
 
 
 def test_the_architecture_page_shows_the_import_contract() -> None:
@@ -213,3 +213,61 @@ def test_the_release_check_stops_a_command_at_its_time_limit(tmp_path: Path) -> 
 def test_the_release_check_shows_what_a_failed_command_printed(tmp_path: Path) -> None:
     with pytest.raises(release_check.CheckError, match=r"ended with exit code 1:\nno such plan\n"):
         release_check.run([sys.executable, "-c", "raise SystemExit('no such plan')"], folder=tmp_path, timeout_s=60)
+
+
+STARTED = {"run", "call", "check_call", "check_output"}
+"""Functions of `subprocess` that start a program and wait for its end."""
+
+AWAITED = {"wait": 1, "communicate": 2, "join": 1}
+"""Methods that wait for a process or a thread: how many positional arguments include the time limit."""
+
+UNLIMITED = {"fork", "waitpid", "system", "Popen", "multiprocessing", "spawn"}
+"""Names of what starts or awaits a process without a time limit."""
+
+STARTERS = {"tests/programs.py", "tests/fork_server.py"}
+"""Files that start processes in other ways, and limit their time themselves."""
+
+
+def calls_without_a_time_limit(source: str) -> list[str]:
+    """Return the calls in a file that start a process, or wait for one, and may wait for ever."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    unlimited = []
+    for call in calls:
+        names = ast.unparse(call.func).split(".")
+        limited = any(keyword.arg == "timeout" for keyword in call.keywords)
+        if (
+            (names[0] == "subprocess" and names[-1] in STARTED and not limited)
+            or (len(names) > 1 and len(call.args) < AWAITED.get(names[-1], 0) and not limited)
+            or not UNLIMITED.isdisjoint(names)
+        ):
+            unlimited.append(ast.unparse(call))
+    return unlimited
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "subprocess.run(words, check=True)",
+        "subprocess.check_output(words)",
+        "subprocess.Popen(words)",
+        "process.wait()",
+        "process.communicate(data)",
+        "thread.join()",
+        "os.fork()",
+        "multiprocessing.get_context('spawn')",
+    ],
+)
+def test_a_call_without_a_time_limit_is_seen(line: str) -> None:
+    assert calls_without_a_time_limit(line) == [line]
+
+
+def test_a_call_with_a_time_limit_passes() -> None:
+    lines = ["subprocess.run(words, timeout=9)", "process.wait(9)", "thread.join(timeout=9)", "', '.join(words)"]
+    assert calls_without_a_time_limit("\n".join(lines)) == []
+
+
+def test_every_child_process_and_thread_of_the_tests_has_a_time_limit() -> None:
+    files = [file for folder in ("tests", "tools") for file in (ROOT / folder).rglob("*.py")]
+    unlimited = {file.relative_to(ROOT).as_posix(): calls_without_a_time_limit(file.read_text()) for file in files}
+
+    assert {file: calls for file, calls in unlimited.items() if calls and file not in STARTERS} == {}

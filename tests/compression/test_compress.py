@@ -835,12 +835,12 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
     "sites": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, sites=7),
         SitesError,
-        "sites: got 7; shapes are auto, lowrank, or balanced over 2 to 5 sites",
+        "sites: got 7; it must be auto, lowrank, or a number of sites from 2 to 5. Pass one of these",
     ),
     "sites of a plan": (
         lambda made, out: plan(made("model.pt"), sites=1),
         SitesError,
-        "sites: got 1; shapes are auto, lowrank, or balanced over 2 to 5 sites",
+        "sites: got 1; it must be auto, lowrank, or a number of sites from 2 to 5",
     ),
     "pattern": (
         lambda made, out: compress(made("model.pt"), out, truncation=FOUR, selection=Selection(include=("lstm*",))),

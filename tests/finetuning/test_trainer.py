@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from tests.finetuning.runs import (
     tuned,
     values,
 )
+from tests.programs import run_threads
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 """The loops add in float32 in different orders, and AdamW divides by small numbers."""
@@ -294,14 +294,12 @@ def test_two_signals_at_once_are_one_request() -> None:
 
 def test_a_run_outside_the_main_thread_needs_no_signals() -> None:
     student, teacher = pair()
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(tuned(student, batches(), teacher=teacher)))
-    thread.start()
-    thread.join()
+    results: list[Any] = []
+    run_threads([lambda: results.append(tuned(student, batches(), teacher=teacher))])
 
     expected, _ = pair()
     tuned(expected, batches(), teacher=teacher)
-    assert found[0].stopped == "finished"
+    assert results[0].stopped == "finished"
     assert same(values(student), values(expected))
 
 

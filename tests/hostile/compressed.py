@@ -100,6 +100,21 @@ EDITS: dict[str, tuple[Callable[[Document, Tensors], object], str]] = {
     "a key that leads out": (lambda document, _: document["source"].update(key=3), "key|source"),
 }
 
+SHOWN_BY_INSPECT = {
+    "bonds that do not chain",
+    "a core of other dims",
+    "a core of three dims",
+    "a core that is not there",
+    "a core of whole numbers",
+    "a core of NaN",
+    "a member with the name of a tensor",
+    "an alias of itself",
+    "aliases in a circle",
+    "an alias of nothing",
+    "an alias with the name of a tensor",
+}
+"""Edits that leave the document consistent: only a command that reads the tensors can refuse them."""
+
 for title, (edit, says) in EDITS.items():
 
     @cases.refused(title, says, command="expand")

@@ -113,6 +113,6 @@ def test_a_start_of_another_shape_is_refused() -> None:
 
     with pytest.raises(
         DecompositionError,
-        match=r"matrix 6 x 8: cores of 8 x 6; they are fitted to the matrix\. Start from a decomposition of it\.",
+        match=r"matrix 6 x 8: cores of 8 x 6; cores are fitted to a matrix of their own shape\. Start from",
     ):
         fit(started(weight.T.contiguous(), low_rank(8, 6), 2), weight, second, outputs)

@@ -164,6 +164,6 @@ def test_scales_of_other_cores_are_refused() -> None:
 
     with pytest.raises(
         SitesError,
-        match=r"^scales of an MPO in int8: shapes \[\(3,\), \(5,\)\]; one for every channel is \[\(3,\), \(3,\)\]\.",
+        match=r"^scales of an MPO in int8: shapes \[\(3,\), \(5,\)\]; one scale per channel has shapes ",
     ):
         QuantisedMPO(codes=made.codes, scales=(made.scales[0], torch.ones(5)), sites=made.sites)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from mpocompress.nn.buffer_pool import BufferPool
+from tests.programs import run_threads
 
 
 @pytest.fixture
@@ -46,24 +46,13 @@ def test_another_is_made_when_the_last_one_was_just_taken() -> None:
 @pytest.mark.usefixtures("_threads_take_turns_often")
 def test_no_two_threads_have_one_buffer() -> None:
     pool = BufferPool[list[int]](list)
-    failures: list[BaseException] = []
 
     def visit() -> None:
-        try:
-            for _ in range(3000):
-                buffer = pool.take()
-                buffer.append(1)
-                if len(buffer) != 1:
-                    raise AssertionError("two threads have one buffer")
-                buffer.clear()
-                pool.give_back(buffer)
-        except BaseException as error:  # noqa: BLE001 - whatever a thread raises is the result
-            failures.append(error)
+        for _ in range(3000):
+            buffer = pool.take()
+            buffer.append(1)
+            assert len(buffer) == 1, "two threads have one buffer"
+            buffer.clear()
+            pool.give_back(buffer)
 
-    threads = [threading.Thread(target=visit) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert not failures
+    run_threads([visit] * 4)

@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from mpocompress.nn import MPOLSTM, Execution
 from tests.nn.builders import EXECUTIONS, LSTMPlan, assert_close, exactly, tensors
 from tests.nn.test_freshness import KINDS, in_place, inputs, make
 from tests.nn.test_lstm import MIXTURES
+from tests.programs import LIMIT_S, run_threads
 
 NAMES = {
     "lstm, joint": [
@@ -165,25 +166,15 @@ def _switching_threads_often() -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_share_a_layer(kind: str, execution: Execution) -> None:
     expected = {seed: run(make(kind, execution), seed) for seed in range(4)}
-    failures: list[Any] = []
 
     def work(layer: nn.Module, seed: int, start: threading.Barrier) -> None:
-        try:
-            start.wait()
-            for _ in range(3):
-                assert_close(run(layer, seed), expected[seed], torch.float64)
-        except BaseException as failure:  # noqa: BLE001 - a thread's own failure has to reach the test
-            failures.append(failure)
+        start.wait(timeout=LIMIT_S)
+        for _ in range(3):
+            assert_close(run(layer, seed), expected[seed], torch.float64)
 
     for _ in range(4):  # each with nothing prepared
         layer, start = make(kind, execution), threading.Barrier(len(expected))
-        threads = [threading.Thread(target=work, args=(layer, seed, start)) for seed in expected]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    assert not failures
+        run_threads(partial(work, layer, seed, start) for seed in expected)
 
 
 @pytest.mark.usefixtures("_switching_threads_often")
@@ -192,22 +183,12 @@ def test_threads_with_batches_of_many_sizes(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     batches = {batch: plan.arguments(batch=batch) for batch in (1, 2, 4, 8)}
     expected = {batch: exactly(plan.make(), *arguments) for batch, arguments in batches.items()}
-    failures: list[Any] = []
 
     def work(layer: MPOLSTM, batch: int) -> None:
-        try:
-            for _ in range(3):
-                with torch.no_grad():
-                    assert_close(layer(*batches[batch]), expected[batch], torch.float64)
-        except BaseException as failure:  # noqa: BLE001 - a thread's own failure has to reach the test
-            failures.append(failure)
+        for _ in range(3):
+            with torch.no_grad():
+                assert_close(layer(*batches[batch]), expected[batch], torch.float64)
 
     for _ in range(4):
         layer = plan.make(execution=execution)
-        threads = [threading.Thread(target=work, args=(layer, batch)) for batch in batches]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    assert not failures
+        run_threads(partial(work, layer, batch) for batch in batches)
