@@ -22,6 +22,8 @@ class MPOCompressError(Exception):
         max_bond: got 0; a bond is at least 1. Give 1 or more.
     """
 
+    __module__ = "mpocompress"
+
     def __init__(self, *, where: str, found: str, why: str, action: str) -> None:
         super().__init__(printable(f"{where}: {found}; {why}. {action}"))
         self.where = where

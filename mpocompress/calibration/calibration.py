@@ -52,6 +52,8 @@ class Calibration:
         notes: notes for the reader.
     """
 
+    __module__ = "mpocompress"
+
     sha256: str
     units: tuple[WeightGroup, ...]
     metrics: Mapping[str, Metric]

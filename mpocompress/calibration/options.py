@@ -59,6 +59,8 @@ class CalibrationInputs(OutputOptions, BatchOptions):
         CalibrationError: a value out of range.
     """
 
+    __module__ = "mpocompress"
+
     loss: str | LossFunction | None = option(
         None,
         metavar="PLACE:NAME",

@@ -182,6 +182,8 @@ class Checkpoint:
         config_files: files with the configuration, which are read too.
     """
 
+    __module__ = "mpocompress"
+
     path: Path
     container: str
     tensors: Mapping[str, TensorInfo]

@@ -31,6 +31,8 @@ class FinetuneResult:
         elapsed_s: seconds spent.
     """
 
+    __module__ = "mpocompress"
+
     model: nn.Module
     report: FinetuningReport
     elapsed_s: float

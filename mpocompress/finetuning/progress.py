@@ -22,6 +22,8 @@ class FinetuneProgress:
         remaining_s: estimated seconds left; None if they cannot be estimated.
     """
 
+    __module__ = "mpocompress"
+
     step: int
     steps: int
     share: float

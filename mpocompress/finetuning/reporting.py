@@ -40,7 +40,7 @@ def finetuning_report(
         trained=options.train,
         trained_parameters=sum(parameter.numel() for parameter in setup.parameters.values()),
         steps=state.step,
-        requested_steps=result.asked_steps,
+        requested_steps=result.requested_steps,
         batches_per_step=setup.batches_per_step,
         samples=state.samples,
         learning_rate=options.lr,

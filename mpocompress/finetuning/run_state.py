@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.schedule import PATIENCE
+from mpocompress.reports.documents import Count, NonNegative, Number
 from mpocompress.reports.finetuning import Evaluation
 
 
@@ -27,27 +28,17 @@ class RunState:
         last_cut: number of the evaluation after which it was last cut; 0 at first.
     """
 
-    expected_steps: int
-    step: int = 0
-    samples: int = 0
-    elapsed_s: float = 0.0
+    expected_steps: Count
+    step: Count = 0
+    samples: Count = 0
+    elapsed_s: NonNegative = 0.0
     position: Position = field(default_factory=Position)
-    relative_learning_rate: float = 0.0
+    relative_learning_rate: NonNegative = 0.0
     evaluations: tuple[Evaluation, ...] = ()
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    cuts: int = 0
-    last_cut: int = 0
-
-    def check(self) -> None:
-        """Check that the numbers of a state that was read from a file fit together.
-
-        Raises:
-            ValueError: they do not.
-        """
-        counts = (self.step, self.samples, self.position.number, self.position.taken, self.loss_count, self.cuts)
-        if min(*counts, self.last_cut) < 0 or self.last_cut >= len(self.evaluations):
-            raise ValueError("counts")
+    loss_sum: Number = 0.0
+    loss_count: Count = 0
+    cuts: Count = 0
+    last_cut: Count = 0
 
     @property
     def best_step(self) -> int:

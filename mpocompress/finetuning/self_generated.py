@@ -43,6 +43,8 @@ class SelfGenerated:
         32
     """
 
+    __module__ = "mpocompress"
+
     batch_size: int = 32
     length: int = 128
     batches: int = 64

@@ -140,7 +140,7 @@ def _check(header: RunHeader, tensors: Mapping[str, Tensor], where: str) -> None
         raise FormatError(
             where=where,
             found=f"state.last_cut: evaluation {state.last_cut} of {len(state.evaluations)}",
-            why="the step size was cut after one of the evaluations",
+            why="the learning rate was cut after one of the evaluations",
             action=RunHeader.IF_DAMAGED,
         )
     others = (tensor for name, tensor in tensors.items() if not name.startswith(("model.", "best.")))

@@ -49,13 +49,13 @@ class RunResult:
 
     Args:
         state: the state at the end.
-        asked_steps: number of steps that the run would have had without a stop.
+        requested_steps: number of steps that the run would have had without a stop.
         stopped: why it ended.
         elapsed_s: seconds spent.
     """
 
     state: RunState
-    asked_steps: int
+    requested_steps: int
     stopped: str
     elapsed_s: float
 
@@ -91,7 +91,7 @@ class Trainer:
         state, is_finished = self._state, stopped == FINISHED
         return RunResult(
             state=state,
-            asked_steps=state.step if is_finished else max(state.expected_steps, state.step),
+            requested_steps=state.step if is_finished else max(state.expected_steps, state.step),
             stopped=stopped,
             elapsed_s=self._elapsed(),
         )

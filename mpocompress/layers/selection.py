@@ -34,6 +34,8 @@ class Selection:
         64
     """
 
+    __module__ = "mpocompress"
+
     include: tuple[str, ...] = option((), metavar="GLOB", help="Only these layers or tensors.")
     exclude: tuple[str, ...] = option((), metavar="GLOB", help="Leave these layers or tensors dense.")
     kinds: Mapping[str, ForcedKind] = option(

@@ -25,10 +25,6 @@ class Provenance:
     matrix: MatrixReport
     stored_name: str
 
-    def __deepcopy__(self, memo: object) -> Provenance:
-        """Return itself, since it is never modified."""
-        return self
-
 
 def set_provenance(weight: MPOWeight, provenance: Provenance) -> MPOWeight:
     """Set the provenance of a weight, and return the weight.
@@ -37,7 +33,8 @@ def set_provenance(weight: MPOWeight, provenance: Provenance) -> MPOWeight:
         weight: the weight.
         provenance: its origin.
     """
-    weight.__dict__[_ATTRIBUTE] = provenance
+    # Not the object itself: a pickled model names public classes only.
+    weight.__dict__[_ATTRIBUTE] = (provenance.report, provenance.matrix.name, provenance.stored_name)
     return weight
 
 
@@ -52,5 +49,9 @@ def provenance_of(weight: MPOWeight) -> Provenance | None:
         >>> from mpocompress.mpo.mpo import MPO
         >>> provenance_of(MPOWeight(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)])))
     """
-    provenance = weight.__dict__.get(_ATTRIBUTE)
-    return provenance if isinstance(provenance, Provenance) else None
+    stored = weight.__dict__.get(_ATTRIBUTE)
+    if stored is None:
+        return None
+    report, matrix_name, stored_name = stored
+    matrix = next(matrix for matrix in report.matrices if matrix.name == matrix_name)
+    return Provenance(report=report, matrix=matrix, stored_name=stored_name)

@@ -1,4 +1,4 @@
-"""Cores of any site shape fitted to a matrix in a metric, by gradient steps on all of them at once."""
+"""Fit cores of any site shape to a matrix in a metric, by gradient steps on all cores at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpocompress.mpo.metric import OutputWeights, scaled
 from mpocompress.mpo.mpo import MPO
 
 STEPS = 60
-"""Steps after which little is gained."""
+"""Steps after which further ones gain little."""
 HISTORY = 12
 
 
@@ -24,23 +24,22 @@ def fit(
     outputs: OutputWeights,
     steps: int = STEPS,
 ) -> MPO:
-    """Move all cores to where their error in a metric is least; site shape and bonds stay.
+    """Minimise the error of an MPO in a metric by L-BFGS, with its site shape and bonds unchanged.
 
-    A dense metric does not keep the bonds of a general MPO, so there is no closed form: the cores of the sweep are the
-    start, and L-BFGS goes on from there.
+    There is no closed form: multiplied by a dense metric, a general MPO does not keep its bonds.
 
     Args:
-        start: where to start from, such as a truncated sweep.
+        start: the MPO to start from, such as a truncated sweep.
         weight: the matrix, finite.
         second: second moment C of its inputs, positive definite.
-        outputs: how errors of the outputs are felt, G.
-        steps: the most steps.
+        outputs: weights G of the output errors.
+        steps: maximum number of steps.
 
     Returns:
-        The MPO in float32, never worse in the metric than `start`.
+        The MPO in float32; its error in the metric is at most that of `start`.
 
     Raises:
-        DecompositionError: a start of another shape than the matrix.
+        DecompositionError: `start` has another shape than the matrix.
 
     Source:
         Liu, Nocedal 1989, "On the limited memory BFGS method for large scale optimization", doi:10.1007/BF01589116.
@@ -57,15 +56,15 @@ def fit(
         raise DecompositionError(
             where=f"matrix {weight.shape[0]} x {weight.shape[1]}",
             found=f"cores of {start.shape[0]} x {start.shape[1]}",
-            why="they are fitted to the matrix",
-            action="Start from a decomposition of it.",
+            why="cores are fitted to a matrix of their own shape",
+            action="Start from a decomposition of the matrix.",
         )
     target, metric = weight.float(), second.float()
     weights = (outputs.floored / (outputs.scale or 1.0)).float()
     scale = float((scaled(weights, target @ metric) * target).sum())
     if not (math.isfinite(scale) and scale > 0.0):
         return start.to(torch.float32)
-    cores = _even(start)
+    cores = _with_equal_norms(start)
     optimizer = torch.optim.LBFGS(
         cores,
         max_iter=steps,
@@ -81,9 +80,9 @@ def fit(
         optimizer.zero_grad()
         matrix = to_matrix(cores, start.sites)
         error = target - matrix.detach()
-        felt = scaled(weights, error @ metric) / scale
-        loss = float((felt * error).sum())
-        matrix.backward(-2.0 * felt)  # type: ignore[no-untyped-call]
+        weighted = scaled(weights, error @ metric) / scale
+        loss = float((weighted * error).sum())
+        matrix.backward(-2.0 * weighted)  # type: ignore[no-untyped-call]
         if math.isfinite(loss) and (not best or loss < best[0][0]):
             best[:] = [(loss, [core.detach().clone() for core in cores])]
         return loss
@@ -94,8 +93,8 @@ def fit(
     return MPO(cores=tuple(best[0][1]), sites=start.sites)
 
 
-def _even(start: MPO) -> list[Tensor]:
-    """Copies of the cores in float32, all of one norm: steps of all of them then have the same size."""
+def _with_equal_norms(start: MPO) -> list[Tensor]:
+    """Return copies of the cores in float32, scaled to one norm, so that gradient steps have similar sizes in all."""
     norms = [float(torch.linalg.vector_norm(core.double())) for core in start.cores]
     common = math.prod(norms) ** (1 / len(norms))
     if not (math.isfinite(common) and common > 0.0):

@@ -1,8 +1,8 @@
-"""A few directions that hold nearly all of a large matrix: block Lanczos, started from a sample of its rows.
+"""Find the dominant subspace of a large matrix by block Lanczos, started from a sample of its rows.
 
-What counts for a large matrix is how often it is multiplied. Every step here is one product with a thin block, from
-the left and from the right in turn, and after every step it is known how much of the matrix has been found. The start
-is not random: a sample of the rows, drawn with the energy they hold, is worth two or three steps and costs half of one.
+The cost for a large matrix is the number of products with it. Every step is one product with a thin block, from the
+left and from the right in turn, and every step measures how much of the norm the subspace captures. The start is a
+sample of the rows, drawn in proportion to their energy: it saves two or three steps and costs half of one.
 """
 
 from __future__ import annotations
@@ -13,38 +13,40 @@ import torch
 from torch import Tensor
 
 LARGE_ENTRIES = 2**22
-"""Matrices of more entries than this are treated as large: a pass over them is what costs time and memory."""
+"""Matrices of more entries are large: passes over them dominate time and memory."""
 MAX_STEPS = 16
-"""Steps at most; each is one pass over the matrix."""
+"""Maximum number of steps; each is one pass over the matrix."""
 EXCESS = 1e-3
-"""What more steps may still be expected to gain, as a share of the discarded weight; half of what is allowed, since the
-gains of flat spectra fall more and more slowly."""
+"""Expected gain of further steps, as a share of the discarded weight, at which the search ends. It is half of the error
+allowed, since the gains of flat spectra fall ever more slowly."""
 STEEPEST_FALL, FLATTEST_FALL = 0.3, 0.95
-"""Gains of further steps are expected to shrink by a factor between these, whatever they did so far."""
+"""Limits of the factor by which the gains of further steps are expected to fall."""
 FLAT, STEEPEST_FALL_OF_FLAT = 0.5, 0.55
-"""The first of the two where the last gain was more than this share of the one before: what comes now is flat."""
+"""The second number replaces `STEEPEST_FALL` if the last gain exceeds the first as a share of the gain before: the
+remaining spectrum is then flat."""
 CLEAR_FALL, NEARLY_SQUARE = 0.17, 2
-"""A last gain of less than this share of the one before may end the search after four steps, where the long side is
-less than twice the short one: in noise of a longer shape, gains from the left and from the right differ as much."""
+"""The search may end after four steps if the last gain is below the first number as a share of the gain before, and the
+long side is less than twice the short one: for noise of a longer shape, gains from the left and the right differ as
+much."""
 BLOCK = 16
-"""Block widths are multiples of this: a product with a thinner block takes as long."""
+"""Block widths are multiples of this; a product with a thinner block takes as long."""
 SAMPLE_SHARE = 8
-"""The sample takes one row in so many."""
+"""The sample has one row in so many."""
 SAMPLE_ROUNDS = 2
 NOTHING_NEW = 1e-4
-"""A direction of which less than this lies outside of the subspace before is replaced by a random one."""
+"""A direction is replaced by a random one if the length of its part outside the subspace is below this."""
 MAX_TRIES = 5
 SEED = 20121194
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Range:
-    """A subspace of the columns or of the rows of a matrix, and what the matrix makes of it.
+    """A subspace of the column or row space of a matrix, with its images under the matrix.
 
     Args:
         basis: orthonormal columns.
-        images: `matrix @ basis` where the subspace is one of rows, else `matrix.T @ basis`.
-        of_rows: which it is.
+        images: `matrix @ basis` for a subspace of the row space, else `matrix.T @ basis`.
+        of_rows: whether it is a subspace of the row space.
     """
 
     basis: Tensor
@@ -56,11 +58,11 @@ def dominant_range(
     matrix: Tensor,  # shape: (p, q)
     bond: int,
 ) -> Range:
-    """Find a subspace whose best `bond` directions lose at most 0.1 % more than the best of all.
+    """Find a subspace whose best `bond` directions discard at most 0.1 % more weight than the singular vectors.
 
     Args:
         matrix: a finite float32 or float64 matrix.
-        bond: how many directions are wanted, at most the short side.
+        bond: number of directions, at most the short side.
 
     Returns:
         The subspace. The same matrix gives the same bits.
@@ -71,35 +73,33 @@ def dominant_range(
         Finding Low-Rank Approximations", doi:10.1145/1039488.1039494 (sample of rows).
 
     Example:
-        >>> found = dominant_range(torch.outer(torch.arange(1.0, 65.0), torch.arange(1.0, 81.0)), 1)
-        >>> round(float(torch.linalg.matrix_norm(found.images)) / (89440.0 * 173880.0) ** 0.5, 4)
+        >>> subspace = dominant_range(torch.outer(torch.arange(1.0, 65.0), torch.arange(1.0, 81.0)), 1)
+        >>> round(float(torch.linalg.matrix_norm(subspace.images)) / (89440.0 * 173880.0) ** 0.5, 4)
         1.0
     """
     short = min(matrix.shape)
     width = min(-(-(bond + max(bond // 2, 8)) // BLOCK) * BLOCK, short)
     squares = row_squares(matrix)
     total = float(squares.sum())
-    found = _advance(matrix, _sampled_rows(matrix, squares, width), None, of_rows=True)
-    captured, other = [_captured(found, bond)], None
-    early = max(matrix.shape) < NEARLY_SQUARE * short
+    current = _advance(matrix, _sampled_rows(matrix, squares, width), None, of_rows=True)
+    captured, other = [_captured(current, bond)], None
+    may_end_early = max(matrix.shape) < NEARLY_SQUARE * short
     for _ in range(1, MAX_STEPS):
-        if (0 if other is None else other.basis.shape[1]) + width > short or _settled(captured, total, early):
+        # The two subspaces, of rows and of columns, grow in turn; neither can be wider than the short side.
+        if (0 if other is None else other.basis.shape[1]) + width > short or _settled(captured, total, may_end_early):
             break
-        found, other = _advance(matrix, found.images[:, -width:], other, of_rows=not found.of_rows), found
-        captured.append(_captured(found, bond))
-    return found
+        current, other = _advance(matrix, current.images[:, -width:], other, of_rows=not current.of_rows), current
+        captured.append(_captured(current, bond))
+    return current
 
 
 def row_squares(
     matrix: Tensor,  # shape: (p, q)
 ) -> Tensor:
-    """The squared norm of every row, in float64.
+    """Return the squared norm of every row, shape (p,), in float64.
 
     Args:
         matrix: a finite float32 or float64 matrix.
-
-    Returns:
-        Shape (p,).
     """
     squares: Tensor = torch.linalg.vector_norm(matrix, dim=1).double().square()
     return squares
@@ -110,12 +110,12 @@ def draw_rows(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw rows of a matrix with the energy they hold, one from every stretch of equal energy in a random order.
+    """Draw rows of a matrix with probabilities in proportion to their energy (systematic sampling in a random order).
 
     Args:
         squares: squared norm of every row.
-        count: how many; only a row that holds more than its share comes more than once.
-        generator: the source of chance.
+        count: number of rows; a row is drawn more than once only if its share of the energy exceeds 1 / count.
+        generator: the random generator.
 
     Returns:
         Row numbers, shape (count,).
@@ -133,13 +133,13 @@ def draw_rows(
 def unit_rows(
     rows: Tensor,  # shape: (n, q)
 ) -> Tensor:
-    """Rows scaled to norm 1: drawn with their energy, they then stand for equal shares of it.
+    """Scale rows to norm 1; rows drawn in proportion to their energy then represent equal shares of it.
 
     Args:
         rows: the rows.
 
     Returns:
-        A new tensor; rows of zeros stay as they are.
+        A new tensor; rows of zeros are unchanged.
     """
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / torch.where(norms > 0, norms, 1.0)
@@ -149,26 +149,26 @@ def outside(
     basis: Tensor,  # shape: (n, k)
     block: Tensor,  # shape: (n, w)
 ) -> Tensor:
-    """Orthonormal directions that a block adds to a subspace.
+    """Return the orthonormal directions that a block adds to a subspace.
 
     Args:
-        basis: orthonormal columns that span the subspace.
+        basis: the subspace, as orthonormal columns.
         block: orthonormal columns.
 
     Returns:
-        Shape (n, w): what of the block lies outside; random directions stand in where nothing does.
+        Shape (n, w): the part of the block outside the subspace; random directions replace those inside it.
 
     Example:
         >>> outside(torch.eye(3)[:, :1], torch.eye(3)[:, 1:2]).abs().flatten().tolist()
         [0.0, 1.0, 0.0]
     """
-    # Not the directions that stood in for a block before: those are in the subspace by now.
+    # The seed depends on the width: the random directions of an earlier block are in the subspace by now.
     generator, clean = torch.Generator().manual_seed(SEED + basis.shape[1]), 0
     for _ in range(MAX_TRIES):
         block, lengths = torch.linalg.qr(block - basis @ (basis.T @ block))
-        lost = lengths.diagonal().abs() < NOTHING_NEW  # inside the subspace, or the same as columns before
+        lost = lengths.diagonal().abs() < NOTHING_NEW  # inside the subspace, or dependent on earlier columns
         clean = 0 if bool(lost.any()) else clean + 1
-        if clean == 2:  # once leaves rounding errors of the first block
+        if clean == 2:  # one pass alone leaves rounding errors
             break
         block[:, lost] = torch.randn(len(block), int(lost.sum()), generator=generator, dtype=block.dtype)
     return block
@@ -177,20 +177,17 @@ def outside(
 def orthonormal(
     columns: Tensor,  # shape: (n, w)
 ) -> Tensor:
-    """An orthonormal basis of the space of some columns.
+    """Return an orthonormal basis of the span of some columns, shape (n, w).
 
     Args:
-        columns: the columns, at most as many as they are long.
-
-    Returns:
-        Shape (n, w).
+        columns: the columns; w is at most n.
     """
     basis: Tensor = torch.linalg.qr(columns)[0]
     return basis
 
 
 def _sampled_rows(matrix: Tensor, squares: Tensor, width: int) -> Tensor:
-    """Directions, as columns, in which a sample of the rows is large."""
+    """Return the dominant directions of a sample of the rows, as columns."""
     generator = torch.Generator().manual_seed(SEED)
     count = min(len(squares), max(len(squares) // SAMPLE_SHARE, 2 * width))
     sample = unit_rows(matrix[draw_rows(squares, count, generator)])
@@ -200,34 +197,36 @@ def _sampled_rows(matrix: Tensor, squares: Tensor, width: int) -> Tensor:
     return block
 
 
-def _advance(matrix: Tensor, block: Tensor, before: Range | None, *, of_rows: bool) -> Range:
-    """The subspace before with one block more, as far as that is new, and its images."""
-    fresh = orthonormal(block) if before is None else outside(before.basis, orthonormal(block))
-    images = matrix @ fresh if of_rows else (fresh.T @ matrix).T
-    if before is not None:
-        fresh, images = torch.cat((before.basis, fresh), dim=1), torch.cat((before.images, images), dim=1)
-    return Range(basis=fresh, images=images, of_rows=of_rows)
+def _advance(matrix: Tensor, block: Tensor, subspace: Range | None, *, of_rows: bool) -> Range:
+    """Return a subspace extended by the new directions of a block, with their images."""
+    basis = orthonormal(block) if subspace is None else outside(subspace.basis, orthonormal(block))
+    images = matrix @ basis if of_rows else (basis.T @ matrix).T
+    if subspace is not None:
+        basis, images = torch.cat((subspace.basis, basis), dim=1), torch.cat((subspace.images, images), dim=1)
+    return Range(basis=basis, images=images, of_rows=of_rows)
 
 
-def _captured(found: Range, bond: int) -> float:
-    """The squared norm that the best directions of a subspace hold."""
-    return float(torch.linalg.eigvalsh((found.images.T @ found.images).double())[-bond:].sum())
+def _captured(subspace: Range, bond: int) -> float:
+    """Return the squared norm that the best directions of a subspace capture."""
+    return float(torch.linalg.eigvalsh((subspace.images.T @ subspace.images).double())[-bond:].sum())
 
 
-def _settled(captured: list[float], total: float, early: bool) -> bool:
-    """Whether more steps would gain too little, their gains falling on as they have fallen so far.
+def _settled(captured: list[float], total: float, may_end_early: bool) -> bool:
+    """Return whether further steps would gain too little, if their gains keep falling at the same rate.
 
-    Steps from the left and from the right gain unevenly, so two are taken together. The first four can be enough, if
-    they may at all, only where the last gain fell clearly: after a few large directions, it is the one that shows how
-    the others come.
+    Steps from the left and from the right gain unevenly, so two are counted together. After four steps the search ends
+    only if the last gain fell clearly: if a few directions dominate, that gain is the first that shows the others.
     """
     if len(captured) < 4:
         return False
-    if len(captured) == 4 and not (early and captured[3] - captured[2] <= CLEAR_FALL * (captured[2] - captured[1])):
+    if len(captured) == 4 and not (
+        may_end_early and captured[3] - captured[2] <= CLEAR_FALL * (captured[2] - captured[1])
+    ):
         return False
     before, gain = captured[-2] - captured[-4], captured[-1] - captured[-3]
     is_flat = captured[-1] - captured[-2] > FLAT * (captured[-2] - captured[-3])
     steepest = STEEPEST_FALL_OF_FLAT if is_flat else STEEPEST_FALL
     falling = min(max(gain / before if before > 0 else 0.0, steepest), FLATTEST_FALL)
-    left = max(total - captured[-1], 1e-12 * total)
+    left = max(total - captured[-1], 1e-12 * total)  # the difference may be a rounding error
+    # One step gains half of what two do; further gains form a geometric series of the ratio `falling`.
     return gain / 2 * falling / (1 - falling) <= EXCESS * left

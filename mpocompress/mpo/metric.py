@@ -1,4 +1,4 @@
-"""How much an error of a matrix matters: the second moment of its inputs, and how its outputs are felt."""
+"""The metric of a matrix: the second moment of its inputs, and weights of its output errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 1e-5
-"""Share of the mean variance that every input has at least."""
+"""Smallest variance of an input, as a share of the mean variance."""
 SCARCITY = 1e-3
-"""What is added to that share where there are only as many samples as inputs; in proportion where there are more."""
+"""Addition to that share with as many samples as inputs; with more samples it falls in proportion."""
 FULL_ROWS = 2048
-"""Outputs up to which all of G is kept; of more, its diagonal."""
+"""Largest number of outputs for a full G; for more, only its diagonal is kept."""
 OUTPUT_FLOOR = 1e-3
-"""Share of the mean weight that every output has at least."""
+"""Smallest weight of an output, as a share of the mean weight."""
 SMALLEST = 1e-9
-"""Share of the largest variance below which one is lifted to it."""
+"""Smallest variance in a whitening, as a share of the largest."""
 
 
 class OutputWeights:
-    """How errors of the outputs of a matrix are felt together: the second moment of their gradients, G.
+    """Weights of the output errors of a matrix: the second moment G of the gradients of its outputs.
 
     Args:
         moment: G, symmetric and positive semidefinite, shape (rows, rows); or its diagonal, shape (rows,).
@@ -38,7 +38,7 @@ class OutputWeights:
 
     @cached_property
     def floored(self) -> Tensor:
-        """G, every output counting for something: float64, in the shape of `moment`."""
+        """G with a smallest weight for every output, in float64, in the shape of `moment`."""
         wide = self.moment.double()
         if wide.dim() == 1:
             return wide + OUTPUT_FLOOR * wide.mean()
@@ -61,14 +61,7 @@ class OutputWeights:
         self,
         matrix: Tensor,  # shape: (rows, n)
     ) -> Tensor:
-        """G times a matrix.
-
-        Args:
-            matrix: in any floating dtype.
-
-        Returns:
-            The product, in float64.
-        """
+        """Return G times a matrix of any floating dtype, in float64."""
         return scaled(self.floored, matrix.double())
 
 
@@ -76,14 +69,11 @@ def scaled(
     weights: Tensor,  # shape: (rows,) or (rows, rows)
     matrix: Tensor,  # shape: (rows, n)
 ) -> Tensor:
-    """A matrix multiplied from the left, by a diagonal or a full one.
+    """Multiply a matrix from the left by a diagonal or full matrix.
 
     Args:
-        weights: the diagonal, or all of it.
-        matrix: in the same dtype.
-
-    Returns:
-        The product.
+        weights: the full matrix, or its diagonal.
+        matrix: the matrix, in the same dtype.
 
     Example:
         >>> scaled(torch.tensor([2.0, 3.0]), torch.eye(2)).tolist()
@@ -94,13 +84,13 @@ def scaled(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Metric:
-    """A squared error of a matrix, as the model feels it: the trace of G E C E'.
+    """The metric of errors E of a matrix, the weighted square tr(G E C E').
 
     Args:
         second: second moment C of the inputs, E[z z'], float64, shape (cols, cols).
         mean: mean of the inputs, float64, shape (cols,).
-        outputs: how errors of the outputs are felt.
-        count: samples behind the moments.
+        outputs: weights G of the output errors.
+        count: number of samples of the moments.
 
     Source:
         Martens, Grosse 2015, "Optimizing neural networks with Kronecker-factored approximate curvature",
@@ -119,15 +109,7 @@ class Metric:
     count: int
 
     def columns(self, start: int, stop: int) -> Metric:
-        """The metric of some of the columns alone.
-
-        Args:
-            start: the first.
-            stop: the one after the last.
-
-        Returns:
-            A metric that shares memory with this one.
-        """
+        """Return the metric of the columns from `start` to before `stop`; it shares memory with this one."""
         return Metric(
             second=self.second[start:stop, start:stop],
             mean=self.mean[start:stop],
@@ -136,13 +118,10 @@ class Metric:
         )
 
     def inputs(self, *, centred: bool) -> Tensor:
-        """The second moment that an error is measured with, kept away from singular.
+        """Return the second moment of the inputs, regularised to be positive definite, in float64.
 
         Args:
-            centred: whether a bias takes up the mean of the error, so that only what varies counts.
-
-        Returns:
-            A positive definite matrix of shape (cols, cols), float64.
+            centred: whether a bias corrects the mean error, so that only the covariance counts.
         """
         second = self.second - torch.outer(self.mean, self.mean) if centred else self.second
         return shrunk(second, self.count)
@@ -154,15 +133,15 @@ class Metric:
         *,
         centred: bool = False,
     ) -> float:
-        """The error of a matrix in this metric, relative to the matrix itself.
+        """Return the weighted error of an approximation, relative to the matrix.
 
         Args:
             weight: the matrix.
-            other: what stands for it.
-            centred: whether a bias takes up the mean of the error.
+            other: its approximation.
+            centred: whether a bias corrects the mean error.
 
         Returns:
-            The root of the weighted squared error over the weighted square of `weight`; 0 for two zeros.
+            The root of the weighted squared error over the weighted square of `weight`; 0 if both are zero.
         """
         inputs = self.inputs(centred=centred)
         error, whole = (
@@ -173,7 +152,7 @@ class Metric:
 
 
 class Moments:
-    """Sums over samples, from which a metric is made; float64, whatever is added.
+    """Sums over samples, in float64, for a metric.
 
     Args:
         rows: outputs of the matrix.
@@ -191,11 +170,7 @@ class Moments:
         self,
         inputs: Tensor,  # shape: (samples, cols)
     ) -> None:
-        """Add what the matrix was multiplied with.
-
-        Args:
-            inputs: any floating dtype, on any device.
-        """
+        """Add inputs of the matrix, in any floating dtype and on any device."""
         wide = inputs.detach().double()
         self.second += (wide.T @ wide).cpu()
         self.first += wide.sum(dim=0).cpu()
@@ -205,52 +180,48 @@ class Moments:
         self,
         gradients: Tensor,  # shape: (samples, rows)
     ) -> None:
-        """Add gradients of what came out.
-
-        Args:
-            gradients: any floating dtype, on any device.
-        """
+        """Add gradients of the outputs, in any floating dtype and on any device."""
         wide = gradients.detach().double()
         self.gradients += (wide.T @ wide if self.gradients.dim() == 2 else wide.square().sum(dim=0)).cpu()
         self.gradient_count += len(wide)
 
     @property
     def is_sound(self) -> bool:
-        """Whether there are samples, and all were finite."""
+        """Whether there are samples, all of them finite."""
         return self.count > 0 and bool(self.second.isfinite().all()) and bool(self.first.isfinite().all())
 
     def metric(self) -> Metric:
-        """The metric of what was added; every output counts alike where no usable gradient was."""
+        """Return the metric of the samples; without usable gradients all outputs have the same weight."""
         weights = OutputWeights(_towards_diagonal(self.gradients, self.gradient_count))
-        felt = bool(self.gradients.isfinite().all()) and weights.scale > 0.0
+        is_usable = bool(self.gradients.isfinite().all()) and weights.scale > 0.0
         return Metric(
             second=self.second / self.count,
             mean=self.first / self.count,
-            outputs=weights if felt else OutputWeights(torch.ones(len(self.gradients), dtype=torch.float64)),
+            outputs=weights if is_usable else OutputWeights(torch.ones(len(self.gradients), dtype=torch.float64)),
             count=self.count,
         )
 
 
 def _towards_diagonal(moment: Tensor, count: int) -> Tensor:
-    """A second moment of few samples with what is off its diagonal brought down: chance makes that too large."""
+    """Shrink the off-diagonal part of a second moment of few samples, which chance makes too large."""
     if moment.dim() == 1:
         return moment
-    kept = count / (count + len(moment))
-    return kept * moment + (1.0 - kept) * torch.diag(moment.diagonal())
+    share = count / (count + len(moment))
+    return share * moment + (1.0 - share) * torch.diag(moment.diagonal())
 
 
 def shrunk(
     second: Tensor,  # shape: (cols, cols)
     count: int,
 ) -> Tensor:
-    """A second moment kept away from singular by a share of its mean variance.
+    """Regularise a second moment by adding a share of its mean variance to the diagonal.
 
     Args:
-        second: a symmetric, positive semidefinite matrix, to rounding.
-        count: samples behind it.
+        second: a symmetric, positive semidefinite matrix, up to rounding.
+        count: its number of samples.
 
     Returns:
-        A new symmetric matrix; the identity where nothing varies.
+        A new symmetric matrix; the identity if all variances are zero.
 
     Source:
         Ledoit, Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices",
@@ -273,13 +244,14 @@ def shrunk(
 def whitening(
     second: Tensor,  # shape: (cols, cols)
 ) -> tuple[Tensor, Tensor]:
-    """The symmetric square root of a second moment, and its inverse.
+    """Compute the symmetric square root of a second moment, and its inverse.
 
     Args:
-        second: a symmetric matrix, as `shrunk` gives it.
+        second: a symmetric matrix, as `shrunk` returns it.
 
     Returns:
-        Root and inverse root, shape (cols, cols) each. Variances that rounding made tiny or negative are lifted.
+        Root and inverse root, shape (cols, cols) each. Variances that rounding made tiny or negative are raised to
+        `SMALLEST`.
 
     Example:
         >>> root, inverse = whitening(4 * torch.eye(2).double())

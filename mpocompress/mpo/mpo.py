@@ -1,4 +1,4 @@
-"""The matrix product operator as a value: cores, canonical form, norm, parameter count, dense matrix."""
+"""The matrix product operator (MPO): cores, canonical form, norm, parameter count, dense matrix."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class MPO:
         ((2,), 10, [2.0, 2.0])
     """
 
+    __module__ = "mpocompress"
+
     cores: tuple[Tensor, ...]
     sites: Sites
 
@@ -50,7 +52,7 @@ class MPO:
                 where=f"MPO of rows {self.sites.row_dims} x columns {self.sites.col_dims}",
                 found=f"cores of shapes {', '.join(map(str, found))}",
                 why="a core has shape (left_bond, row, col, right_bond), and the outer bonds are 1",
-                action="Give one core for every site, each bond the same on both of its sides.",
+                action="Pass one core per site, with equal bonds on both sides of every cut.",
             )
 
     def __repr__(self) -> str:
@@ -86,24 +88,17 @@ class MPO:
         return self.to(torch.promote_types(self.cores[0].dtype, torch.float32))
 
     def to(self, dtype: torch.dtype) -> MPO:
-        """The same MPO with its cores rounded to a dtype.
-
-        Args:
-            dtype: a floating dtype.
-
-        Returns:
-            A new MPO; cores that have the dtype already are shared, not copied.
-        """
+        """Return the MPO with its cores in a floating dtype; cores that have the dtype already are shared."""
         return MPO(cores=tuple(core.to(dtype) for core in self.cores), sites=self.sites)
 
     def canonical(self, centre: int) -> MPO:
-        """The same matrix in mixed canonical form: isometries on both sides of the centre.
+        """Return the MPO in mixed canonical form: the cores on both sides of the centre are isometries.
 
         Args:
-            centre: site that carries the norm, from 0; negative counts from the end.
+            centre: index of the site that carries the norm; negative counts from the end.
 
         Returns:
-            A new MPO. Bonds may shrink to what is useful; the matrix is the same to rounding.
+            A new MPO of the same matrix, up to rounding. Bonds above `Sites.max_bonds` are reduced to that.
 
         Raises:
             SitesError: no such site.
@@ -122,10 +117,10 @@ class MPO:
                 where="centre of a canonical form",
                 found=f"got {centre}",
                 why=f"the MPO has {len(self.cores)} sites",
-                action="Give the number of a site, from 0.",
+                action="Pass the index of a site.",
             )
         dtype = self.cores[0].dtype
-        cores = [core.to(torch.promote_types(core.dtype, torch.float32)) for core in self.cores]
+        cores = list(self.precise().cores)
         centre %= len(cores)
         for site in range(centre):
             left, row, col, right = cores[site].shape
@@ -140,7 +135,7 @@ class MPO:
         return MPO(cores=tuple(core.to(dtype).contiguous() for core in cores), sites=self.sites)
 
     def norm(self) -> float:
-        """Frobenius norm of the matrix, from the cores alone, in float64."""
+        """Return the Frobenius norm of the matrix, computed from the cores in float64."""
         transfer = torch.ones(1, 1, dtype=torch.float64)
         for core in self.cores:
             wide = core.double()
@@ -149,19 +144,16 @@ class MPO:
         return float(transfer.squeeze().clamp_min(0).sqrt())
 
     def to_tensorly(self) -> TTMatrix:
-        """The same matrix as a tensorly `TTMatrix`, sharing the cores.
-
-        Returns:
-            The TTMatrix, on tensorly's pytorch backend.
+        """Return the matrix as a tensorly `TTMatrix` on the pytorch backend, sharing the cores.
 
         Raises:
-            SitesError: anti-aligned sites; a TTMatrix counts its rows with the first site's digit slowest.
+            SitesError: anti-aligned sites; in a TTMatrix the row digit of the first site is the slowest.
         """
         if self.sites.anti_aligned:
             raise SitesError(
                 where=f"MPO of rows {self.sites.row_dims} x columns {self.sites.col_dims}",
                 found="anti-aligned sites",
-                why="a TTMatrix counts its rows with the first site's digit slowest, so its rows would be permuted",
+                why="in a TTMatrix the row digit of the first site is the slowest, so its rows would be permuted",
                 action="Decompose with Sites(..., anti_aligned=False), or with the low-rank shape.",
             )
         with tensorly_on_torch() as tensorly:
@@ -169,37 +161,31 @@ class MPO:
 
     @staticmethod
     def from_tensorly(tt_matrix: TTMatrix) -> MPO:
-        """An MPO from a tensorly `TTMatrix` of torch tensors, sharing its factors.
+        """Return a tensorly `TTMatrix` as an MPO with aligned sites, sharing its factors.
 
         Args:
-            tt_matrix: as tensorly's `tensor_train_matrix` makes it on the pytorch backend.
-
-        Returns:
-            The MPO, aligned.
+            tt_matrix: a TTMatrix on the pytorch backend, as `tensor_train_matrix` returns it.
 
         Raises:
-            SitesError: factors that are no torch tensors, or do not form a chain of two or more sites.
+            SitesError: factors that are not torch tensors, or do not form a chain of two or more sites.
         """
         factors = list(tt_matrix.factors)
         if not all(isinstance(factor, Tensor) for factor in factors):
             raise SitesError(
                 where="TTMatrix",
                 found=f"factors of {type(factors[0]).__module__}",
-                why="an MPO is made of torch tensors",
+                why="the cores of an MPO are torch tensors",
                 action="Decompose on tensorly's pytorch backend, or convert the factors with torch.as_tensor.",
             )
         return MPO.from_cores(factors)
 
     @staticmethod
     def from_cores(cores: Sequence[Tensor], *, anti_aligned: bool = False) -> MPO:
-        """An MPO whose site dims are read off its cores.
+        """Return the MPO of some cores, with the site dims of their shapes.
 
         Args:
             cores: tensors of shape (left_bond, row, col, right_bond).
             anti_aligned: the order of the row index, see `Sites`.
-
-        Returns:
-            The MPO.
 
         Raises:
             SitesError: cores that do not form a chain.

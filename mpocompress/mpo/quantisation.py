@@ -1,4 +1,4 @@
-"""Cores of 8 bits: codes from -127 to 127, and a scale for every channel, an index of one of the bonds of a core."""
+"""Quantise cores to 8 bits: codes from -127 to 127, and one scale per channel (index of one bond of a core)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpocompress.mpo.sites import Sites
 
 LARGEST_CODE = 127
 _OF_RIGHT, _OF_LEFT = (0, 1, 2), (1, 2, 3)
-"""The axes of one channel: of a right bond, and of the left one that the last core has instead."""
+"""The axes of one channel: of the right bond, or, for the last core, of the left bond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,26 +35,23 @@ class QuantisedMPO:
     sites: Sites
 
     def __post_init__(self) -> None:
-        """Check the scales; the chain is checked where it is restored."""
+        """Check the scales; `restore` checks the chain."""
         wanted = [(count,) for count in channels([code.shape[-1] for code in self.codes[:-1]])]
         found = [tuple(scale.shape) for scale in self.scales]
         if found != wanted:
             raise SitesError(
                 where="scales of an MPO in int8",
                 found=f"shapes {found}",
-                why=f"one for every channel is {wanted}",
-                action="Give the scales of these codes.",
+                why=f"one scale per channel has shapes {wanted}",
+                action="Pass the scales of these codes.",
             )
 
 
 def channels(bonds: Sequence[int]) -> tuple[int, ...]:
-    """How many scales each core has: one for every index of its right bond, the last core of its left one.
+    """Return the number of scales of each core: its right bond, or, for the last core, its left bond.
 
     Args:
         bonds: the bond of every cut; at least one.
-
-    Returns:
-        The number for each core.
 
     Example:
         >>> channels((4, 8))
@@ -64,15 +61,12 @@ def channels(bonds: Sequence[int]) -> tuple[int, ...]:
 
 
 def stored_size_bytes(parameters: int, bonds: Sequence[int], dtype: str) -> int:
-    """Bytes that a matrix takes in a file.
+    """Return the bytes of a matrix in a file, those of scales included.
 
     Args:
         parameters: entries of its cores, or of the dense matrix.
-        bonds: the bond of every cut; empty where it is dense.
+        bonds: the bond of every cut; empty for a dense matrix.
         dtype: name of the dtype it is stored in.
-
-    Returns:
-        The bytes, those of scales included.
 
     Example:
         >>> stored_size_bytes(100, (2,), "float16"), stored_size_bytes(100, (2,), "int8")
@@ -84,52 +78,49 @@ def stored_size_bytes(parameters: int, bonds: Sequence[int], dtype: str) -> int:
 
 
 def rounded(mpo: MPO, dtype: torch.dtype) -> MPO:
-    """An MPO as it comes back once its cores were stored in a dtype.
+    """Return an MPO as it is read back after its cores were stored in a dtype.
 
     Args:
         mpo: the decomposition.
         dtype: a floating dtype, or int8.
 
     Returns:
-        A new MPO, its cores in `dtype`; in float32 where that is int8.
+        A new MPO with its cores in `dtype`; for int8 in float32.
     """
     return restore(quantise(mpo)) if dtype == torch.int8 else mpo.to(dtype)
 
 
 def quantise(mpo: MPO) -> QuantisedMPO:
-    """Round the cores of an MPO to 8 bits, symmetrically, every channel by itself.
+    """Quantise the cores of an MPO to 8 bits, symmetrically and per channel.
 
-    The scale of a channel is its largest magnitude over 127, or 1 where that is zero. It is never subnormal, so a
-    channel of numbers below about 1e-36 has fewer codes.
+    The scale of a channel is its largest magnitude over 127, or 1 if that is zero. It is never subnormal, so that a
+    channel of numbers below about 1e-36 uses fewer codes.
 
     Args:
-        mpo: the decomposition, its cores finite, in any floating dtype.
+        mpo: the decomposition, with finite cores in any floating dtype.
 
     Returns:
-        The codes and the scales. What is beyond float32 becomes NaN when it is restored.
+        The codes and the scales. Numbers beyond the range of float32 become NaN when they are restored.
 
     Example:
-        >>> made = quantise(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.full((2, 1, 2, 1), 2.54)]))
-        >>> made.codes[1].flatten().tolist(), made.scales[1].tolist()
+        >>> quantised = quantise(MPO.from_cores([torch.ones(1, 3, 1, 2), torch.full((2, 1, 2, 1), 2.54)]))
+        >>> quantised.codes[1].flatten().tolist(), quantised.scales[1].tolist()
         ([127, 127, 127, 127], [0.019999999552965164, 0.019999999552965164])
     """
     *first, last = mpo.cores
-    made = [*(_quantised(core, of_left=False) for core in first), _quantised(last, of_left=True)]
-    codes, scales = zip(*made, strict=True)
+    pairs = [*(_quantised(core, of_left=False) for core in first), _quantised(last, of_left=True)]
+    codes, scales = zip(*pairs, strict=True)
     return QuantisedMPO(codes=codes, scales=scales, sites=mpo.sites)
 
 
 def restore(quantised: QuantisedMPO) -> MPO:
-    """The MPO that codes and scales stand for.
+    """Return the MPO of codes and scales, with cores in float32.
 
     Args:
         quantised: the MPO in int8.
 
-    Returns:
-        A new MPO, its cores in float32.
-
     Raises:
-        SitesError: codes that form no chain.
+        SitesError: codes that do not form a chain.
 
     Example:
         >>> mpo = MPO.from_cores([torch.ones(1, 3, 1, 2), torch.ones(2, 1, 2, 1)])
@@ -142,7 +133,7 @@ def restore(quantised: QuantisedMPO) -> MPO:
 
 
 def _quantised(core: Tensor, *, of_left: bool) -> tuple[Tensor, Tensor]:
-    """The codes and scales of one core."""
+    """Return the codes and scales of one core."""
     wide = core.to(torch.promote_types(core.dtype, torch.float32))
     largest = wide.abs().amax(_OF_LEFT if of_left else _OF_RIGHT)
     least = torch.finfo(torch.float32).tiny

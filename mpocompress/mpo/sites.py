@@ -1,4 +1,4 @@
-"""Site shapes: how the rows and columns of a matrix are shared out over the sites of an MPO. Integers only."""
+"""Site shapes: how the rows and columns of a matrix are factored over the sites of an MPO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from mpocompress.errors import SitesError
 
 SitesChoice = Literal["auto", "lowrank"] | int
-"""What a caller may ask for: the best of the candidates, the low-rank shape, or a number of balanced sites."""
+"""The best of the candidates, the low-rank shape, or a number of balanced sites."""
 
 MIN_SITES, MAX_SITES = 2, 5
 
@@ -20,23 +20,25 @@ MIN_SITES, MAX_SITES = 2, 5
 class Sites:
     """The site dims of a matrix product operator, and the order of its row index.
 
-    Site `k` carries a row digit of `row_dims[k]` values and a column digit of `col_dims[k]` values. The column index
-    counts with the first site's digit slowest. The row index does too (*aligned*, tensorly's convention), or with the
-    last site's digit slowest (*anti-aligned*), which lets a product with a batch end in the right order.
+    Site `k` has a row digit with `row_dims[k]` values and a column digit with `col_dims[k]` values. In the column index
+    the digit of the first site is the slowest. In the row index it is the slowest too (*aligned*, the convention of
+    tensorly), or that of the last site is (*anti-aligned*), so that a product with a batch ends in the right order.
 
     Args:
         row_dims: row dim of each site; their product is the number of rows (outputs).
         col_dims: column dim of each site; their product is the number of columns (inputs).
-        anti_aligned: whether the last site's row digit is the slowest.
+        anti_aligned: whether the row digit of the last site is the slowest.
 
     Raises:
-        SitesError: dims that are not positive, or not as many for rows as for columns, or fewer than two sites.
+        SitesError: dims below 1, different numbers of row and column dims, or fewer than two sites.
 
     Example:
         >>> sites = Sites(row_dims=(32, 32), col_dims=(16, 16))
         >>> sites.shape, sites.max_bonds, sites.parameters((16,))
         ((1024, 256), (512,), 16384)
     """
+
+    __module__ = "mpocompress"
 
     row_dims: tuple[int, ...]
     col_dims: tuple[int, ...]
@@ -50,14 +52,14 @@ class Sites:
                 where=where,
                 found=f"{len(self.row_dims)} row dims and {len(self.col_dims)} column dims",
                 why="every site has one of each, and an MPO has at least two sites",
-                action="Give as many row dims as column dims, 1 where a site has none.",
+                action="Pass as many row dims as column dims; a site without rows or columns has a dim of 1.",
             )
         if any(dim < 1 for dim in (*self.row_dims, *self.col_dims)):
             raise SitesError(
                 where=where,
                 found="a dim below 1",
                 why="a digit has at least one value",
-                action="Give dims of 1 or more.",
+                action="Pass dims of 1 or more.",
             )
 
     @property
@@ -67,12 +69,12 @@ class Sites:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Entries of each site: row dim times column dim."""
+        """Row dim times column dim of each site."""
         return _dims(tuple(self.row_dims), tuple(self.col_dims))
 
     @property
     def max_bonds(self) -> tuple[int, ...]:
-        """The largest useful bond of every cut: a larger one holds only zeros."""
+        """The largest useful bond of every cut: the rank of an unfolding cannot exceed it."""
         return _max_bonds(self.dims)
 
     @property
@@ -89,38 +91,21 @@ class Sites:
         return f"{len(self.row_dims)} sites"
 
     def capped(self, max_bond: int) -> tuple[int, ...]:
-        """Bonds under one cap, never above what is useful.
-
-        Args:
-            max_bond: the cap of every bond.
-
-        Returns:
-            One bond for every cut.
-        """
+        """Return the largest useful bonds under one cap, one per cut."""
         return tuple(min(max_bond, bond) for bond in self.max_bonds)
 
     def parameters(self, bonds: Sequence[int]) -> int:
-        """Number of entries of all cores with these bonds.
-
-        Args:
-            bonds: one bond for every cut.
-
-        Returns:
-            The parameter count of the MPO.
-        """
+        """Return the number of entries of all cores with these bonds, one per cut."""
         chain = (1, *bonds, 1)
         return sum(left * dim * right for left, dim, right in zip(chain, self.dims, chain[1:], strict=False))
 
 
 def low_rank(rows: int, cols: int) -> Sites:
-    """The two-site shape whose MPO is a plain low-rank product: rows on the first site, columns on the second.
+    """Return the two-site shape of a plain low-rank product, (rows, 1) x (1, cols): rows first, columns second.
 
     Args:
         rows: rows of the matrix.
         cols: columns of the matrix.
-
-    Returns:
-        Sites (rows, 1) x (1, cols).
 
     Example:
         >>> low_rank(1024, 256).row_dims
@@ -130,13 +115,13 @@ def low_rank(rows: int, cols: int) -> Sites:
 
 
 def folded(rows: int, cols: int, row_fold: int, col_fold: int) -> Sites:
-    """A two-site shape between low rank and balanced: a small row digit and a small column digit change sites.
+    """Return a two-site shape between low rank and balanced: a small row and a small column digit change sites.
 
     Args:
         rows: rows of the matrix.
         cols: columns of the matrix.
-        row_fold: row digit on the second site (the slow one); a divisor of `rows`.
-        col_fold: column digit on the first site (the slow one); a divisor of `cols`.
+        row_fold: row dim of the second site (its digit is the slow one); a divisor of `rows`.
+        col_fold: column dim of the first site (its digit is the slow one); a divisor of `cols`.
 
     Returns:
         Anti-aligned sites (rows / row_fold, row_fold) x (col_fold, cols / col_fold).
@@ -152,16 +137,16 @@ def folded(rows: int, cols: int, row_fold: int, col_fold: int) -> Sites:
         if fold < 1 or side % fold:
             raise SitesError(
                 where=f"matrix {rows} x {cols}",
-                found=f"fold {fold} of its {side} {name}",
-                why="a fold divides its side",
-                action=f"Choose a divisor of {side}.",
+                found=f"a fold of {fold} for {side} {name}",
+                why="a fold must be a divisor",
+                action=f"Pass a divisor of {side}.",
             )
     row_dims = (rows // row_fold, row_fold)
     return Sites(row_dims=row_dims, col_dims=(col_fold, cols // col_fold), anti_aligned=_has_order(row_dims))
 
 
 def balanced(rows: int, cols: int, sites: int) -> Sites:
-    """The shape of the paper: both sides factored as evenly as their divisors allow.
+    """Return the shape of the paper: rows and columns factored as evenly as their divisors allow.
 
     Args:
         rows: rows of the matrix.
@@ -169,10 +154,10 @@ def balanced(rows: int, cols: int, sites: int) -> Sites:
         sites: number of sites, 2 to 5.
 
     Returns:
-        Anti-aligned sites; row dims falling, column dims rising, so that the sites have similar sizes.
+        Anti-aligned sites, with falling row dims and rising column dims, so that the sites have similar sizes.
 
     Raises:
-        SitesError: a number of sites outside 2 to 5, or sides too prime to fill them.
+        SitesError: a number of sites outside 2 to 5, or too few divisors.
 
     Source:
         Gao, Sun, Gao, Li, Lu 2020, "Compressing LSTM Networks by Matrix Product Operators", arXiv 2012.11943.
@@ -185,9 +170,9 @@ def balanced(rows: int, cols: int, sites: int) -> Sites:
     if not MIN_SITES <= sites <= MAX_SITES:
         raise SitesError(
             where=where,
-            found=f"{sites} sites asked for",
-            why=f"shapes of {MIN_SITES} to {MAX_SITES} sites are made",
-            action=f"Ask for {MIN_SITES} to {MAX_SITES} sites, or for the low-rank shape.",
+            found=f"got {sites} sites",
+            why=f"balanced shapes have {MIN_SITES} to {MAX_SITES} sites",
+            action=f"Use {MIN_SITES} to {MAX_SITES} sites, or the low-rank shape.",
         )
     row_dims, col_dims = _even_factors(rows, sites), _even_factors(cols, sites)[::-1]
     if any(row * col == 1 for row, col in zip(row_dims, col_dims, strict=True)):
@@ -195,31 +180,31 @@ def balanced(rows: int, cols: int, sites: int) -> Sites:
             where=where,
             found=f"{rows} = {_product(row_dims)} and {cols} = {_product(col_dims)}",
             why=f"its sides have too few divisors to fill {sites} sites",
-            action="Ask for fewer sites, or for the low-rank shape.",
+            action="Use fewer sites, or the low-rank shape.",
         )
     return Sites(row_dims=row_dims, col_dims=col_dims, anti_aligned=_has_order(row_dims))
 
 
 def check_choice(choice: object) -> None:
-    """Refuse a site shape choice that means nothing for any matrix.
+    """Refuse an unknown site shape choice.
 
     Args:
-        choice: what was asked for.
+        choice: the choice.
 
     Raises:
-        SitesError: neither `auto` nor `lowrank` nor a number from 2 to 5.
+        SitesError: it is not `auto`, `lowrank` or a number from 2 to 5.
     """
     if choice not in ("auto", "lowrank") and not (isinstance(choice, int) and MIN_SITES <= choice <= MAX_SITES):
         raise SitesError(
             where="sites",
             found=f"got {choice!r}",
-            why=f"shapes are auto, lowrank, or balanced over {MIN_SITES} to {MAX_SITES} sites",
-            action="Give one of these.",
+            why=f"it must be auto, lowrank, or a number of sites from {MIN_SITES} to {MAX_SITES}",
+            action="Pass one of these.",
         )
 
 
 def candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
-    """The shapes to choose from, fastest to run first, so that a tie goes to the faster one.
+    """Return the candidate shapes, the one that runs fastest first, so that a tie goes to the faster one.
 
     Args:
         rows: rows of the matrix.
@@ -227,10 +212,10 @@ def candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
         choice: `auto`, `lowrank`, or a number of balanced sites.
 
     Returns:
-        At least one shape, each once.
+        At least one shape, without duplicates.
 
     Raises:
-        SitesError: a number of sites that the matrix cannot fill.
+        SitesError: the matrix has too few divisors for the number of sites.
 
     Example:
         >>> [sites.label for sites in candidates(384, 384, "auto")]
@@ -241,7 +226,7 @@ def candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
 
 @lru_cache(maxsize=4096)
 def _candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
-    """See `candidates`; a model has many matrices of one shape."""
+    """See `candidates`; cached, as a model has many matrices of one shape."""
     if choice == "lowrank":
         return (low_rank(rows, cols),)
     if choice != "auto":
@@ -258,7 +243,7 @@ def _candidates(rows: int, cols: int, choice: SitesChoice) -> tuple[Sites, ...]:
 
 
 def _square_folds(rows: int, cols: int) -> Iterator[Sites]:
-    """Folds that bring a tall or wide matrix towards a square one: fewer parameters for the same bond."""
+    """Yield the folds that make a tall or wide matrix more square, with fewer parameters for the same bond."""
     long, short = max(rows, cols), min(rows, cols)
     fold = 2
     while long // fold >= short * fold:
@@ -268,7 +253,7 @@ def _square_folds(rows: int, cols: int) -> Iterator[Sites]:
 
 
 def _has_order(dims: Sequence[int]) -> bool:
-    """Whether the order of the digits matters: more than one of them can change."""
+    """Return whether the order of the digits matters: more than one of them has several values."""
     return sum(dim > 1 for dim in dims) > 1
 
 
@@ -284,12 +269,12 @@ def _max_bonds(dims: tuple[int, ...]) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4096)
 def _even_factors(number: int, count: int) -> tuple[int, ...]:
-    """`number` as a product of `count` factors, falling, as even as its divisors allow."""
+    """Return `number` as a product of `count` falling factors, as even as its divisors allow."""
     return min(_factorisations(number, count, number), key=lambda dims: sum(math.log(dim) ** 2 for dim in dims))
 
 
 def _factorisations(number: int, count: int, largest: int) -> Iterator[tuple[int, ...]]:
-    """Every way to write `number` as `count` factors, falling, none above `largest`."""
+    """Yield every product of `count` falling factors that is `number`, none above `largest`."""
     if count == 1:
         if number <= largest:
             yield (number,)
@@ -302,7 +287,7 @@ def _factorisations(number: int, count: int, largest: int) -> Iterator[tuple[int
 
 @lru_cache(maxsize=4096)
 def _divisors(number: int) -> tuple[int, ...]:
-    """All divisors, rising."""
+    """Return all divisors, rising."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return tuple(sorted({*small, *(number // d for d in small)}))
 

@@ -1,9 +1,9 @@
-"""Fast, seeded, truncated SVD of an unfolding; handed to tensorly as its SVD method.
+"""Fast, seeded, truncated SVD of an unfolding; passed to tensorly as its SVD method.
 
-Two ways, chosen by size. The Gram matrix of the short side and its eigenvectors: exact, one pass over the matrix. Or,
-where the bond is small beside both sides, a subspace found by block Lanczos, grown until the error is within 0.1 % of
-the best: a few passes. A float32 Gram matrix cannot tell singular values below about 2e-4 of the largest from zero, so
-it is formed again in float64 when what would be discarded is that small.
+One of two methods is chosen by size. The Gram matrix of the short side and its eigenvectors: exact, one pass over the
+matrix. Or, if the bond is small compared with both sides, a subspace from block Lanczos, grown until the error is
+within 0.1 % of the best: a few passes. A float32 Gram matrix cannot resolve singular values below about 2e-4 of the
+largest, so it is computed again in float64 if the discarded part is that small.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from torch import Tensor
 from mpocompress.mpo.lanczos import LARGE_ENTRIES, dominant_range
 
 GRAM_SIDE = 512
-"""Short sides up to this always go through the Gram matrix."""
+"""Longest short side that always uses the Gram matrix."""
 LANCZOS_SHARE = 8
-"""Above that, a subspace is searched when the bond is at most the short side over this."""
+"""Above that, block Lanczos is used if the bond is at most the short side divided by this."""
 FLOAT32_FLOOR = 3e-3
-"""Relative error below which a float32 Gram matrix is not trusted."""
+"""Relative error below which a float32 Gram matrix is too inexact."""
 WELL_CONDITIONED = 1e-6
-"""Ratio of squared singular values down to which a float32 Gram matrix of few long rows gives good singular vectors."""
+"""Smallest ratio of squared singular values at which a float32 Gram matrix gives accurate singular vectors."""
 LOST_SHARE = 0.02
-"""Share of singular values that may be below that ratio before a float32 spectrum is formed again in float64."""
+"""Share of singular values below that ratio above which a float32 spectrum is computed again in float64."""
 NORM_RUN = 4096
-"""Entries that `squared_norm` adds up in the tensor's own dtype."""
+"""Entries that `squared_norm` sums in the dtype of the tensor."""
 BLOCK_ENTRIES = 2**18
-"""Entries of a large matrix that are compared at a time."""
+"""Entries of one block of a large matrix."""
 SMALL_NORM, LARGE_NORM = 1e-30, 1e30
-"""Squared norms outside of these are not safe to form in float32."""
+"""Limits of squared norms that float32 computes safely."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrum:
-    """The largest singular values of an unfolding, and what is left.
+    """The largest singular values of an unfolding, and the squared norm of the rest.
 
     Args:
         values: singular values, falling, float64, shape (n,).
-        residual: sum of the squares of the others.
+        residual: sum of the squares of the other singular values.
     """
 
     values: NDArray[np.float64]
@@ -52,15 +52,15 @@ def truncated_svd(
     matrix: Tensor,  # shape: (p, q)
     n_eigenvecs: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest singular triplets of a matrix; the signature is the one tensorly asks of an SVD method.
+    """Compute the largest singular triplets of a matrix; the signature is that of an SVD method of tensorly.
 
     Args:
         matrix: a finite float32 or float64 matrix.
-        n_eigenvecs: how many triplets; at most, and by default, the short side.
+        n_eigenvecs: number of triplets; by default, and at most, the short side.
 
     Returns:
-        U of shape (p, n), S of shape (n,), V of shape (n, q). U is orthonormal to rounding; the sign of each triplet is
-        the one that makes the largest entry of the column of U positive. The same matrix gives the same bits.
+        U of shape (p, n), S of shape (n,), V of shape (n, q). U is orthonormal up to rounding; the largest entry of
+        each of its columns is positive. The same matrix gives the same bits.
 
     Source:
         Musco, Musco 2015, "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular Value
@@ -86,14 +86,14 @@ def spectrum(
     matrix: Tensor,  # shape: (p, q)
     max_bond: int | None = None,
 ) -> Spectrum:
-    """Singular values alone, as many as bonds up to a cap need.
+    """Compute the singular values of a matrix, as many as bonds up to a cap need.
 
     Args:
         matrix: a finite float32 or float64 matrix.
         max_bond: the largest bond of interest; None for all values.
 
     Returns:
-        The spectrum; its values and residual add up to the squared Frobenius norm.
+        The spectrum; its squared values and its residual add up to the squared Frobenius norm.
 
     Example:
         >>> spectrum(torch.diag(torch.tensor([1.0, 3.0, 2.0]))).values.round(4).tolist()
@@ -119,19 +119,19 @@ def spectrum(
 def squared_norm(
     tensor: Tensor,  # any shape
 ) -> float:
-    """Squared Frobenius norm: in the tensor's own dtype within short runs, in float64 over the runs.
+    """Compute the squared Frobenius norm, summing short runs in the dtype of the tensor and the runs in float64.
 
     Args:
         tensor: a float32 or float64 tensor.
 
     Returns:
-        The sum of the squared entries; not finite when an entry is not.
+        The sum of the squared entries; not finite if an entry is not.
 
     Example:
         >>> squared_norm(torch.tensor([3.0, 4.0]))
         25.0
     """
-    if tensor.numel() > LARGE_ENTRIES and not tensor.is_contiguous():  # which would be copied as a whole
+    if tensor.numel() > LARGE_ENTRIES and not tensor.is_contiguous():  # flattening it would copy it
         pieces = torch.split(tensor, max(1, BLOCK_ENTRIES * len(tensor) // tensor.numel()))
         return sum(squared_norm(piece.contiguous()) for piece in pieces)
     flat = tensor.reshape(-1)
@@ -149,15 +149,12 @@ def squared_residual(
     left: Tensor,  # shape: (p, n)
     right: Tensor,  # shape: (n, q)
 ) -> float:
-    """The squared Frobenius norm of a matrix less a product; of a large one in blocks of rows.
+    """Compute the squared Frobenius norm of a matrix minus a product, by blocks of rows if the matrix is large.
 
     Args:
         matrix: the matrix.
         left: first factor of the product.
         right: second factor.
-
-    Returns:
-        The squared norm of the difference.
     """
     if matrix.numel() <= LARGE_ENTRIES:
         return squared_norm(matrix - left @ right)
@@ -173,18 +170,18 @@ def _by_lanczos(short: int, bond: int) -> bool:
 
 
 def _lost_in_rounding(eigenvalues: Tensor) -> bool:
-    """Whether many eigenvalues of a float32 Gram matrix are as small as its rounding errors."""
+    """Return whether many eigenvalues of a float32 Gram matrix are as small as its rounding errors."""
     lost = eigenvalues < WELL_CONDITIONED * eigenvalues[-1]
     return int(lost.sum()) > LOST_SHARE * len(eigenvalues)
 
 
 def _gram(matrix: Tensor) -> Tensor:
-    """Lower triangle of the Gram matrix of the short side; what stands above it is not defined."""
+    """Compute the lower triangle of the Gram matrix of the short side; the upper triangle is undefined."""
     return _row_gram(matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T)
 
 
 def _row_gram(rows: Tensor) -> Tensor:
-    """Inner products of the rows, as far as the lower triangle goes."""
+    """Compute the inner products of the rows, in the lower triangle."""
     short = len(rows)
     step = max(64, -(-short // 4))
     gram = rows.new_empty(short, short)
@@ -195,7 +192,7 @@ def _row_gram(rows: Tensor) -> Tensor:
 
 
 def _precise_gram(matrix: Tensor) -> Tensor:
-    """The same in float64; of a large matrix, converted piece by piece along its long side."""
+    """Compute `_gram` in float64, converting a large matrix piece by piece along its long side."""
     if matrix.dtype == torch.float64 or matrix.numel() <= LARGE_ENTRIES:
         return _gram(matrix.double())
     rows = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -206,7 +203,7 @@ def _precise_gram(matrix: Tensor) -> Tensor:
 
 
 def _gram_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular triplets from the eigenvectors of the Gram matrix."""
+    """Compute singular triplets from the eigenvectors of the Gram matrix."""
     values, vectors = torch.linalg.eigh(_gram(matrix))
     discarded, total = values[: len(values) - bond].clamp_min(0).sum(), values.sum()
     if matrix.dtype == torch.float32 and discarded <= FLOAT32_FLOOR**2 * total:
@@ -220,18 +217,18 @@ def _gram_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _lanczos_svd(matrix: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Singular triplets inside the subspace that holds nearly all of them."""
-    found = dominant_range(matrix, bond)
-    rotation = torch.linalg.eigh((found.images.T @ found.images).double())[1]
+    """Compute singular triplets within the dominant subspace."""
+    subspace = dominant_range(matrix, bond)
+    rotation = torch.linalg.eigh((subspace.images.T @ subspace.images).double())[1]
     kept = rotation[:, -bond:].flip(1).to(matrix.dtype)
-    near, triangle = torch.linalg.qr(found.images @ kept)
+    near, triangle = torch.linalg.qr(subspace.images @ kept)
     turn, s, turn_back = torch.linalg.svd(triangle)
-    near, far = near @ turn, found.basis @ (kept @ turn_back.T)
-    return (near, s, far.T) if found.of_rows else (far, s, near.T)
+    near, far = near @ turn, subspace.basis @ (kept @ turn_back.T)
+    return (near, s, far.T) if subspace.of_rows else (far, s, near.T)
 
 
 def _from_range(basis: Tensor, coefficients: Tensor, bond: int) -> tuple[Tensor, Tensor, Tensor]:
-    """SVD of `basis @ coefficients`, the basis orthonormal and the coefficients few and long."""
+    """Compute the SVD of `basis @ coefficients`, for an orthonormal basis and few long rows of coefficients."""
     values, rotation = torch.linalg.eigh((coefficients @ coefficients.T).double())
     if values[-bond] > WELL_CONDITIONED * values[-1]:
         kept = rotation[:, -bond:].flip(1).to(basis.dtype)

@@ -10,15 +10,15 @@ def tail_weights(
     singular_values: NDArray[np.float64],  # shape: (n,), falling
     residual: float = 0.0,
 ) -> NDArray[np.float64]:
-    """The weight discarded by each possible bond.
+    """Compute the weight discarded by each possible bond.
 
     Args:
         singular_values: the largest singular values of an unfolding.
-        residual: sum of the squares of those not given.
+        residual: sum of the squares of the other singular values.
 
     Returns:
-        Shape (n + 1,): entry `b` is the sum of the squared singular values dropped by bond `b`, added up from the
-        smallest, so that small tails are not lost beside large heads.
+        Shape (n + 1,): entry `b` is the sum of the squared singular values that bond `b` discards, summed from the
+        smallest, so that small values are not lost in rounding.
 
     Example:
         >>> tail_weights(np.array([2.0, 1.0])).tolist()
@@ -36,15 +36,12 @@ def choose_bond(
     max_bond: int | None = None,
     discarded_budget: float | None = None,
 ) -> int:
-    """The bond of one cut: the smallest within the budget, never above the cap, at least 1.
+    """Choose the bond of one cut: the smallest within the budget, at most the cap, at least 1.
 
     Args:
         tails: the weight discarded by each bond.
         max_bond: cap of the bond, or None.
-        discarded_budget: largest discarded weight, or None for as little as the cap allows.
-
-    Returns:
-        The bond.
+        discarded_budget: largest discarded weight; None for the smallest that the cap allows.
 
     Source:
         Oseledets 2011, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33(5), doi:10.1137/090752286.

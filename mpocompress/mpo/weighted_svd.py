@@ -1,4 +1,4 @@
-"""The best low-rank product in a metric, in closed form, for every bond at once."""
+"""Compute the best low-rank products of a matrix in a metric, in closed form, for every bond at once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mpocompress.mpo.truncation import tail_weights
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WeightedProduct:
-    """A matrix as left times right, its directions sorted by what they are worth in a metric.
+    """A matrix as a product left x right, its directions in the order of their weighted square.
 
     Args:
         left: shape (rows, k).
         right: shape (k, cols).
-        tails: weighted square discarded by each bond, as a share of the whole; shape (k + 1,).
-        total: the weighted square of the whole matrix.
+        tails: weighted square that each bond discards, as a share of `total`; shape (k + 1,).
+        total: the weighted square of the matrix.
     """
 
     left: Tensor
@@ -32,24 +32,13 @@ class WeightedProduct:
     total: float
 
     def matrix(self, bond: int) -> Tensor:
-        """The matrix with its most valuable directions only.
-
-        Args:
-            bond: how many.
-
-        Returns:
-            Shape (rows, cols), float64.
-        """
+        """Return the best approximation by `bond` directions, shape (rows, cols), in float64."""
         return self.left[:, :bond] @ self.right[:bond]
 
     def mpo(self, bond: int) -> MPO:
-        """The same as an MPO of two sites.
+        """Return the best approximation by `bond` directions as an MPO of two sites.
 
-        Args:
-            bond: how many directions, at most all.
-
-        Returns:
-            Cores in float64; both have the same norm in every direction.
+        The cores are in float64 and balanced: in every direction both have the same norm.
         """
         left, right = self.left[:, :bond], self.right[:bond]
         sizes = torch.linalg.vector_norm(left, dim=0), torch.linalg.vector_norm(right, dim=1)
@@ -64,15 +53,15 @@ def weighted_product(
     second: Tensor,  # shape: (cols, cols)
     outputs: OutputWeights,
 ) -> WeightedProduct:
-    """Split a matrix so that every bond is the best in a metric.
+    """Compute the weighted SVD of a matrix.
 
-    The squared error tr(G E C E') is the plain one of G^(1/2) W C^(1/2), whose singular value decomposition therefore
-    gives the best product of every bond.
+    The squared error tr(G E C E') is the Frobenius error of G^(1/2) E C^(1/2), so that the singular value decomposition
+    of G^(1/2) W C^(1/2) gives the best product for every bond.
 
     Args:
-        weight: the matrix, finite.
+        weight: the matrix W, finite.
         second: second moment C of its inputs, positive definite.
-        outputs: how errors of the outputs are felt, G.
+        outputs: weights G of the output errors.
 
     Returns:
         The product, in float64.
@@ -86,21 +75,21 @@ def weighted_product(
         >>> product.tails.round(2).tolist(), product.matrix(1).round(decimals=2).abs().tolist()
         ([1.0, 0.2, 0.0], [[0.0, 0.0], [0.0, 2.0]])
     """
-    target, (root, unroot) = weight.double(), outputs.roots
+    wide, (root, inverse_root) = weight.double(), outputs.roots
     whiten, unwhiten = whitening(second.double())
-    white = scaled(root, target @ whiten)
+    white = scaled(root, wide @ whiten)
     if white.shape[0] < white.shape[1]:
         squares, directions = _falling(white @ white.T)
-        left, right = scaled(unroot, directions), directions.T @ scaled(root, target)
+        left, right = scaled(inverse_root, directions), directions.T @ scaled(root, wide)
     else:
         squares, directions = _falling(white.T @ white)
-        left, right = target @ (whiten @ directions), directions.T @ unwhiten
+        left, right = wide @ (whiten @ directions), directions.T @ unwhiten
     total = float(squares.sum())
     tails = tail_weights(squares.sqrt().numpy(), 0.0) / (total or 1.0)
     return WeightedProduct(left=left, right=right, tails=tails, total=total)
 
 
 def _falling(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of a Gram matrix and its eigenvectors, the largest first."""
+    """Return the eigenvalues and eigenvectors of a Gram matrix, the largest first."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0).clamp_min(0.0), vectors.flip(1)

@@ -53,6 +53,8 @@ class MPOLinear(MPOLayer):
         torch.Size([3, 64])
     """
 
+    __module__ = "mpocompress"
+
     bias: nn.Parameter | None
 
     def __init__(self, weight: MPOWeight, bias: Tensor | None = None, *, execution: Execution = "auto") -> None:

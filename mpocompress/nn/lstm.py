@@ -58,6 +58,8 @@ class MPOLSTM(MPOLayer):
         torch.Size([5, 2, 64])
     """
 
+    __module__ = "mpocompress"
+
     def __init__(
         self,
         input_size: int,

@@ -41,6 +41,8 @@ class MPOLSTMCell(MPOLayer):
         torch.Size([2, 64])
     """
 
+    __module__ = "mpocompress"
+
     def __init__(
         self, input_size: int, hidden_size: int, *, weights: Mapping[str, LayerWeight], execution: Execution = "auto"
     ) -> None:

@@ -45,6 +45,8 @@ class MPOWeight(nn.Module):
         ([[4.0, 4.0, 4.0]], torch.Size([3, 2]))
     """
 
+    __module__ = "mpocompress"
+
     sites: Sites
     transposed: bool
 
@@ -63,6 +65,21 @@ class MPOWeight(nn.Module):
         self.core = TrackedParameters(
             nn.Parameter(core.detach(), requires_grad=requires_grad and not core.is_inference()) for core in mpo.cores
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without private classes, so that a pickled model does not depend on their names."""
+        state = self.__dict__.copy()
+        del state["_layout_for"]
+        cores = nn.ParameterList()
+        cores.__dict__.update({name: value for name, value in self.core.__dict__.items() if name != "assignments"})
+        return state | {"_modules": {**self._modules, "core": cores}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        cores = TrackedParameters()
+        cores.__dict__.update(self.core.__dict__)
+        self._modules["core"] = cores
+        self._layout_for = (self.bonds, *layout_of(self.sites, self.bonds))
 
     @property
     def cores(self) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""Which site shapes of a large matrix are worth a survey: told from a sample of the rows of each unfolding."""
+"""Discard site shapes of a large matrix by their errors on a sample of the rows of each unfolding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mpocompress.mpo.lanczos import LARGE_ENTRIES, SEED, draw_rows, unit_rows
 from mpocompress.mpo.sites import MIN_SITES, Sites
 
 SAMPLE_ROWS, SAMPLE_BONDS = 128, 8
-"""Rows of a sample: so many, or so many times the bond if that is more."""
+"""Rows of a sample: the first number, or the second times the bond if that is more."""
 CERTAIN = 1e-3
-"""Estimated errors closer than this share are a tie."""
+"""Estimated errors that differ by less than this share are equal."""
 DOUBTFUL = 2e-2
-"""Of shapes whose estimated errors are closer than this share, though no tie, all are surveyed."""
+"""Shapes whose estimated errors differ by less than this share, but are not equal, are all kept."""
 
 
 def shortlist(
@@ -24,9 +24,9 @@ def shortlist(
     shapes: Sequence[Sites],
     max_bond: int,
 ) -> tuple[Sites, ...]:
-    """Leave out site shapes that lose more than others under a bond cap; of equals the first is kept.
+    """Return the site shapes that may have the smallest error under a bond cap; of equals the first.
 
-    A matrix that is not large keeps all of its shapes: surveying them costs little.
+    For a matrix that is not large these are all: their error curves cost little.
 
     Args:
         matrix: a finite float32 or float64 matrix.
@@ -34,11 +34,11 @@ def shortlist(
         max_bond: the cap.
 
     Returns:
-        Those left, in the same order; one, wherever the estimates are clear.
+        The shapes that are kept, in the same order; only one if the estimates differ clearly.
 
     Source:
         Frieze, Kannan, Vempala 2004, "Fast Monte-Carlo Algorithms for Finding Low-Rank Approximations",
-        doi:10.1145/1039488.1039494 (a sample of rows, drawn with their energy).
+        doi:10.1145/1039488.1039494 (a sample of rows, drawn in proportion to their energy).
 
     Example:
         >>> shortlist(torch.eye(4), [Sites(row_dims=(4, 1), col_dims=(1, 4))], 2)
@@ -47,18 +47,21 @@ def shortlist(
     if matrix.numel() <= LARGE_ENTRIES:
         return tuple(shapes)
     count = max(SAMPLE_ROWS, SAMPLE_BONDS * max_bond)
-    if len(shapes) < 2 or any(len(one.dims) != MIN_SITES or count * 2 > min(one.dims) for one in shapes):
+    if len(shapes) < 2 or any(len(shape.dims) != MIN_SITES or count * 2 > min(shape.dims) for shape in shapes):
         return tuple(shapes)
     errors = _estimated_errors(matrix, shapes, max_bond, count)
     least = min(errors)
     first = next(error for error in errors if error <= least * (1 + DOUBTFUL))
     limit = first if first <= least * (1 + CERTAIN) else least * (1 + DOUBTFUL)
-    near = [one for one, error in zip(shapes, errors, strict=True) if error <= limit]
+    near = [shape for shape, error in zip(shapes, errors, strict=True) if error <= limit]
     return tuple(near[:1] if limit == first else near)
 
 
 def _estimated_errors(matrix: Tensor, shapes: Sequence[Sites], max_bond: int, count: int) -> list[float]:
-    """The relative error of each shape, on a sample of the rows of its unfolding; too small, for all alike."""
+    """Estimate the relative error of each shape on a sample of the rows of its unfolding.
+
+    The estimates are too small, by similar shares for all shapes.
+    """
     rows, cols = matrix.shape
     digits = math.lcm(*(shape.col_dims[0] for shape in shapes))
     pieces = torch.linalg.vector_norm(matrix.reshape(rows, digits, cols // digits), dim=2).double().square()
@@ -72,8 +75,8 @@ def _estimated_errors(matrix: Tensor, shapes: Sequence[Sites], max_bond: int, co
         drawn = draw_rows(squares, count, generator)
         row, col = drawn // first_col, drawn % first_col
         tensor = matrix.reshape(*order, first_col, last_col)
-        taken = tensor[:, row, col].transpose(0, 1) if shape.anti_aligned else tensor[row, :, col]
-        sample = unit_rows(taken.reshape(count, -1))
-        held = float(torch.linalg.eigvalsh(sample @ sample.T)[-max_bond:].sum())
-        errors.append(math.sqrt(max(0.0, 1.0 - held / count)))
+        rows_drawn = tensor[:, row, col].transpose(0, 1) if shape.anti_aligned else tensor[row, :, col]
+        sample = unit_rows(rows_drawn.reshape(count, -1))
+        captured = float(torch.linalg.eigvalsh(sample @ sample.T)[-max_bond:].sum())
+        errors.append(math.sqrt(max(0.0, 1.0 - captured / count)))
     return errors

@@ -425,6 +425,8 @@ class Truncation:
         4
     """
 
+    __module__ = "mpocompress"
+
     target: TruncationTarget
 
     def __init__(

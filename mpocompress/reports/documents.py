@@ -33,15 +33,18 @@ def choice(*values: str) -> msgspec.Meta:
     """Return the declaration of a text that is one of several.
 
     Args:
-        values: the allowed texts.
+        values: the allowed texts, of letters, digits, spaces and underscores.
 
     Example:
         >>> msgspec.convert("b", Annotated[str, choice("a", "b")])
         'b'
     """
     # `$` alone matches before a trailing newline, too
-    pattern = rf"^({'|'.join(map(re.escape, values))})(?!\n)$"
-    return msgspec.Meta(pattern=pattern, extra_json_schema={"enum": list(values)})
+    return msgspec.Meta(pattern=rf"^({'|'.join(values)})(?!\n)$", extra_json_schema={"enum": list(values)})
+
+
+_CHOICE = re.compile(r"Expected `str` matching regex '\^\((.+)\)\(\?!\\\\n\)\$'")
+"""The error about a text that is not among those of `choice`."""
 
 
 class Document:
@@ -161,9 +164,10 @@ def decode(kind: type[D], text: str, *, where: str) -> D:
     except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as error:
         problem, _, path = str(error).rpartition(" - at `$")
         path = path.rstrip("`").lstrip(".") if problem else ""
+        problem = _CHOICE.sub(lambda match: f"Expected one of {match[1].replace('|', ', ')}", problem or str(error))
         raise FormatError(
             where=where,
-            found=(f"{shown(path)}: " if path else "") + shown(_lower(problem or str(error))),
+            found=(f"{shown(path)}: " if path else "") + shown(problem[:1].lower() + problem[1:]),
             why=f"the document does not follow format {kind.FORMAT!r}",
             action=kind.IF_DAMAGED,
         ) from error
@@ -247,10 +251,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def _classes(kind: type[Any]) -> dict[str, type[Any]]:

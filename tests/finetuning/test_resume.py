@@ -96,8 +96,8 @@ def test_an_interrupted_run_ends_like_one_without_a_stop(name: str, stop: int, t
     torch.manual_seed(stop + 1)
     found, report = run(name, snapshot=path, resume=True)
 
-    assert (stopped.stopped, stopped.steps) == ("interrupted", stop + 1)
-    assert whole(name)[1].stopped == "finished"
+    assert (stopped.stop_reason, stopped.steps) == ("interrupted", stop + 1)
+    assert whole(name)[1].stop_reason == "finished"
     assert report == whole(name)[1]
     assert same(found, whole(name)[0])
     assert not path.exists()
@@ -113,7 +113,7 @@ def test_a_run_interrupted_at_its_end_ends_there(tmp_path: Path) -> None:
     expected = once()
     stopped = once(snapshot=path, progress=at(expected.steps - 1, interrupt))
 
-    assert (expected.stopped, stopped.steps) == ("no better for a while", expected.steps)
+    assert (expected.stop_reason, stopped.steps) == ("early stopping", expected.steps)
     assert not path.exists() or once(snapshot=path, resume=True) == expected
 
 
@@ -150,7 +150,7 @@ def test_resuming_needs_a_snapshot(tmp_path: Path) -> None:
         FinetuneError, match=r"resume: no snapshot; it stores the run to resume. Give the snapshot file"
     ):
         run("list", resume=True)
-    with pytest.raises(CheckpointError, match=r"small.run: no such file; there is no run to go on with"):
+    with pytest.raises(CheckpointError, match=r"small.run: no such file; there is no run to resume"):
         run("list", snapshot=tmp_path / "small.run", resume=True)
 
 

@@ -222,7 +222,7 @@ def test_a_run_that_makes_the_weights_worse_keeps_the_first_ones() -> None:
     result = tuned(student, batches(), teacher=teacher, lr=1e4, steps=100)
 
     assert result.report.best_step == 0
-    assert result.stopped == "no better for a while" or "NaN" in result.stopped or "inf" in result.stopped.lower()
+    assert result.stopped == "early stopping" or "NaN" in result.stopped or "inf" in result.stopped.lower()
     assert result.report.steps < 100
     assert same(values(student), before)
     assert result.after == result.before
@@ -308,7 +308,7 @@ def test_data_that_end_early_end_the_run() -> None:
 
     result = tuned(student, iter(batches(9)), teacher=teacher, steps=50)
 
-    assert (result.steps, result.stopped, result.report.requested_steps) == (8, "the data ended", 50)
+    assert (result.steps, result.stopped, result.report.requested_steps) == (8, "end of data", 50)
     assert result.history[-1].step == 8
     assert "The data can be passed over only once, and ended before the steps did." in result.report.notes
 
@@ -318,7 +318,7 @@ def test_a_single_batch_is_trained_and_evaluated_on() -> None:
 
     result = tuned(student, iter(batches(1)), teacher=teacher)
 
-    assert (result.steps, result.stopped, result.report.held_out_samples) == (1, "the data ended", 0)
+    assert (result.steps, result.stopped, result.report.held_out_samples) == (1, "end of data", 0)
     assert "There was only one batch, so the loss was measured on the data that were trained on." in result.report.notes
 
 
@@ -326,7 +326,7 @@ def test_too_few_batches_for_a_step_are_refused() -> None:
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(FinetuneError, match="training: the data ended; not a single step could be made"):
+    with pytest.raises(FinetuneError, match="training: end of data; not a single step could be made"):
         tuned(student, iter(batches(3)), teacher=teacher, batches_per_step=4)
     assert same(values(student), before)
 

@@ -75,7 +75,7 @@ EDITS: dict[str, tuple[Callable[[Document, Tensors], object], str]] = {
         r"fc\.weight|matrices|claims|parameters",
     ),
     "a matrix of a negative side": (matrix(row_dims=[-4, -4, 4]), "matrices|sites|row"),
-    "a bond of zero": (matrix(bonds=[0, 4]), "384 parameters, counted 64"),
+    "a bond of zero": (matrix(bonds=[0, 4]), r"matrices\[0\]\.bonds\[0\]: expected `int` >= 1"),
     "bonds that are text": (matrix(bonds="44"), "matrices|bonds"),
     "bonds that are true": (matrix(bonds=[True, True]), "matrices|bonds"),
     "a parameter count that lies": (matrix(parameters=1), "add up|parameters"),
@@ -85,10 +85,19 @@ EDITS: dict[str, tuple[Callable[[Document, Tensors], object], str]] = {
     "a member named twice": (matrix(members=["fc.weight", "fc.weight"]), "members|fc.weight"),
     "a member with the name of a tensor": (matrix(members=["fc.bias"]), "fc.bias|members"),
     "a type of weight that is none": (matrix(source_dtype="object"), "source_dtype|object"),
-    "matrices that are a dict": (lambda document, _: document.update(matrices={}), "totals: eligible"),
-    "matrices that are text": (lambda document, _: document.update(matrices=["a"]), "matrixreport: 'a' is no object"),
+    "matrices that are a dict": (lambda document, _: document.update(matrices={}), "matrices: expected `array`, got"),
+    "matrices that are text": (
+        lambda document, _: document.update(matrices=["a"]),
+        r"matrices\[0\]: expected `object`",
+    ),
     "no matrices at all": (lambda document, _: document.pop("matrices"), "matrices"),
-    "totals of text": (lambda document, _: document.update(totals="many"), "totals: 'many' is no object"),
+    "totals of text": (lambda document, _: document.update(totals="many"), "totals: expected `object`"),
+    "totals of 10^400": (lambda document, _: document["totals"].update(parameters=10**400), r"totals\.parameters: "),
+    "a layer of an unknown kind": (matrix(kind="gru"), "kind: expected one of lstm, lstm_cell, linear, conv1d"),
+    "a target of an unknown kind": (
+        lambda document, _: document["target"].update(kind="poetry"),
+        "target.kind: 'poetry'",
+    ),
     "an unknown major version": (lambda document, _: document.update(version=99), "99|version"),
     "a version of text": (lambda document, _: document.update(version="1; rm -rf"), "version"),
     "another format": (lambda document, _: document.update(format="other"), "format"),
@@ -142,7 +151,7 @@ INT8_EDITS: dict[str, tuple[Callable[[Document, Tensors], object], str]] = {
     "codes of -128": (core(1, lambda one: one.clone().fill_(-128)), "codes below -127"),
     "cores of int32": (core(1, lambda one: one.int()), "the report says .*, int8"),
     "int8 that the report calls float32": (matrix(dtype="float32"), "floating point|rounding cores to float32"),
-    "a dense weight that is to be int8": (matrix(source_dtype="int8"), "'int8'; a matrix has one of"),
+    "a dense weight that is to be int8": (matrix(source_dtype="int8"), "source_dtype: expected one of float16, "),
 }
 
 for title, (edit, says) in INT8_EDITS.items():

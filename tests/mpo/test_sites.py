@@ -129,8 +129,12 @@ def test_a_shape_of_one_row_digit_has_no_order() -> None:
     ("row_dims", "col_dims", "message"),
     [
         ((2,), (2,), r"sites rows \(2,\) x columns \(2,\): 1 row dims and 1 column dims; .*at least two sites"),
-        ((2, 2), (2, 2, 2), r"2 row dims and 3 column dims; every site has one of each.*1 where a site has none"),
-        ((2, 0), (2, 2), r"a dim below 1; a digit has at least one value\. Give dims of 1 or more"),
+        (
+            (2, 2),
+            (2, 2, 2),
+            r"2 row dims and 3 column dims; every site has one of each.*a site without rows or columns has a dim of 1",
+        ),
+        ((2, 0), (2, 2), r"a dim below 1; a digit has at least one value\. Pass dims of 1 or more"),
         ((2, 2), (-1, 2), "a dim below 1"),
     ],
 )
@@ -141,19 +145,19 @@ def test_dims_that_are_no_shape_are_refused(row_dims: tuple[int, ...], col_dims:
 
 @pytest.mark.parametrize("count", [-1, 0, 1, 6])
 def test_numbers_of_sites_out_of_range_are_refused(count: int) -> None:
-    message = rf"matrix 64 x 64: {count} sites asked for; shapes of 2 to 5 sites are made\. Ask for 2 to 5 sites"
+    message = rf"matrix 64 x 64: got {count} sites; balanced shapes have 2 to 5 sites\. Use 2 to 5 sites"
     with pytest.raises(SitesError, match=message):
         candidates(64, 64, count)
 
 
 @pytest.mark.parametrize(("row_fold", "col_fold", "side"), [(3, 1, "64 rows"), (1, 5, "96 columns"), (0, 1, "64 rows")])
 def test_folds_that_do_not_divide_are_refused(row_fold: int, col_fold: int, side: str) -> None:
-    with pytest.raises(SitesError, match=rf"matrix 64 x 96: fold \d of its {side}; a fold divides its side"):
+    with pytest.raises(SitesError, match=rf"matrix 64 x 96: a fold of \d for {side}; a fold must be a divisor"):
         folded(64, 96, row_fold, col_fold)
 
 
 def test_two_primes_cannot_fill_three_sites() -> None:
-    message = r"7 = 7 x 1 x 1 and 5 = 1 x 1 x 5; its sides have too few divisors to fill 3 sites\. Ask for fewer"
+    message = r"7 = 7 x 1 x 1 and 5 = 1 x 1 x 5; its sides have too few divisors to fill 3 sites\. Use fewer"
     with pytest.raises(SitesError, match=message):
         balanced(7, 5, 3)
 

@@ -26,8 +26,8 @@ def matrix_spec(name: str, *members: Tensor) -> MatrixSpec:
     return MatrixSpec(
         name=name,
         members=tuple(
-            Member(name=f"{name}.{leaf}" if leaf else name, shape=(one.shape[0], one.shape[1]), dtype="float64")
-            for leaf, one in zip(leaves, members, strict=True)
+            Member(name=f"{name}.{leaf}" if leaf else name, shape=(member.shape[0], member.shape[1]), dtype="float64")
+            for leaf, member in zip(leaves, members, strict=True)
         ),
     )
 
@@ -123,11 +123,11 @@ def test_the_other_parameters_count_under_max_params(limit: int, other: int) -> 
 
 @given(st.sampled_from([MODEL, SMOOTH]), st.floats(0.01, 0.99))
 def test_energy_is_an_error_in_other_words(model: Model, energy: float) -> None:
-    one = model.choices(energy=energy)
-    other = model.choices(max_error=float((1 - energy) ** 0.5))
+    by_energy = model.choices(energy=energy)
+    by_error = model.choices(max_error=float((1 - energy) ** 0.5))
 
-    assert [entry.bonds for entry in one] == [entry.bonds for entry in other]
-    assert all(entry.relative_error**2 <= (1 - energy) * (1 + 1e-9) for entry in one)
+    assert [entry.bonds for entry in by_energy] == [entry.bonds for entry in by_error]
+    assert all(entry.relative_error**2 <= (1 - energy) * (1 + 1e-9) for entry in by_energy)
 
 
 def test_a_bond_cap_is_used_up_in_every_matrix() -> None:
@@ -185,6 +185,36 @@ def test_weights_that_share_their_range_are_joined_and_others_are_not() -> None:
         assert shared.choices(**target)[0].matrix.name == "lstm.joint", target
     for allowed in (0.1, 0.4):
         assert unlike.choices(max_error=allowed)[0].matrix.name == "lstm.weight_ih"
+
+
+@pytest.mark.parametrize(("is_shared", "name"), [(False, "lstm.weight_ih"), (True, "lstm.joint")])
+def test_a_projection_does_not_count_when_the_forms_are_compared(is_shared: bool, name: str) -> None:
+    """It is a separate matrix in both forms, and here it has the largest error of all."""
+    ih, hh = decaying(48, 12, 0), decaying(48, 12, 1)
+    if is_shared:
+        basis = random_matrix(48, 4, 3)
+        ih, hh = basis @ random_matrix(4, 12, 4), basis @ random_matrix(4, 12, 5)
+    hr = 1000 * random_matrix(20, 24, 2)
+    weights = {"lstm.weight_ih": ih, "lstm.weight_hh": hh, "lstm.weight_hr": hr, "lstm.joint": torch.cat([ih, hh], 1)}
+    joint = MatrixSpec(
+        name="lstm.joint",
+        members=matrix_spec("lstm.weight_ih", ih).members + matrix_spec("lstm.weight_hh", hh).members,
+    )
+    separate = tuple(matrix_spec(f"lstm.weight_{part}", weights[f"lstm.weight_{part}"]) for part in ("ih", "hh", "hr"))
+    layer = LayerSpec(name="lstm", kind="lstm", forms=((joint, separate[-1]), separate))
+    curves = {
+        name: MatrixCurves(
+            curves=error_curves(weight, candidates(weight.shape[0], weight.shape[1], "auto")),
+            squared_norm=squared_norm(weight),
+        )
+        for name, weight in weights.items()
+    }
+
+    choices = choose_bonds([layer], curves, Truncation(max_bond=4).target, 0)
+
+    assert choices[0].matrix.name == name
+    assert choices[-1].matrix.name == "lstm.weight_hr"
+    assert {choice.bonds for choice in choices} == {(4,)}
 
 
 def test_an_lstm_that_only_shrinks_joined_is_joined() -> None:

@@ -203,7 +203,7 @@ def test_options_pass_through_as_keywords() -> None:
 
 def test_types_are_those_of_the_function_and_of_the_class() -> None:
     assert_type(train("a.pt", "b.pt", data=1), tuple[str, str, ExampleOptions])
-    with pytest.raises(TypeError, match=r"^train\(\) missing a required argument: 'data'$"):
+    with pytest.raises(TypeError, match=r"^train\(\) missing a required (keyword-only )?argument: 'data'$"):
         train("a.pt", "b.pt")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"^train\(\) got an unexpected keyword argument 'stps'$"):
         train("a.pt", "b.pt", data=1, stps=3)  # type: ignore[call-arg]
