@@ -79,7 +79,7 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
     Form.GGUF: ("a GGUF file", _NOT_READ, _CONVERT),
     Form.HDF5: ("an HDF5 file (Keras or similar)", _NOT_READ, _CONVERT),
     Form.TORCH_TAR: (
-        "a tar archive as torch.save wrote it in 2016 and 2017",
+        "a tar archive in the format of torch.save in 2016 and 2017",
         _NOT_READ,
         "Load it with torch.load(..., weights_only=True) and save it again with torch.save.",
     ),

@@ -81,8 +81,8 @@ class InputFile:
         return CheckpointError(
             where=str(self.path),
             found=found,
-            why="the positions of its tensors may be others now",
-            action="Run this again when no other program writes to the file.",
+            why="the positions of its tensors may have changed",
+            action="Try again when no other program writes to the file.",
         )
 
 

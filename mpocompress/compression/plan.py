@@ -161,10 +161,10 @@ def _divergence_note(calibration: Calibration) -> str:
     how = (
         "measured on calibration inputs, before any refit"
         if calibration.rig is not None
-        else "the sum of what each matrix costs alone"
+        else "the sum of the sensitivities"
     )
     return f"Divergence is {how}: {calibration.measure} ({calibration.kind}, since {calibration.kind_from})."
 
 
 def _dtype_note(dtype: str) -> str:
-    return f"counted for cores in {dtype}; what rounding to it adds to the errors is measured when they are made"
+    return f"sizes are those of cores in {dtype}; errors do not include the rounding, which is measured later"

@@ -26,8 +26,12 @@ BEYOND = 1e100
 VERDICTS = (
     (0.02, "hardly changed", "Evaluate the model on your own task before you use it."),
     (0.1, "changed a little", "Evaluate the model on your own task; fine-tuning recovers most of the loss."),
-    (0.3, "changed clearly", "Keep more, or fine-tune before use."),
-    (math.inf, "changed too much to be useful", "Keep more, leave the most sensitive layers dense, or fine-tune."),
+    (0.3, "changed clearly", "Keep more parameters, or fine-tune before use."),
+    (
+        math.inf,
+        "changed too much to be useful",
+        "Keep more parameters, leave the most sensitive layers dense, or fine-tune.",
+    ),
 )
 """Largest output change (see `output_change`) -> meaning, advice."""
 

@@ -141,7 +141,7 @@ class Report(Document):
     def verdict(self) -> tuple[str, ...]:
         """Return one or two sentences on what the figures mean; a weight error is never called a quality figure."""
         if not self.compressed:
-            return ("Nothing was compressed: every matrix was kept dense, for the reason given.",)
+            return ("Nothing was compressed: every matrix was kept dense, for the reasons given.",)
         if self.finetuning:
             return self.finetuning[-1].verdict()
         if self.calibration is not None:
@@ -157,7 +157,7 @@ class Report(Document):
             if is_ruinous
             else f"above about {FRAGILE_ERROR}, some trained models fail without fine-tuning"
         )
-        advice = "Keep more (a larger bond or fraction), leave that layer dense, or fine-tune before use."
+        advice = "Keep more parameters (a larger bond or fraction), leave that layer dense, or fine-tune before use."
         return (warning, f"{largest}; {limit}. {advice}")
 
     def check(self) -> None:

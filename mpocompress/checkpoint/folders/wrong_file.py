@@ -71,7 +71,7 @@ def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     if inner:
         return (
             f"no weights, but some in {listed(inner)}",
-            "folders inside are not searched",
+            "subfolders are not searched",
             "Give one of those.",
         )
     others = [name for name in names if name.endswith(_OTHER_ENDINGS)]
