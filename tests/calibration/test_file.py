@@ -316,8 +316,8 @@ def test_it_is_for_one_checkpoint(tmp_path: Path, made: Calibration) -> None:
             open_checkpoint(other) as checkpoint,
             pytest.raises(
                 CalibrationError,
-                match=r"calibration: a calibration that was made with other weights than those of other\.pt; the inputs of a "
-                r"weight depend on all other weights\. Calibrate again with this checkpoint\.",
+                match=r"calibration: a calibration that was made with other weights than those of other\.pt; "
+                r"the inputs of a weight depend on all other weights\. Calibrate again with this checkpoint\.",
             ),
         ):
             calibration_for(source, None, checkpoint)
