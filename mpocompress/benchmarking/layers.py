@@ -1,4 +1,4 @@
-"""Benchmark of the compressed layers of a file, each alone; layers of the same kind and shape are measured once."""
+"""Benchmark of each compressed layer of a file; layers of the same kind and shape are measured once."""
 
 from __future__ import annotations
 

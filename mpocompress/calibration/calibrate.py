@@ -1,4 +1,4 @@
-"""Calibrations from what the user gives: read from a file, or measured by running the model on calibration inputs."""
+"""Calibrations read from a file, or measured by running the model on calibration inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the name of an output asks for, a file or a folder, and writing either."""
+"""Choice between a file and a folder by the name of the output, and the writing of either."""
 
 from __future__ import annotations
 

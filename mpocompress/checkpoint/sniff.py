@@ -1,4 +1,4 @@
-"""Recognise the form of a file by its content; the error for forms that are not read says what to do instead."""
+"""Recognise the form of a file by its content; the error for an unsupported form gives an alternative."""
 
 from __future__ import annotations
 

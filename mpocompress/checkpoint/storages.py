@@ -1,4 +1,4 @@
-"""Blocks of bytes in a file, before any tensor is made of them."""
+"""Blocks of bytes in a file, from which tensors are made later."""
 
 from __future__ import annotations
 

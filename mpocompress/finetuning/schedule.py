@@ -1,4 +1,4 @@
-"""Length of a run, its learning rate, and how often the model is evaluated."""
+"""Length of a run, its learning rate, and its interval between evaluations."""
 
 from __future__ import annotations
 

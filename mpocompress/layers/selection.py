@@ -1,4 +1,4 @@
-"""What the user asks for: which layers, in what form, and what they are to be taken for."""
+"""The user's selection: the layers to compress, their forms, and their kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports as plain values: what was compressed, planned, timed or fine-tuned, and their JSON documents.
+"""Reports of compressions, plans, benchmarks and fine-tuning as plain values, and their JSON documents.
 
 Nothing here imports torch.
 """

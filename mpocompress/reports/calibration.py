@@ -79,8 +79,8 @@ class CalibrationReport:
     Args:
         kind: kind of the outputs: scores or probabilities, directions, or values.
         measure: name of the divergence.
-        kind_from: source of `kind`, in words.
-        samples: number of samples that were learnt from.
+        kind_from: description of the source of `kind`.
+        samples: number of samples that were fitted to.
         held_out_samples: number of other samples that the divergence was measured on; 0 if it was measured on the same
             ones, or not at all.
         divergence: divergence of the compressed model's outputs from those of the original; 1e100 if some are not

@@ -1,1 +1,1 @@
-"""From what a file held to an open checkpoint: the state dict, its tensors, and the rest."""
+"""Conversion of the values in a file to an open checkpoint: the state dict, its tensors, and the rest."""

@@ -1,4 +1,4 @@
-"""The error for a folder without readable weights: what it seems to be, and what to do."""
+"""The error for a folder without readable weights, with its probable kind and what to do."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file a form of checkpoint: each opens its own."""
+"""Readers of the forms of checkpoints, one module per form."""

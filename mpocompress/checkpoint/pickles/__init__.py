@@ -1,1 +1,1 @@
-"""Pickles read as data: what they hold, how they are followed, what their calls make."""
+"""Pickles read as data: their values, their interpreter, and the results of their calls."""

@@ -1,1 +1,1 @@
-"""Files written all or nothing."""
+"""Writing of files, completely or not at all."""
