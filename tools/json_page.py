@@ -53,7 +53,7 @@ def _sections(declared: dict[str, Any], written: set[str]) -> Iterator[str]:
 
 
 def type_text(field: Mapping[str, Any]) -> str:
-    """Return the type of a field in words.
+    """Return a description of the type of a field.
 
     Args:
         field: its JSON Schema.

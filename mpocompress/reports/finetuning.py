@@ -143,7 +143,7 @@ class FinetuningReport:
         return self.stop_reason not in (FINISHED, INTERRUPTED, ENDED_EARLY, DATA_ENDED)
 
     def inconsistency(self) -> str:
-        """Return which figures contradict each other, in words; empty if none do."""
+        """Return a description of contradicting figures; empty if there are none."""
         steps = [evaluation.step for evaluation in self.evaluations]
         if not steps or steps[0] != 0 or steps != sorted(set(steps)):
             return "evaluations are not in order from step 0 on"

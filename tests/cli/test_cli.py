@@ -96,7 +96,7 @@ def test_expand_says_what_it_wrote_and_what_it_left_out(run: Run) -> None:
 
     assert code == 0
     assert out == "Wrote dense.safetensors: 39,520 parameters, 3 weights rebuilt.\n"
-    assert err == "Note: left out, since a safetensors file cannot hold them: epoch\n"
+    assert err == "Note: not stored, because a safetensors file cannot hold them: epoch\n"
 
 
 def test_plan_and_dry_run_write_nothing(run: Run, folder: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_report_that_cannot_be_printed_does_not_undo_the_work(
         assert (outcome.code, outcome.err) == (1 if full else 0, error)
         return
     output = command[command.index("-o") + 1]
-    note = "Note: left out, since a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
+    note = "Note: not stored, because a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
     error = f"{output} was written, but its report cannot be printed (No space left on device).\n" if full else ""
     assert (outcome.code, outcome.err) == (code, note + error)
     assert Path(output).stat().st_size > 1000
@@ -425,7 +425,7 @@ def test_a_note_cannot_speak_to_the_terminal(run: Run) -> None:
     torch.save({"model": {"fc.weight": torch.randn(64, 64)}, name: 3}, "evil.pt")
     run("evil.pt", "--bond", "4", "-o", "small.pt")
 
-    note = "Note: left out, since a safetensors file cannot hold them: x\\x1b[31m\\nError: none\n"
+    note = "Note: not stored, because a safetensors file cannot hold them: x\\x1b[31m\\nError: none\n"
     assert run("expand", "small.pt", "-o", "dense.safetensors")[2] == note
     document = json.loads(run("evil.pt", "--bond", "4", "-o", "small.safetensors", "--json")[1])
     assert document["notes"] == [note.removeprefix("Note: ").strip()]

@@ -341,7 +341,7 @@ def test_the_extra_state_of_modules_is_saved_as_far_as_a_file_holds_it(tmp_path:
     assert report.notes[-1] == odd
     again: Any = load(tmp_path / "again.pt", build())
     assert again["count"].extra == {"count": 3}
-    assert beside.notes[-2:] == (odd, "left out, since a safetensors file cannot hold them: count._extra_state")
+    assert beside.notes[-2:] == (odd, "not stored, because a safetensors file cannot hold them: count._extra_state")
     assert load(tmp_path / "again.safetensors", build(), strict=False)
 
 
