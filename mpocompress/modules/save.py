@@ -70,7 +70,7 @@ def save(
     extra_states = state_extras(live.extras, "")
     dropped = left_out(output.container, extras=live.extras, metadata={})
     if dropped:
-        note = f"left out, since a {output.container} file cannot hold them: {listed(dropped, _MOST_SHOWN)}"
+        note = f"not stored, because a {output.container} file cannot hold them: {listed(dropped, _MOST_SHOWN)}"
         report = dataclasses.replace(report, notes=(*report.notes, note))
     report.check()
     size = write_checkpoint(
