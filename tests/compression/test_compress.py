@@ -298,6 +298,54 @@ def test_an_error_target_holds_for_the_cores_as_stored(tmp_path: Path, dtype: st
         assert len(report.compressed) == 2
 
 
+@pytest.mark.parametrize(("bond", "reason"), [(15, ""), (16, "in float32 its cores take no fewer bytes")])
+def test_cores_with_as_many_bytes_as_the_weight_are_not_stored(tmp_path: Path, bond: int, reason: str) -> None:
+    """16 x (64 + 64) entries of 4 bytes are the 64 x 64 entries of 2 bytes; both have fewer parameters than these."""
+    source = save(tmp_path / "m.pt", {"a.weight": decaying(64, 64, 0).half()})
+    options: dict[str, Any] = {"truncation": Truncation(max_bond=bond), "dtype": "float32", "sites": "lowrank"}
+
+    report = compress(source, tmp_path / "small.pt", **options)
+
+    (matrix,) = report.matrices
+    assert matrix.is_compressed == (bond == 15)
+    assert matrix.reason.startswith(reason)
+    assert bool(matrix.reason) == bool(reason)
+    (planned,) = plan(source, truncations=[options["truncation"]], dtype="float32", sites="lowrank").choices
+    assert [entry.reason for entry in planned.matrices] == [matrix.reason]
+
+
+def test_a_joint_matrix_is_compared_at_bonds_above_the_cap(tmp_path: Path) -> None:
+    """At equal parameters it has bond 6 and loses nothing; at the cap of 4 it would lose more than two matrices."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(rows, 6, generator=generator, dtype=torch.float64))[0] for rows in (256, 128)
+    )
+    both = left @ right.T
+    tensors = {"weight_ih_l0": both[:, :64].float(), "weight_hh_l0": both[:, 64:].float()}
+
+    report = compress(
+        save(tmp_path / "m.pt", tensors), tmp_path / "small.pt", truncation=Truncation(max_bond=4), sites="lowrank"
+    )
+
+    assert [(matrix.name, matrix.bonds) for matrix in report.compressed] == [("weight_joint_l0", (4,))]
+    apart = sum(float((torch.linalg.svdvals(tensor.double())[4:] ** 2).sum()) for tensor in tensors.values())
+    assert report.compressed[0].relative_error ** 2 * 6 == pytest.approx(2.0, rel=1e-4)  # 2 of 6 equal directions
+    assert apart < 1.99
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cap_for_a_layer_that_holds_nan_matches_nothing(tmp_path: Path, jobs: int) -> None:
+    """Before the weights are read it matches a layer, and that layer is not compressed."""
+    tensors = {"fc.weight": decaying(64, 64, 0).float(), "bad.weight": torch.full((64, 64), math.nan)}
+    source = save(tmp_path / "m.pt", tensors)
+    truncation = Truncation(max_bond=4, bond_by_layer={"bad*": 2})
+
+    with pytest.raises(SelectionError, match=r"bond cap for 'bad\*': the glob matches no layer .*such as fc"):
+        compress(source, tmp_path / "small.pt", truncation=truncation, jobs=jobs)
+
+    assert not (tmp_path / "small.pt").exists()
+
+
 @pytest.mark.parametrize("allowed", [0.0035, 0.003, 0.0028, 0.0026])
 def test_a_matrix_is_not_kept_dense_where_more_bonds_would_do(tmp_path: Path, allowed: float) -> None:
     """In bfloat16 the cores of this matrix lose 0.0023 at any large bond, so each of these errors can be kept."""

@@ -187,6 +187,36 @@ def test_weights_that_share_their_range_are_joined_and_others_are_not() -> None:
         assert unlike.choices(max_error=allowed)[0].matrix.name == "lstm.weight_ih"
 
 
+@pytest.mark.parametrize(("is_shared", "name"), [(False, "lstm.weight_ih"), (True, "lstm.joint")])
+def test_a_projection_does_not_count_when_the_forms_are_compared(is_shared: bool, name: str) -> None:
+    """It is a separate matrix in both forms, and here it has the largest error of all."""
+    ih, hh = decaying(48, 12, 0), decaying(48, 12, 1)
+    if is_shared:
+        basis = random_matrix(48, 4, 3)
+        ih, hh = basis @ random_matrix(4, 12, 4), basis @ random_matrix(4, 12, 5)
+    hr = 1000 * random_matrix(20, 24, 2)
+    weights = {"lstm.weight_ih": ih, "lstm.weight_hh": hh, "lstm.weight_hr": hr, "lstm.joint": torch.cat([ih, hh], 1)}
+    joint = MatrixSpec(
+        name="lstm.joint",
+        members=matrix_spec("lstm.weight_ih", ih).members + matrix_spec("lstm.weight_hh", hh).members,
+    )
+    separate = tuple(matrix_spec(f"lstm.weight_{part}", weights[f"lstm.weight_{part}"]) for part in ("ih", "hh", "hr"))
+    layer = LayerSpec(name="lstm", kind="lstm", forms=((joint, separate[-1]), separate))
+    curves = {
+        name: MatrixCurves(
+            curves=error_curves(weight, candidates(weight.shape[0], weight.shape[1], "auto")),
+            squared_norm=squared_norm(weight),
+        )
+        for name, weight in weights.items()
+    }
+
+    choices = choose_bonds([layer], curves, Truncation(max_bond=4).target, 0)
+
+    assert choices[0].matrix.name == name
+    assert choices[-1].matrix.name == "lstm.weight_hr"
+    assert {choice.bonds for choice in choices} == {(4,)}
+
+
 def test_an_lstm_that_only_shrinks_joined_is_joined() -> None:
     ih, hh = random_matrix(32, 8, 0), random_matrix(32, 8, 1)
     model = Model(ih, hh, random_matrix(20, 24, 2))

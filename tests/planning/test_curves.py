@@ -12,7 +12,6 @@ from torch import Tensor
 from mpocompress.mpo.sites import Sites, balanced, candidates, low_rank
 from mpocompress.mpo.tt_svd import factorise
 from mpocompress.planning.curves import (
-    TIE,
     ErrorCurve,
     best_under_cap,
     best_under_parameters,
@@ -97,7 +96,7 @@ def test_the_shape_under_a_cap_loses_least_of_the_fewest_sites(curves: tuple[Err
     else:
         assert chosen in smaller
         least = min(curve.error(curve.sites.capped(cap)) for curve in smaller)
-        assert chosen.error(chosen.sites.capped(cap)) <= least * (1 + TIE)
+        assert chosen.error(chosen.sites.capped(cap)) <= least * (1 + 1e-3)
 
 
 @given(settings_of_curves, st.floats(0.01, 0.9))
@@ -109,7 +108,7 @@ def test_the_shape_within_an_error_costs_least(curves: tuple[ErrorCurve, ...], a
         assert min(costs) >= curves[0].dense_parameters
     else:
         assert chosen.error(chosen.bonds_for_error(allowed)) <= allowed * (1 + 1e-9)
-        assert chosen.sites.parameters(chosen.bonds_for_error(allowed)) <= min(costs) * (1 + TIE)
+        assert chosen.sites.parameters(chosen.bonds_for_error(allowed)) <= min(costs) * (1 + 1e-3)
 
 
 @given(settings_of_curves, st.integers(1, 400))
@@ -127,13 +126,14 @@ def test_the_shape_under_a_parameter_limit_loses_least(curves: tuple[ErrorCurve,
     else:
         curve, cap = best
         assert curve.sites.parameters(curve.sites.capped(cap)) <= limit
-        assert curve.error(curve.sites.capped(cap)) <= min(error for error, _, _ in every) * (1 + TIE) + 1e-9
+        assert curve.error(curve.sites.capped(cap)) <= min(error for error, _, _ in every) * (1 + 1e-3) + 1e-9
 
 
 def test_a_tie_goes_to_the_first_shape() -> None:
+    """Relative errors that differ by less than 0.1 % are a tie: 0.05 % is one, 0.15 % is not."""
     tails = (np.array([1.0, 0.5, 0.25, 0.0]),)
-    almost = (np.array([1.0, 0.5, 0.25 * (1 - 1e-4), 0.0]),)
-    better = (np.array([1.0, 0.5, 0.2, 0.0]),)
+    almost = (np.array([1.0, 0.5, 0.25 * (1 - 5e-4) ** 2, 0.0]),)
+    better = (np.array([1.0, 0.5, 0.25 * (1 - 1.5e-3) ** 2, 0.0]),)
     first, tied, last = (ErrorCurve(sites=low_rank(16, 16), tails=tail) for tail in (tails, almost, better))
 
     assert best_under_cap([first, tied], 2) is first
