@@ -32,14 +32,14 @@ def inspect(source: StrPath, options: InspectOptions) -> Report | Overview:
             bonds are counted for `sites` balanced sites, or else for the low-rank shape.
 
     Returns:
-        The `Report` of a compressed checkpoint, its sums checked and the size of the file filled in; the `Overview` of
-        any other.
+        The `Report` of a compressed checkpoint, with its sums checked and the size of the file filled in; or the
+        `Overview` of any other.
 
     Raises:
         CheckpointError: the source cannot be read.
-        SelectionError: a pattern that matches nothing.
+        SelectionError: a glob that matches nothing.
         SitesError: an unknown site shape.
-        ModelError: the model cannot be built, or is another one.
+        ModelError: the model cannot be built, or does not fit the checkpoint.
         FormatError: a compressed checkpoint that contradicts itself.
         ReportError: figures in it that do not add up.
     """

@@ -1,5 +1,5 @@
 """The choice of site shape and bonds for every matrix.
 
-Error curves of all matrices and one target give a plan: which matrix is decomposed, in which site shape, at which
-bonds. No core is computed here.
+The error curves of all matrices and one target decide which matrix is decomposed, in which site shape, and with which
+bonds. Apart from `decompose`, no core is computed here.
 """
