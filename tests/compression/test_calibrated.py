@@ -80,8 +80,8 @@ def shrunk_file(
 def kl(model: nn.Module, other: nn.Module, batches: list[Tensor]) -> float:
     x = torch.cat(batches)
     with torch.no_grad():
-        one, two = (m(x).double().flatten(0, -2).log_softmax(1) for m in (model, other))
-    return float((one.exp() * (one - two)).sum(1).mean())
+        log_p, log_q = (m(x).double().flatten(0, -2).log_softmax(1) for m in (model, other))
+    return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
 
 
 @pytest.fixture(scope="module")
@@ -123,18 +123,18 @@ def test_every_target_is_met_and_what_is_reported_is_what_loads(
     selection = Selection(min_side=8, lstm=lstm)
     small, report = shrunk_file(tmp_path, tagger, batches, truncation, sites=sites, selection=selection)
     twin = expanded(small, tagger)
-    found = report.calibration
+    calibration = report.calibration
 
-    assert found is not None
+    assert calibration is not None
     held_out = [batches[3], batches[7]]
-    assert found.divergence == pytest.approx(kl(tagger, twin, held_out), rel=1e-4, abs=1e-7)
-    assert (found.kind, found.held_out_samples, found.samples) == ("classification", 12, 36)
+    assert calibration.divergence == pytest.approx(kl(tagger, twin, held_out), rel=1e-4, abs=1e-7)
+    assert (calibration.kind, calibration.held_out_samples, calibration.samples) == ("classification", 12, 36)
     loaded = load(small, copy.deepcopy(tagger)).eval()
     torch.testing.assert_close(loaded(batches[0]), twin(batches[0]), rtol=1e-4, atol=1e-4)
     report.check()
     assert Report.from_json(report.to_json()) == report
-    assert (report_in(small).matrices, report_in(small).calibration) == (report.matrices, found)
-    assert not found.uncalibrated
+    assert (report_in(small).matrices, report_in(small).calibration) == (report.matrices, calibration)
+    assert not calibration.uncalibrated
     if truncation.target.kind == "bond":
         assert max(bond for matrix in report.compressed for bond in matrix.bonds) <= 4
     if truncation.target.kind == "keep":
@@ -165,7 +165,7 @@ def test_biases_alone_move_beside_the_weights(tmp_path: Path) -> None:
     }
     assert changed == members | moved
     assert "embed.weight" not in changed
-    reasons = {one.name: one.reason for one in report.skipped}
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     assert reasons["fc.bias"] == "a bias, moved by the mean error of its layer"
 
 
@@ -176,7 +176,10 @@ def test_tied_weights_and_biases_stay_as_they_are(tmp_path: Path) -> None:
     small, report = shrunk_file(tmp_path, model, truncation=Truncation(max_bond=2))
     after = expanded(small, model).state_dict()
 
-    assert [(one.name, one.corrected_bias) for one in report.compressed] == [("0.weight", ""), ("2.weight", "")]
+    assert [(matrix.name, matrix.corrected_bias) for matrix in report.compressed] == [
+        ("0.weight", ""),
+        ("2.weight", ""),
+    ]
     assert all(after[name].equal(model.state_dict()[name]) for name in after if name.endswith("bias"))
     assert after["2.weight"].equal(after["4.weight"])
 
@@ -208,13 +211,15 @@ def test_what_is_lost_without_data_is_measured_too(tmp_path: Path) -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(12, 12), OwnLinear(12, 10)))
     batches = inputs()
     small, report = shrunk_file(tmp_path, model, batches, Truncation(bond_by_layer={"1": 2}))
-    one, other = (m(torch.cat([batches[3], batches[7]])).detach().double() for m in (model, expanded(small, model)))
+    original, compressed = (
+        m(torch.cat([batches[3], batches[7]])).detach().double() for m in (model, expanded(small, model))
+    )
 
     assert report.calibration is not None
     assert list(report.calibration.uncalibrated) == ["1.weight"]
     assert [matrix.name for matrix in report.compressed] == ["1.weight"]
     assert report.calibration.divergence == pytest.approx(
-        float((one - other).square().sum() / one.square().sum()), rel=1e-4
+        float((original - compressed).square().sum() / original.square().sum()), rel=1e-4
     )
 
 
@@ -250,47 +255,59 @@ def test_wrapped_names_change_nothing_else(tmp_path: Path, prefix: str) -> None:
     model = seeded(two_layers)
     plain, wrapped = tmp_path / "plain.pt", tmp_path / "wrapped.pt"
     torch.save(model.state_dict(), plain)
-    torch.save({prefix + name: tensor for name, tensor in model.state_dict().items()}, wrapped)
+    torch.save({prefix + name: path for name, path in model.state_dict().items()}, wrapped)
     reports = [
         compress(
-            one, tmp_path / f"small{n}.pt", truncation=KEEP, selection=SMALL, model=model, calibration=inputs(), jobs=1
+            path,
+            tmp_path / f"small{number}.pt",
+            truncation=KEEP,
+            selection=SMALL,
+            model=model,
+            calibration=inputs(),
+            jobs=1,
         )
-        for n, one in enumerate((plain, wrapped))
+        for number, path in enumerate((plain, wrapped))
     ]
 
-    one, other = ([(m.bonds, m.weighted_error, m.sensitivity) for m in report.matrices] for report in reports)
-    assert one == other
+    plain_figures, wrapped_figures = (
+        [(m.bonds, m.weighted_error, m.sensitivity) for m in report.matrices] for report in reports
+    )
+    assert plain_figures == wrapped_figures
     assert reports[1].matrices[0].corrected_bias == f"{prefix}0.bias"
-    assert one[0][0] != ()
+    assert plain_figures[0][0] != ()
 
 
 @pytest.mark.parametrize("truncation", [KEEP, Truncation(max_bond=3)])
 def test_one_calibration_for_many_budgets_is_a_new_one_for_each(tmp_path: Path, truncation: Truncation) -> None:
     model = seeded(two_layers)
     source = saved(tmp_path, model)
-    known = calibrate(source, inputs(), model)
-    made = []
-    for name, given in (("one", known), ("two", known), ("fresh", inputs())):
+    calibration = calibrate(source, inputs(), model)
+    files = []
+    for name, source_of_inputs in (("one", calibration), ("two", calibration), ("fresh", inputs())):
         target = tmp_path / f"{name}.safetensors"
         if name == "two":
-            compress(source, tmp_path / "other.pt", truncation=Truncation(keep=0.7), selection=SMALL, calibration=known)
-        compress(source, target, truncation=truncation, selection=SMALL, model=model, calibration=given, jobs=1)
-        made.append(target.read_bytes())
+            compress(
+                source, tmp_path / "other.pt", truncation=Truncation(keep=0.7), selection=SMALL, calibration=calibration
+            )
+        compress(
+            source, target, truncation=truncation, selection=SMALL, model=model, calibration=source_of_inputs, jobs=1
+        )
+        files.append(target.read_bytes())
 
-    assert made[0] == made[1] == made[2]
+    assert files[0] == files[1] == files[2]
 
 
 def test_a_kept_calibration_needs_no_model(tmp_path: Path, deep: Tagger) -> None:
-    kept = tmp_path / "kept.safetensors"
-    _, first = shrunk_file(tmp_path, deep, words(), save_calibration=kept)
-    small, report = shrunk_file(tmp_path, deep, kept, model=None)
-    found = report.calibration
+    stored = tmp_path / "kept.safetensors"
+    _, first = shrunk_file(tmp_path, deep, words(), save_calibration=stored)
+    small, report = shrunk_file(tmp_path, deep, stored, model=None)
+    calibration = report.calibration
 
-    assert found is not None
-    assert (found.divergence, found.unrelated_divergence, found.agreement) == (None, None, None)
-    assert (found.refit_mix, found.held_out_samples) == (1.0, 0)
-    assert found.output_change is None
-    assert (found.kind, found.samples) == ("classification", 36)
+    assert calibration is not None
+    assert (calibration.divergence, calibration.unrelated_divergence, calibration.agreement) == (None, None, None)
+    assert (calibration.refit_mix, calibration.held_out_samples) == (1.0, 0)
+    assert calibration.output_change is None
+    assert (calibration.kind, calibration.samples) == ("classification", 36)
     assert [matrix.bonds for matrix in report.matrices] == [matrix.bonds for matrix in first.matrices]
     assert "the outputs were not measured" in report.verdict()[0]
     plain = compress(tmp_path / "model.pt", tmp_path / "plain.pt", truncation=KEEP, selection=SMALL, jobs=1)
@@ -376,7 +393,7 @@ def test_int8_gives_way_where_it_costs_too_much(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_checkpoints_of_other_dtypes_keep_them(tmp_path: Path, dtype: torch.dtype) -> None:
     model = seeded(two_layers).to(dtype)
-    small, report = shrunk_file(tmp_path, model, [one.to(dtype) for one in inputs()])
+    small, report = shrunk_file(tmp_path, model, [tensor.to(dtype) for tensor in inputs()])
 
     assert report.compressed
     assert {tensor.dtype for tensor in expanded(small, model).state_dict().values()} == {dtype}
@@ -391,7 +408,7 @@ def test_checkpoints_of_other_dtypes_keep_them(tmp_path: Path, dtype: torch.dtyp
 def test_a_module_in_memory_is_compressed_as_its_file(tmp_path: Path, tagger: Tagger, truncation: Truncation) -> None:
     before = copy.deepcopy(tagger.state_dict())
     small, report = shrunk_file(tmp_path, tagger, words(), truncation)
-    made, other = compress_module(tagger, truncation=truncation, selection=SMALL, calibration=words(), jobs=1)
+    compressed, other = compress_module(tagger, truncation=truncation, selection=SMALL, calibration=words(), jobs=1)
     loaded = load(small, copy.deepcopy(tagger)).eval()
 
     assert [(m.bonds, m.weighted_error, m.sensitivity, m.corrected_bias) for m in report.matrices] == [
@@ -399,7 +416,7 @@ def test_a_module_in_memory_is_compressed_as_its_file(tmp_path: Path, tagger: Ta
     ]
     assert other.calibration == report.calibration
     x = words()[0]
-    assert made.eval()(x).equal(loaded(x))
+    assert compressed.eval()(x).equal(loaded(x))
     assert all(tensor.equal(before[name]) for name, tensor in tagger.state_dict().items())
 
 
@@ -474,9 +491,9 @@ def test_nothing_is_written_when_the_batches_fail(tmp_path: Path) -> None:
         yield torch.ones(2, 12)
         raise KeyError("mine")
 
-    kept = tmp_path / "kept.safetensors"
+    stored = tmp_path / "kept.safetensors"
     with pytest.raises(KeyError, match="mine"):
-        shrunk_file(tmp_path, seeded(two_layers), failing(), save_calibration=kept)
+        shrunk_file(tmp_path, seeded(two_layers), failing(), save_calibration=stored)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
@@ -500,11 +517,11 @@ def test_layers_whose_inputs_are_dead_are_compressed_all_the_same(tmp_path: Path
 )
 def test_the_verdict_says_how_far_outputs_moved(tmp_path: Path, kind: Any, how: str) -> None:
     _, report = shrunk_file(tmp_path, seeded(two_layers), CalibrationInputs(batches=inputs(), kind=kind))
-    said = " ".join(report.verdict())
+    verdict = " ".join(report.verdict())
 
     assert report.calibration is not None
     assert report.calibration.kind == kind
-    assert re.match(r"On held-out calibration inputs the outputs .*: " + how, said)
+    assert re.match(r"On held-out calibration inputs the outputs .*: " + how, verdict)
 
 
 def test_the_same_calibration_goes_to_a_module_in_memory(tmp_path: Path) -> None:

@@ -149,8 +149,8 @@ def test_every_target_is_kept_and_every_figure_is_true(tmp_path: Path, target: d
     report = compress(source, small, truncation=Truncation(**target), jobs=1)
 
     after = check_all(report, before, small, tmp_path)
-    for said, real in errors_of(report, before, after).values():
-        assert said == pytest.approx(real, rel=1e-3, abs=1e-6)  # float32 cores, multiplied out in float32
+    for reported, measured in errors_of(report, before, after).values():
+        assert reported == pytest.approx(measured, rel=1e-3, abs=1e-6)  # float32 cores, multiplied out in float32
     for matrix in report.compressed:
         # The rounding to float32 is no part of the promise: cut by cut the discarded weights are the squared error.
         assert sum(matrix.discarded_weights) / matrix.squared_norm == pytest.approx(matrix.relative_error**2, abs=1e-5)
@@ -202,8 +202,8 @@ def test_every_choice_of_sites_keeps_every_target(tmp_path: Path, sites: SitesCh
     report = compress(save(tmp_path / "m.pt", before), small, truncation=Truncation(**target), sites=sites, jobs=1)
 
     after = check_all(report, before, small, tmp_path)
-    for said, real in errors_of(report, before, after).values():
-        assert said == pytest.approx(real, rel=1e-3, abs=1e-6)
+    for reported, measured in errors_of(report, before, after).values():
+        assert reported == pytest.approx(measured, rel=1e-3, abs=1e-6)
     check_target(report, target)
     for matrix in report.compressed:
         assert len(matrix.row_dims) == (2 if sites == "lowrank" else sites)
@@ -234,7 +234,7 @@ def test_the_form_of_an_lstm_is_as_asked(tmp_path: Path, lstm: Any, members: set
 
 def test_what_is_skipped_is_said(tmp_path: Path) -> None:
     report = compress(save(tmp_path / "m.pt", state()), tmp_path / "s.pt", truncation=Truncation(max_bond=4), jobs=1)
-    reasons = {one.name: one.reason for one in report.skipped}
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
 
     assert reasons["embed.weight"] == "an embedding"
     assert reasons["gru.weight_hh_l0"].startswith("a GRU")
@@ -257,7 +257,9 @@ def test_what_is_skipped_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source_dtype", FLOAT_DTYPES)
 def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source_dtype: str) -> None:
     before = {
-        name: one for name, one in state(dtype=torch_dtype(source_dtype)).items() if name.startswith(("fc", "cell"))
+        name: tensor
+        for name, tensor in state(dtype=torch_dtype(source_dtype)).items()
+        if name.startswith(("fc", "cell"))
     }
     small = tmp_path / "small.safetensors"
 
@@ -271,8 +273,8 @@ def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source
     assert {(matrix.source_dtype, matrix.dtype) for matrix in report.compressed} == {(source_dtype, dtype)}
     # The dense file is rounded to its own dtype once more, by half of eps of every entry; here beside errors over 0.3.
     eps = torch.finfo(torch_dtype(source_dtype)).eps
-    for said, real in errors_of(report, before, after).values():
-        assert said == pytest.approx(real, rel=1e-3 + eps)
+    for reported, measured in errors_of(report, before, after).values():
+        assert reported == pytest.approx(measured, rel=1e-3 + eps)
 
 
 @pytest.mark.parametrize("dtype", STORED_DTYPES)
@@ -287,9 +289,9 @@ def test_an_error_target_holds_for_the_cores_as_stored(tmp_path: Path, dtype: st
     )
 
     after = check_all(report, before, small, tmp_path)
-    for said, real in errors_of(report, before, after).values():
-        assert real <= allowed * (1 + 1e-4)  # the expanded file is float32
-        assert said <= allowed
+    for reported, measured in errors_of(report, before, after).values():
+        assert measured <= allowed * (1 + 1e-4)  # the expanded file is float32
+        assert reported <= allowed
     for matrix in report.matrices:
         if not matrix.is_compressed:
             assert matrix.reason == f"no smaller MPO in {dtype} keeps a relative error of {allowed:.4g}"
@@ -367,12 +369,12 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_jobs(tmp_path: P
     before = {name: tensor for name, tensor in state().items() if name.startswith(("lstm", "cell", "fc"))}
     for container, target in ((".pt", Truncation(keep=0.2)), (".safetensors", Truncation(max_error=0.3))):
         source = save(tmp_path / f"m{container}", before)
-        made = []
+        files = []
         for number, jobs in enumerate((1, 1, 2, 3)):
             small = tmp_path / f"{number}{container}"
             compress(source, small, truncation=target, jobs=jobs)
-            made.append(small.read_bytes())
-        assert made == [made[0]] * 4
+            files.append(small.read_bytes())
+        assert files == [files[0]] * 4
 
 
 def test_large_matrices_give_the_same_bytes_with_any_number_of_jobs(tmp_path: Path) -> None:
@@ -398,8 +400,8 @@ def test_both_containers_hold_the_same(tmp_path: Path, source_container: str, co
 
     after = check_all(report, before, small, tmp_path)
 
-    for said, real in errors_of(report, before, after).values():
-        assert said == pytest.approx(real, rel=1e-3)
+    for reported, measured in errors_of(report, before, after).values():
+        assert reported == pytest.approx(measured, rel=1e-3)
 
 
 def test_a_training_checkpoint_keeps_its_nesting(tmp_path: Path) -> None:
@@ -498,9 +500,9 @@ def test_a_transposed_weight_comes_back_as_it_was(tmp_path: Path, container: str
         "h.c_fc.weight": ("conv1d", True, (256, 64)),
         "h.c_proj.weight": ("conv1d", True, (80, 80)),
     }
-    for said, real in errors_of(report, before, after).values():
-        assert said == pytest.approx(real, rel=1e-3, abs=1e-6)
-        assert real < 0.2
+    for reported, measured in errors_of(report, before, after).values():
+        assert reported == pytest.approx(measured, rel=1e-3, abs=1e-6)
+        assert measured < 0.2
     cores = load(small)
     straight = torch.einsum("aijb,bklc->ikjl", cores["h.c_fc.weight.core.0"], cores["h.c_fc.weight.core.1"])
     assert straight.reshape(-1).shape == (256 * 64,)
@@ -529,7 +531,7 @@ def test_a_transposed_weight_that_is_not_finite_keeps_its_shape_in_the_report(tm
 
     report = compress(source, tmp_path / "s.pt", truncation=Truncation(max_bond=4), jobs=1)
 
-    assert {one.name: one.shape for one in report.skipped}["a.weight"] == (64, 256)
+    assert {tensor.name: tensor.shape for tensor in report.skipped}["a.weight"] == (64, 256)
 
 
 def test_a_bond_for_a_tied_name_is_one_for_the_weight_it_is_tied_to(tmp_path: Path) -> None:
@@ -552,7 +554,7 @@ def test_the_model_that_was_run_is_named_in_the_report(tmp_path: Path) -> None:
 
     assert f"{spec} was imported and run." in report.notes
     assert report_in(tmp_path / "s.pt").notes == report.notes
-    assert {one.name: one.reason for one in report.skipped}["weight_hh_l0"] == (
+    assert {tensor.name: tensor.reason for tensor in report.skipped}["weight_hh_l0"] == (
         "a weight of nn.GRU, which is not compressed"
     )
 
@@ -566,7 +568,7 @@ def test_the_dtype_counts_in_a_plan(tmp_path: Path) -> None:
     planned = plan(source, truncations=targets, dtype="float32", jobs=1)
     for choice, target in zip(planned.choices, targets, strict=True):
         report = compress(source, tmp_path / "s.pt", truncation=target, dtype="float32", jobs=1, overwrite=True)
-        assert [one.reason for one in choice.matrices] == [one.reason for one in report.matrices]
+        assert [matrix.reason for matrix in choice.matrices] == [matrix.reason for matrix in report.matrices]
         assert choice.parameters == report.totals.parameters
 
     assert "in float32 its cores take no fewer bytes" in planned.choices[1].matrices[0].reason
@@ -617,7 +619,7 @@ def test_a_weight_that_is_not_finite_is_left_alone_and_the_rest_done(tmp_path: P
 
     members = {name for matrix in report.compressed for name in matrix.members}
     assert members == {"lstm.weight_hh_l0", "lstm.weight_ih_l0_reverse", "lstm.weight_hh_l0_reverse", "fc.weight"}
-    assert "NaN or Inf" in {one.name: one.reason for one in report.skipped}["lstm.weight_ih_l0"]
+    assert "NaN or Inf" in {tensor.name: tensor.reason for tensor in report.skipped}["lstm.weight_ih_l0"]
     assert [sentence for sentence in report.unmet if "NaN or Inf" in sentence]
     after = load(tmp_path / "dense.pt")
     assert torch.equal(after["lstm.weight_ih_l0"].nan_to_num(7), before["lstm.weight_ih_l0"].nan_to_num(7))
@@ -698,9 +700,9 @@ def test_a_target_that_changes_nothing_is_met(tmp_path: Path) -> None:
 
 
 def test_a_file_with_nothing_finite_can_be_planned(tmp_path: Path) -> None:
-    made = plan(save(tmp_path / "m.pt", {"a.weight": torch.full((64, 64), math.nan)}), jobs=1)
+    prediction = plan(save(tmp_path / "m.pt", {"a.weight": torch.full((64, 64), math.nan)}), jobs=1)
 
-    assert {choice.parameters for choice in made.choices} == {64 * 64}
+    assert {choice.parameters for choice in prediction.choices} == {64 * 64}
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
@@ -709,7 +711,7 @@ def test_the_unit_of_a_weight_does_not_matter(tmp_path: Path, scale: float) -> N
     plain = {"a.weight": decaying(64, 64, 0).float()}
     scaled = {"a.weight": plain["a.weight"] * scale}
 
-    one, other = (
+    report, scaled_report = (
         compress(
             save(tmp_path / f"{name}.pt", tensors),
             tmp_path / f"{name}.small.pt",
@@ -719,8 +721,8 @@ def test_the_unit_of_a_weight_does_not_matter(tmp_path: Path, scale: float) -> N
         for name, tensors in (("plain", plain), ("scaled", scaled))
     )
 
-    assert [matrix.bonds for matrix in other.compressed] == [matrix.bonds for matrix in one.compressed]
-    assert other.relative_error == pytest.approx(one.relative_error, rel=1e-2)
+    assert [matrix.bonds for matrix in scaled_report.compressed] == [matrix.bonds for matrix in report.compressed]
+    assert scaled_report.relative_error == pytest.approx(report.relative_error, rel=1e-2)
 
 
 def test_zeros_and_one_entry_and_primes(tmp_path: Path) -> None:
@@ -772,10 +774,10 @@ def test_a_plan_predicts_what_compress_does(tmp_path: Path) -> None:
     source = save(tmp_path / "m.pt", state())
     truncations = [Truncation(**target) for target in TARGETS if target.get("max_bond") != 1000]
 
-    made = plan(source, truncations=truncations, jobs=1)
+    prediction = plan(source, truncations=truncations, jobs=1)
 
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
-    for choice, truncation in zip(made.choices, truncations, strict=True):
+    for choice, truncation in zip(prediction.choices, truncations, strict=True):
         report = compress(source, tmp_path / "small.pt", truncation=truncation, jobs=1, overwrite=True)
         assert choice.problem == ""
         for predicted, real in zip(choice.matrices, report.matrices, strict=True):
@@ -795,14 +797,14 @@ def test_a_plan_predicts_what_compress_does(tmp_path: Path) -> None:
 def test_a_plan_says_which_targets_cannot_be_met_and_shows_the_rest(tmp_path: Path) -> None:
     source = save(tmp_path / "m.pt", state())
 
-    made = plan(source, truncations=[Truncation(keep=0.001), Truncation(max_bond=2)], jobs=1)
+    prediction = plan(source, truncations=[Truncation(keep=0.001), Truncation(max_bond=2)], jobs=1)
 
-    assert made.choices[0].problem.startswith("a budget of ")
-    assert made.choices[0].target.achieved is None
-    assert made.choices[1].problem == ""
-    assert made.checkpoint.target is None
-    assert made.checkpoint.totals.parameters == made.checkpoint.totals.dense_parameters
-    assert json.loads(made.to_json())["format"] == "mpocompress-plan"
+    assert prediction.choices[0].problem.startswith("a budget of ")
+    assert prediction.choices[0].target.achieved is None
+    assert prediction.choices[1].problem == ""
+    assert prediction.checkpoint.target is None
+    assert prediction.checkpoint.totals.parameters == prediction.checkpoint.totals.dense_parameters
+    assert json.loads(prediction.to_json())["format"] == "mpocompress-plan"
 
 
 @pytest.mark.parametrize(
@@ -810,125 +812,125 @@ def test_a_plan_says_which_targets_cannot_be_met_and_shows_the_rest(tmp_path: Pa
     [(Truncation(max_bond=4), ["decomposing"]), (Truncation(keep=0.5), ["surveying", "decomposing"])],
 )
 def test_progress_is_told_for_every_step(tmp_path: Path, truncation: Truncation, steps: list[str]) -> None:
-    said: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
 
     compress(
         save(tmp_path / "m.pt", state()),
         tmp_path / "small.pt",
         truncation=truncation,
         jobs=2,
-        progress=lambda *one: said.append(one),
+        progress=lambda *arguments: calls.append(arguments),
     )
 
-    assert list(dict.fromkeys(step for step, _, _ in said)) == steps
-    assert all(0 <= done <= count for _, done, count in said)
+    assert list(dict.fromkeys(step for step, _, _ in calls)) == steps
+    assert all(0 <= done <= count for _, done, count in calls)
 
 
-Made = Callable[[str], Path]
+Maker = Callable[[str], Path]
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Made:
+def make(tmp_path: Path) -> Maker:
     """Files by name: `model.pt` is plain, `small.pt` compressed, `bias.pt` has nothing to compress."""
 
-    def make(name: str) -> Path:
+    def file(name: str) -> Path:
         path = tmp_path / name
         if name.startswith("small"):
-            compress(make("model.pt"), path, truncation=Truncation(max_bond=4), jobs=1)
+            compress(file("model.pt"), path, truncation=Truncation(max_bond=4), jobs=1)
         elif name.startswith("bias"):
             save(path, {"a.bias": torch.ones(4), "fc.weight": torch.ones(3, 64), "conv.weight": torch.ones(4, 4, 3)})
         else:
             save(path, {"fc.weight": decaying(64, 80, 0).float()})
         return path
 
-    return make
+    return file
 
 
 FOUR = Truncation(max_bond=4)
 
 
-Call = Callable[[Made, Path], object]
+Call = Callable[[Maker, Path], object]
 
 REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
     "compress a compressed file": (
-        lambda made, out: compress(made("small.pt"), out, truncation=FOUR),
+        lambda make, out: compress(make("small.pt"), out, truncation=FOUR),
         CheckpointError,
         r"small.pt: the checkpoint is already compressed; compressing cores again would add a second error\. Comp",
     ),
     "plan a compressed file": (
-        lambda made, out: plan(made("small.safetensors")),
+        lambda make, out: plan(make("small.safetensors")),
         CheckpointError,
         "small.safetensors: the checkpoint is already compressed",
     ),
     "expand an ordinary file": (
-        lambda made, out: expand(made("model.pt"), out),
+        lambda make, out: expand(make("model.pt"), out),
         FormatError,
         "model.pt: the checkpoint is not compressed; it has no compression report. Pass a file that mpocompress wrote",
     ),
     "nothing to compress": (
-        lambda made, out: compress(made("bias.pt"), out, truncation=FOUR),
+        lambda make, out: compress(make("bias.pt"), out, truncation=FOUR),
         CheckpointError,
         "bias.pt: 3 tensors, none of them a weight that can be compressed; 1 x .* Lower the smallest side, select",
     ),
     "dtype": (
-        lambda made, out: compress(made("model.pt"), out, truncation=FOUR, dtype="int4"),
+        lambda make, out: compress(make("model.pt"), out, truncation=FOUR, dtype="int4"),
         TargetError,
         "dtype: got 'int4'; it must be one of float16, bfloat16, float32, float64, int8. Pass such a value.",
     ),
     "jobs": (
-        lambda made, out: compress(made("model.pt"), out, truncation=FOUR, jobs=0),
+        lambda make, out: compress(make("model.pt"), out, truncation=FOUR, jobs=0),
         TargetError,
         "jobs: got 0; it must be an integer of 1 or more. Pass such a value.",
     ),
     "sites": (
-        lambda made, out: compress(made("model.pt"), out, truncation=FOUR, sites=7),
+        lambda make, out: compress(make("model.pt"), out, truncation=FOUR, sites=7),
         SitesError,
         "sites: got 7; it must be auto, lowrank, or a number of sites from 2 to 5. Pass one of these",
     ),
     "sites of a plan": (
-        lambda made, out: plan(made("model.pt"), sites=1),
+        lambda make, out: plan(make("model.pt"), sites=1),
         SitesError,
         "sites: got 1; it must be auto, lowrank, or a number of sites from 2 to 5",
     ),
     "pattern": (
-        lambda made, out: compress(made("model.pt"), out, truncation=FOUR, selection=Selection(include=("lstm*",))),
+        lambda make, out: compress(make("model.pt"), out, truncation=FOUR, selection=Selection(include=("lstm*",))),
         SelectionError,
         r"include pattern 'lstm\*': matches no layer and no tensor; .* Names look like fc.weight",
     ),
     "pattern of a bond": (
-        lambda made, out: compress(
-            made("model.pt"), out, truncation=Truncation(max_bond=4, bond_by_layer={"lstm*": 2})
+        lambda make, out: compress(
+            make("model.pt"), out, truncation=Truncation(max_bond=4, bond_by_layer={"lstm*": 2})
         ),
         SelectionError,
         r"bond cap for 'lstm\*': the glob matches no layer that can be compressed; a cap .*\. Use names such as fc,",
     ),
     "budget": (
-        lambda made, out: compress(made("model.pt"), out, truncation=Truncation(keep=0.001)),
+        lambda make, out: compress(make("model.pt"), out, truncation=Truncation(keep=0.001)),
         TargetError,
         r"keep 0.001: a budget of 5 parameters; the smallest bonds already need \d+\. Allow more",
     ),
     "output is input": (
-        lambda made, out: compress(made("model.pt"), made("model.pt"), truncation=FOUR, overwrite=True),
+        lambda make, out: compress(make("model.pt"), make("model.pt"), truncation=FOUR, overwrite=True),
         OutputError,
         "model.pt: the output is a file being read",
     ),
     "compress onto a file": (
-        lambda made, out: compress(made("model.pt"), made("bias.pt"), truncation=FOUR),
+        lambda make, out: compress(make("model.pt"), make("bias.pt"), truncation=FOUR),
         OutputExistsError,
         "bias.pt: the file exists",
     ),
     "expand onto a file": (
-        lambda made, out: expand(made("small.pt"), made("bias.pt")),
+        lambda make, out: expand(make("small.pt"), make("bias.pt")),
         OutputExistsError,
         "bias.pt: the file exists",
     ),
     "no input": (
-        lambda made, out: compress(out.parent / "none.pt", out, truncation=FOUR),
+        lambda make, out: compress(out.parent / "none.pt", out, truncation=FOUR),
         CheckpointError,
         "none.pt",
     ),
     "no folder": (
-        lambda made, out: compress(made("model.pt"), out.parent / "no" / "x.pt", truncation=FOUR),
+        lambda make, out: compress(make("model.pt"), out.parent / "no" / "x.pt", truncation=FOUR),
         OutputError,
         "no folder",
     ),
@@ -936,10 +938,10 @@ REFUSALS: dict[str, tuple[Call, type[MPOCompressError], str]] = {
 
 
 @pytest.mark.parametrize("case", list(REFUSALS))
-def test_what_cannot_be_done_is_refused_in_words_and_leaves_nothing(tmp_path: Path, made: Made, case: str) -> None:
+def test_what_cannot_be_done_is_refused_in_words_and_leaves_nothing(tmp_path: Path, make: Maker, case: str) -> None:
     call, kind, message = REFUSALS[case]
     with pytest.raises(kind, match=message) as raised:
-        call(made, tmp_path / "out.pt")
+        call(make, tmp_path / "out.pt")
 
     error = raised.value
     assert str(error) == f"{error.where}: {error.found}; {error.why}. {error.action}"
@@ -954,8 +956,8 @@ def test_what_cannot_be_done_is_refused_in_words_and_leaves_nothing(tmp_path: Pa
     }
 
 
-def test_a_matrix_of_the_report_is_found_in_the_file_by_its_name(tmp_path: Path, made: Made) -> None:
-    small = made("small.pt")
+def test_a_matrix_of_the_report_is_found_in_the_file_by_its_name(tmp_path: Path, make: Maker) -> None:
+    small = make("small.pt")
     matrix: MatrixReport = report_in(small).matrices[0]
     tensors = load(small)
 

@@ -48,8 +48,10 @@ def decomposed(name: str, members: dict[str, Tensor], bond: int, dtype: torch.dt
     spec = MatrixSpec(
         name=name,
         members=tuple(
-            Member(name=one, shape=(tensor.shape[0], tensor.shape[1]), dtype=str(tensor.dtype).removeprefix("torch."))
-            for one, tensor in members.items()
+            Member(
+                name=member, shape=(tensor.shape[0], tensor.shape[1]), dtype=str(tensor.dtype).removeprefix("torch.")
+            )
+            for member, tensor in members.items()
         ),
     )
     report = dataclasses.replace(
@@ -111,19 +113,19 @@ def test_cores_stand_where_the_first_member_stood() -> None:
     tensors = model()
     report, mpo = joint(tensors)
 
-    made = compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
+    stored = compressed_tensors(infos(tensors), {report.name: (report, mpo)}, tensors.__getitem__)
 
-    assert list(made) == ["first", "lstm.weight_joint.core.0", "lstm.weight_joint.core.1", "lstm.bias", "last"]
-    assert made["lstm.bias"] is tensors["lstm.bias"]
+    assert list(stored) == ["first", "lstm.weight_joint.core.0", "lstm.weight_joint.core.1", "lstm.bias", "last"]
+    assert stored["lstm.bias"] is tensors["lstm.bias"]
 
 
 def test_tied_tensors_are_left_out_and_not_read() -> None:
     tensors = model()
     names = infos(tensors, {"twin": "last"})
 
-    made = compressed_tensors(names, {}, tensors.__getitem__)
+    stored = compressed_tensors(names, {}, tensors.__getitem__)
 
-    assert list(made) == list(tensors)
+    assert list(stored) == list(tensors)
 
 
 def test_only_what_stays_is_read() -> None:

@@ -74,7 +74,7 @@ def check_sizes(report: Report, tensors: State) -> None:
     scaled = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(".scale"))
     assert scaled == sum(sum(channels(matrix.bonds)) for matrix in report.compressed) > 0
     assert report.totals.parameters == sum(tensor.numel() for tensor in tensors.values()) - scaled
-    assert report.totals.size_bytes_after == sum(one.numel() * one.element_size() for one in tensors.values())
+    assert report.totals.size_bytes_after == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def test_a_loaded_model_is_the_expanded_one(tmp_path: Path, suffix: str, lstm: L
     model, twin = load(small, Net()).eval(), expanded(small, net)
 
     check_sizes(report_in(small), stored(small))
-    assert {one.dtype for one in model.state_dict().values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
     assert not any(name.endswith(".scale") for name in model.state_dict())
     for path in ("fc", "own", "head"):
         assert torch.equal(model.get_submodule(path).weight.dense(), twin.get_submodule(path).weight)
@@ -123,7 +123,7 @@ def test_half_models_come_back_half(tmp_path: Path, dtype: torch.dtype, suffix: 
     check_sizes(report, stored(small))
     assert report.totals.size_bytes_after < report.totals.size_bytes_before / 2
     model, twin = load(small, Net().to(dtype)), expanded(small, net)
-    assert {one.dtype for one in model.parameters()} == {dtype}
+    assert {tensor.dtype for tensor in model.parameters()} == {dtype}
     assert twin.fc.weight.dtype == dtype
     # Cores with entries up to about 1 are rounded to a half type before they are multiplied out, not after.
     torch.testing.assert_close(model.fc.weight.dense(), twin.fc.weight, rtol=0, atol=16 * torch.finfo(dtype).eps)
@@ -167,10 +167,12 @@ def test_in_a_folder_scales_are_in_the_shard_of_their_core(tmp_path: Path) -> No
     }
     check_sizes(report, tensors)
     assert weight_map(tmp_path / "dense") == original
-    dense = {name: one for file in (tmp_path / "dense").glob("*.safetensors") for name, one in stored(file).items()}
+    dense = {
+        name: tensor for file in (tmp_path / "dense").glob("*.safetensors") for name, tensor in stored(file).items()
+    }
     wanted = torch.load(tmp_path / "dense.pt", weights_only=True)
     assert dense.keys() == wanted.keys()
-    assert all(torch.equal(one, wanted[name]) for name, one in dense.items())
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in dense.items())
 
 
 def test_the_form_of_the_original_comes_back(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_form_of_the_original_comes_back(tmp_path: Path) -> None:
 
     again = torch.load(tmp_path / "like.pt", weights_only=False).state_dict()
     plain = torch.load(tmp_path / "dense.pt", weights_only=True)
-    assert all(torch.equal(one, plain[name]) for name, one in again.items())
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in again.items())
 
 
 @torch.no_grad()
@@ -198,7 +200,7 @@ def test_a_loaded_model_is_trained_and_saved_in_floating_point(tmp_path: Path) -
     assert ROUNDED in report.notes
     tensors = stored(tmp_path / "again.pt")
     assert set(tensors) == set(model.state_dict())
-    assert report.totals.size_bytes_after == sum(one.numel() * one.element_size() for one in tensors.values())
+    assert report.totals.size_bytes_after == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     again = load(tmp_path / "again.pt", Net()).eval()
     assert torch.equal(again(WORDS), model(WORDS))
     assert save(again, tmp_path / "again.pt", overwrite=True) == report, "nothing is said twice"
@@ -213,8 +215,8 @@ def test_it_is_benched_and_looked_at_like_any_other(tmp_path: Path) -> None:
         assert checkpoint.tensor("fc.weight.core.0").dtype == torch.int8
     benched = mpocompress.bench(small, layers=("fc",), batches=(1,), repeats=1)
     (case,) = benched.results[0].cases
-    compressed_ones = [one for one in case.contenders if one.kind == "compressed"]
-    assert all((one.largest_difference or 0.0) < 1e-4 for one in compressed_ones)
+    contenders = [contender for contender in case.contenders if contender.kind == "compressed"]
+    assert all((contender.largest_difference or 0.0) < 1e-4 for contender in contenders)
     assert any("stored as int8" in note for note in benched.notes)
     with pytest.raises(CheckpointError, match="the checkpoint is already compressed"):
         plan(small)
@@ -267,8 +269,12 @@ def test_bytes_of_scales_decide_whether_cores_are_worth_it(tmp_path: Path) -> No
     report = compress(tmp_path / "m.pt", tmp_path / "s.pt", truncation=truncation, **options)
     (planned,) = plan(tmp_path / "m.pt", truncations=[truncation], **options).choices
 
-    assert [one.parameters for one in report.matrices] == [one.parameters for one in planned.matrices] == [66, 6]
-    assert [one.reason for one in report.matrices] == [one.reason for one in planned.matrices]
+    assert (
+        [matrix.parameters for matrix in report.matrices]
+        == [matrix.parameters for matrix in planned.matrices]
+        == [66, 6]
+    )
+    assert [matrix.reason for matrix in report.matrices] == [matrix.reason for matrix in planned.matrices]
     assert report.matrices[1].reason == "in int8 its cores take no fewer bytes than the dense weight in float16"
     check_sizes(report, stored(tmp_path / "s.pt"))
 
@@ -293,22 +299,28 @@ def put(name: str, value: Callable[[Tensor], Tensor]) -> Callable[[State], objec
 CORE, SCALE = "fc.weight.core.0", "fc.weight.core.0.scale"
 EDITS: dict[str, tuple[Callable[[State], object], str]] = {
     "no scale": (lambda state: state.pop(SCALE), r"^bad\.pt: no tensor 'fc\.weight\.core\.0\.scale'; the report says"),
-    "a scale of NaN": (put(SCALE, lambda one: one.fill_(torch.nan)), r"scales that are not all positive and finite"),
-    "a scale of Inf": (put(SCALE, lambda one: one.index_fill(0, torch.tensor([1]), torch.inf)), "scales that are not"),
-    "a scale of 0": (put(SCALE, lambda one: one.index_fill(0, torch.tensor([2]), 0)), "scales that are not all"),
+    "a scale of NaN": (
+        put(SCALE, lambda tensor: tensor.fill_(torch.nan)),
+        r"scales that are not all positive and finite",
+    ),
+    "a scale of Inf": (
+        put(SCALE, lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.inf)),
+        "scales that are not",
+    ),
+    "a scale of 0": (put(SCALE, lambda tensor: tensor.index_fill(0, torch.tensor([2]), 0)), "scales that are not all"),
     "a scale below 0": (put(SCALE, torch.neg), "scales that are not all positive"),
-    "a scale that makes Inf": (put(SCALE, lambda one: one.fill_(3e38)), "cores that hold NaN or Inf"),
-    "a code of -128": (put(CORE, lambda one: one.fill_(-128)), "codes below -127"),
+    "a scale that makes Inf": (put(SCALE, lambda tensor: tensor.fill_(3e38)), "cores that hold NaN or Inf"),
+    "a code of -128": (put(CORE, lambda tensor: tensor.fill_(-128)), "codes below -127"),
     "scales of another number": (
-        put(SCALE, lambda one: one[:3]),
+        put(SCALE, lambda tensor: tensor[:3]),
         r"scales of shapes .*; cores in int8 have .*, float32",
     ),
-    "scales for every entry": (put(SCALE, lambda one: one.expand(2, 4)), "scales of shapes"),
+    "scales for every entry": (put(SCALE, lambda tensor: tensor.expand(2, 4)), "scales of shapes"),
     "scales in float64": (put(SCALE, torch.Tensor.double), "scales of shapes"),
-    "scales in int8": (put(SCALE, lambda one: one.to(torch.int8)), "scales of shapes"),
+    "scales in int8": (put(SCALE, lambda tensor: tensor.to(torch.int8)), "scales of shapes"),
     "floating cores": (put(CORE, torch.Tensor.float), r"cores of shapes .*; the report says .*, int8"),
-    "unsigned cores": (put(CORE, lambda one: one.view(torch.uint8)), r"the report says .*, int8"),
-    "a core of another shape": (put(CORE, lambda one: one[:, :2]), r"fc\.weight: cores of shapes"),
+    "unsigned cores": (put(CORE, lambda tensor: tensor.view(torch.uint8)), r"the report says .*, int8"),
+    "a core of another shape": (put(CORE, lambda tensor: tensor[:, :2]), r"fc\.weight: cores of shapes"),
 }
 
 
@@ -331,7 +343,7 @@ def test_what_was_tampered_with_is_refused(tmp_path: Path, edit: str) -> None:
             read()
         assert caught.value.action.startswith("The file is damaged or was edited")
     assert not (tmp_path / "dense.pt").exists()
-    assert all(torch.equal(one, before[name]) for name, one in net.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
 def test_a_scale_beside_a_floating_core_is_refused(tmp_path: Path) -> None:

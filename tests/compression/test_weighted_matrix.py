@@ -48,11 +48,11 @@ class Case:
 
     def weighted(self, name: str, *, bias: bool = True) -> WeightedMatrix:
         state = self.model.state_dict()
-        found = with_metric(
-            self.matrices[name], state[name], self.calibration, lambda one: state[one] if bias else None
+        matrix = with_metric(
+            self.matrices[name], state[name], self.calibration, lambda bias_name: state[bias_name] if bias else None
         )
-        assert found is not None
-        return found
+        assert matrix is not None
+        return matrix
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def case(tmp_path: Path) -> Case:
 
 def curves_of(weighted: WeightedMatrix, *shapes: object) -> MatrixCurves:
     sites = shapes or (low_rank(*weighted.matrix.shape),)
-    curves = tuple(ErrorCurve(sites=one, tails=(np.linspace(1.0, 0.0, 11),)) for one in sites)  # type: ignore[arg-type]
+    curves = tuple(ErrorCurve(sites=shape, tails=(np.linspace(1.0, 0.0, 11),)) for shape in sites)  # type: ignore[arg-type]
     return MatrixCurves(squared_norm=1.0, curves=curves)
 
 
@@ -226,8 +226,8 @@ def test_a_refit_keeps_sites_and_bonds(case: Case) -> None:
     weighted = case.weighted("2.weight")
     for sites in (low_rank(10, 16), balanced(10, 16, 2)):
         start = weighted.fitted(sites, sites.capped(2), 5)
-        found = refitted(start, weighted.weight, torch.eye(16).double(), weighted.metric.outputs)
-        assert (found.sites, found.bonds) == (sites, start.bonds)
+        fitted = refitted(start, weighted.weight, torch.eye(16).double(), weighted.metric.outputs)
+        assert (fitted.sites, fitted.bonds) == (sites, start.bonds)
 
 
 def test_after_a_refit_the_mean_error_lies_between_two_means(case: Case) -> None:

@@ -51,10 +51,12 @@ def test_it_becomes_what_the_file_becomes(tmp_path: Path, target: dict[str, Any]
     stored = report_in(small)
     same_report(report, stored)
     assert report.target == stored.target
-    assert [(one.name, one.shape) for one in report.skipped] == [(one.name, one.shape) for one in stored.skipped]
+    assert [(tensor.name, tensor.shape) for tensor in report.skipped] == [
+        (tensor.name, tensor.shape) for tensor in stored.skipped
+    ]
     wanted = load(small, Net()).eval()
     assert list(model.state_dict()) == list(wanted.state_dict())
-    assert all(torch.equal(one, model.state_dict()[name]) for name, one in wanted.state_dict().items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in wanted.state_dict().items())
     assert torch.equal(model(WORDS), wanted(WORDS))
     assert state_of(net) == before
     totals = ("dense_parameters", "parameters", "size_bytes_before", "size_bytes_after")
@@ -76,7 +78,7 @@ def test_the_new_model_shares_nothing_with_the_given_one(lstm: LSTMChoice) -> No
     assert state_of(net) == before
     assert not {id(module) for module in model.modules()} & {id(module) for module in net.modules()}
     assert (model.training, model.lstm.training) == (True, False)
-    assert not any(one.requires_grad for one in model.fc.parameters())
+    assert not any(tensor.requires_grad for tensor in model.fc.parameters())
 
 
 def test_replaced_weights_are_never_copied(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,7 @@ def test_layers_tied_and_shared_stay_so_in_the_new_model() -> None:
     assert isinstance(model.first.weight, MPOWeight)
     assert model.left is model.right
     assert report.aliases["second.weight"] == "first.weight"
-    assert len(report.compressed) == len({one.name for one in report.compressed}) <= 3
+    assert len(report.compressed) == len({matrix.name for matrix in report.compressed}) <= 3
 
 
 def test_views_of_one_memory_are_tied_by_value() -> None:
@@ -143,7 +145,7 @@ def test_only_what_was_selected_is_replaced() -> None:
 
     assert isinstance(model.fc, MPOLinear)
     assert model.fc.execution == "materialised"
-    assert [type(one) for one in (model.lstm, model.cell)] == [nn.LSTM, nn.LSTMCell]
+    assert [type(layer) for layer in (model.lstm, model.cell)] == [nn.LSTM, nn.LSTMCell]
 
 
 def test_classes_decide_what_a_layer_is() -> None:
@@ -152,7 +154,7 @@ def test_classes_decide_what_a_layer_is() -> None:
 
     _, report = compress_module(filled(net), Truncation(max_bond=4), selection=SMALL)
 
-    assert [(one.name, one.kind_from) for one in report.compressed] == [("fc.weight", "recorded class")]
+    assert [(matrix.name, matrix.kind_from) for matrix in report.compressed] == [("fc.weight", "recorded class")]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
@@ -164,14 +166,14 @@ def test_cores_are_rounded_and_stay_in_the_dtype_of_the_weight(tmp_path: Path, d
 
     same_report(report, report_in(small))
     wanted = load(small, Net()).state_dict()
-    assert all(torch.equal(one, wanted[name]) for name, one in model.state_dict().items())
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
 
 
 def test_half_models_stay_half() -> None:
     model, report = compress_module(filled(Net()).bfloat16(), Truncation(max_bond=BOND), selection=SMALL)
 
-    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
-    assert {one.dtype for one in report.compressed} == {"bfloat16"}
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+    assert {matrix.dtype for matrix in report.compressed} == {"bfloat16"}
 
 
 def test_the_digest_tells_models_apart_and_nothing_else() -> None:
@@ -192,11 +194,13 @@ def test_progress_is_told_and_the_folder_for_temporary_files_is_left_clean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    told: list[Any] = []
+    steps: list[Any] = []
 
-    compress_module(filled(Net()), Truncation(max_bond=BOND), selection=SMALL, progress=lambda *step: told.append(step))
+    compress_module(
+        filled(Net()), Truncation(max_bond=BOND), selection=SMALL, progress=lambda *step: steps.append(step)
+    )
 
-    assert told
+    assert steps
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,7 +245,7 @@ class OwnLSTM(nn.LSTM):
 
 class Renames(nn.Sequential):
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        return {f"net.{name}": one for name, one in super().state_dict(*args, **options).items()}
+        return {f"net.{name}": tensor for name, tensor in super().state_dict(*args, **options).items()}
 
 
 class NotCopied(nn.Sequential):

@@ -99,8 +99,8 @@ def test_a_folder_an_open_checkpoint_and_a_text_are_sources(tmp_path: Path) -> N
 
     with mpocompress.open_checkpoint(small) as opened:
         for source in (str(small), opened, opened):
-            found = load(source, Net()).state_dict()
-            assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+            loaded_state = load(source, Net()).state_dict()
+            assert all(torch.equal(loaded_state[name], tensor) for name, tensor in wanted.items())
 
 
 @torch.no_grad()
@@ -199,7 +199,7 @@ def test_cores_get_the_dtype_of_the_parameter(tmp_path: Path, stored: str | None
     model = load(small, Net().to(dtype))
 
     assert {tensor.dtype for tensor in model.parameters()} == {dtype}
-    eps = max(torch.finfo(one).eps for one in (dtype, getattr(torch, stored or "float32"), torch.float32))
+    eps = max(torch.finfo(held).eps for held in (dtype, getattr(torch, stored or "float32"), torch.float32))
     weight, wanted = model.fc.weight.mpo().to(torch.float64), expanded(small, net).fc.weight
     # Entries up to about 1, of cores with entries up to about 2: each is rounded twice.
     assert (weight.to_matrix() - wanted).abs().max() < 16 * eps
@@ -215,7 +215,7 @@ def test_what_is_frozen_stays_frozen_and_modes_are_kept(tmp_path: Path) -> None:
 
     load(small, model)
 
-    frozen = {name.partition(".")[0] for name, one in model.named_parameters() if not one.requires_grad}
+    frozen = {name.partition(".")[0] for name, tensor in model.named_parameters() if not tensor.requires_grad}
     assert frozen == {"fc", "head", "lstm"}
     assert [name for name, module in model.named_children() if not module.training] == ["lstm"]
 
@@ -268,7 +268,7 @@ def test_tied_weights_stay_tied_where_the_model_ties_them(tmp_path: Path, suffix
     assert apart.second.weight is not apart.first.weight
     assert torch.equal(apart.second.weight.dense(), apart.first.weight.dense())
     assert torch.equal(apart.embed_again.weight, net.embed.weight)
-    stores = {core.data_ptr() for one in (apart.first, apart.second) for core in one.weight.parameters()}
+    stores = {core.data_ptr() for layer in (apart.first, apart.second) for core in layer.weight.parameters()}
     assert len(stores) == 4
 
 
@@ -276,7 +276,9 @@ def test_a_tied_name_that_the_file_left_out_is_not_missing(tmp_path: Path) -> No
     """So transformers and safetensors write them."""
     net = filled(Tied(tie=True))
     source, small = tmp_path / "model.safetensors", tmp_path / "small.safetensors"
-    state = {name: one for name, one in net.state_dict().items() if name not in ("second.weight", "embed_again.weight")}
+    state = {
+        name: tensor for name, tensor in net.state_dict().items() if name not in ("second.weight", "embed_again.weight")
+    }
     save_file(state, source)
     compress(source, small, truncation=Truncation(max_bond=BOND), selection=SMALL)
 
@@ -468,7 +470,7 @@ def test_a_weight_that_is_a_buffer_is_replaced_and_not_trained(tmp_path: Path) -
 
     model = load(small, nn.ModuleDict({"fixed": Fixed(), "fc": nn.Linear(16, 16)}))
 
-    assert [name for name, one in model.named_parameters() if one.requires_grad] == [
+    assert [name for name, tensor in model.named_parameters() if tensor.requires_grad] == [
         "fc.bias",
         "fc.weight.core.0",
         "fc.weight.core.1",
@@ -537,12 +539,12 @@ def test_a_loaded_model_is_an_ordinary_module(tmp_path: Path) -> None:
 def test_a_loaded_model_trains(tmp_path: Path) -> None:
     model = load(compressed(tmp_path, filled(Net())), Net()).train()
     optimizer = torch.optim.Adam(model.parameters())
-    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 
     model(WORDS).square().sum().backward()
     optimizer.step()
 
-    still = [name for name, one in model.named_parameters() if torch.equal(one, before[name])]
+    still = [name for name, tensor in model.named_parameters() if torch.equal(tensor, before[name])]
     assert still == []
 
 

@@ -51,9 +51,9 @@ class Wrapped(nn.Module):
 def sums(report: Report, model: nn.Module) -> None:
     """The totals are those of the tensors of a model, each counted once."""
     report.check()
-    unique = {one.data_ptr(): one for one in model.state_dict().values()}.values()
-    assert report.totals.parameters == sum(one.numel() for one in unique)
-    assert report.totals.size_bytes_after == sum(one.numel() * one.element_size() for one in unique)
+    unique = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()
+    assert report.totals.parameters == sum(tensor.numel() for tensor in unique)
+    assert report.totals.size_bytes_after == sum(tensor.numel() * tensor.element_size() for tensor in unique)
 
 
 @torch.no_grad()
@@ -100,12 +100,12 @@ def test_another_dtype_is_that_of_the_file(tmp_path: Path, dtype: torch.dtype) -
     assert {matrix.source_dtype for matrix in report.compressed} == {"float32"}
     sums(report, model)
     again = load(tmp_path / "again.pt", Net().to(dtype)).eval()
-    assert all(torch.equal(one, model.state_dict()[name]) for name, one in again.state_dict().items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
     expand(tmp_path / "again.pt", tmp_path / "dense.pt")
     dense = torch.load(tmp_path / "dense.pt")
     assert (dense["fc.weight"].dtype, dense["fc.bias"].dtype) == (torch.float32, dtype)
     wide = load(tmp_path / "again.pt", Net()).eval()
-    assert {one.dtype for one in wide.parameters()} == {torch.float32}
+    assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
 
 
 def test_cores_that_were_rounded_can_be_widened(tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_a_part_of_a_larger_model_gets_its_names(tmp_path: Path) -> None:
 
     before = report_in(small)
     same_report(before, report, lambda name: f"inner.{name}")
-    assert [one.layer for one in report.matrices] == [f"inner.{one.layer}" for one in before.matrices]
-    reasons = {one.name: one.reason for one in report.skipped}
+    assert [matrix.layer for matrix in report.matrices] == [f"inner.{matrix.layer}" for matrix in before.matrices]
+    reasons = {tensor.name: tensor.reason for tensor in report.skipped}
     assert {name for name, reason in reasons.items() if reason == ADDED} == {"scale", "top.weight", "top.bias"}
-    assert {name.removeprefix("inner."): one for name, one in reasons.items() if one != ADDED} == {
-        one.name: one.reason for one in before.skipped
+    assert {name.removeprefix("inner."): reason for name, reason in reasons.items() if reason != ADDED} == {
+        tensor.name: tensor.reason for tensor in before.skipped
     }
     sums(report, model)
     again = load(tmp_path / "whole.pt", Wrapped(Net())).eval()
@@ -169,25 +169,25 @@ def test_a_part_of_the_loaded_model_is_saved_alone(tmp_path: Path) -> None:
     report = save(model.lstm, tmp_path / "lstm.pt")
     alone = save(model.own, tmp_path / "own.safetensors")
 
-    assert {one.name for one in report.compressed} >= {"weight_joint_l0", "weight_ih_l1"} & {
-        one.name for one in report.compressed
+    assert {matrix.name for matrix in report.compressed} >= {"weight_joint_l0", "weight_ih_l1"} & {
+        matrix.name for matrix in report.compressed
     }
-    assert {one.layer for one in report.compressed} == {""}
+    assert {matrix.layer for matrix in report.compressed} == {""}
     sums(report, model.lstm)
     again = load(tmp_path / "lstm.pt", nn.LSTM(16, 24, num_layers=2, bidirectional=True, batch_first=True)).eval()
     x = torch.randn(2, 3, 16)
     assert torch.equal(again(x)[0], model.lstm(x)[0])
-    assert [one.members for one in alone.compressed] == [("weight",)]
+    assert [matrix.members for matrix in alone.compressed] == [("weight",)]
 
 
 def test_what_stayed_dense_is_still_told(tmp_path: Path) -> None:
     net = filled(nn.Sequential(OrderedDict(a=nn.Linear(32, 32), b=nn.Linear(32, 32))))
     small = compressed(tmp_path, net, truncation=Truncation(max_bond=4, bond_by_layer={"b": 1000}))
-    assert [bool(one.reason) for one in report_in(small).matrices] == [False, True]
+    assert [bool(matrix.reason) for matrix in report_in(small).matrices] == [False, True]
 
     report = save(Wrapped(load(small, copy.deepcopy(net))), tmp_path / "again.pt")
 
-    assert [(one.name, one.layer, bool(one.reason)) for one in report.matrices] == [
+    assert [(matrix.name, matrix.layer, bool(matrix.reason)) for matrix in report.matrices] == [
         ("inner.a.weight", "inner.a", False),
         ("inner.b.weight", "inner.b", True),
     ]
@@ -243,7 +243,7 @@ def test_single_cores_that_are_tied_are_written_as_copies(tmp_path: Path) -> Non
         twin = build()
         twin.register_parameter("odd", nn.Parameter(torch.zeros_like(model.odd)))
         again = load(tmp_path / f"again{suffix}", twin)
-        assert all(torch.equal(one, again.state_dict()[name]) for name, one in model.state_dict().items())
+        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
         expand(tmp_path / f"again{suffix}", tmp_path / f"dense{suffix}")
 
 
@@ -426,7 +426,7 @@ def test_parts_of_different_compressions_do_not_make_one_file(tmp_path: Path) ->
         r"the parts of the model to separate files\.$",
     )
     report = save(nn.Sequential(first, same), tmp_path / "out.pt")
-    assert [one.name for one in report.compressed] == ["0.0.weight", "1.0.weight"]
+    assert [matrix.name for matrix in report.compressed] == ["0.0.weight", "1.0.weight"]
     again = load(tmp_path / "out.pt", nn.Sequential(copy.deepcopy(net), copy.deepcopy(net)))
     x = torch.randn(2, 16)
     assert torch.equal(again[0](x), first(x))

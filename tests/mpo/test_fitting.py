@@ -31,12 +31,12 @@ def started(weight: Tensor, sites: Sites, cap: int) -> MPO:
 def test_a_fit_is_never_worse_and_keeps_sites_and_bonds(sites: Sites, cap: int, seed: int, kind: str) -> None:
     weight, second, outputs = drawn(*sites.shape, seed, kind)
     start = started(weight, sites, cap)
-    found = fit(start, weight, second, outputs)
+    fitted = fit(start, weight, second, outputs)
     whole = square(weight, second, outputs)
 
-    assert (found.sites, found.bonds) == (sites, start.bonds)
-    assert all(core.dtype == torch.float32 and not core.requires_grad for core in found.cores)
-    before, after = (square(weight - one.to(torch.float64).to_matrix(), second, outputs) for one in (start, found))
+    assert (fitted.sites, fitted.bonds) == (sites, start.bonds)
+    assert all(core.dtype == torch.float32 and not core.requires_grad for core in fitted.cores)
+    before, after = (square(weight - mpo.to(torch.float64).to_matrix(), second, outputs) for mpo in (start, fitted))
     assert after <= before + ROUNDING * whole
 
 
@@ -49,8 +49,8 @@ def test_of_a_low_rank_product_it_is_the_closed_form(bond: int, seed: int) -> No
     second = torch.diag(torch.linspace(0.5, 2.0, cols).double())
     outputs = OutputWeights(torch.linspace(0.5, 2.0, rows))
     best = weighted_product(weight, second, outputs)
-    found = fit(started(weight, low_rank(rows, cols), bond), weight, second, outputs, steps=400)
-    left = scaled_square(weight - found.to_matrix().double(), second, outputs) / best.total
+    fitted = fit(started(weight, low_rank(rows, cols), bond), weight, second, outputs, steps=400)
+    left = scaled_square(weight - fitted.to_matrix().double(), second, outputs) / best.total
 
     assert best.tails[bond] - ROUNDING <= left <= best.tails[bond] + 0.01
 
@@ -63,8 +63,8 @@ def test_a_fit_gains_where_the_metric_is_not_plain() -> None:
     weight, second, outputs = drawn(16, 16, 0)
     start = started(weight, balanced(16, 16, 2), 4)
     before, after = (
-        square(weight - one.to(torch.float64).to_matrix(), second, outputs)
-        for one in (start, fit(start, weight, second, outputs))
+        square(weight - mpo.to(torch.float64).to_matrix(), second, outputs)
+        for mpo in (start, fit(start, weight, second, outputs))
     )
 
     assert after < 0.5 * before
@@ -74,9 +74,9 @@ def test_a_fit_gains_where_the_metric_is_not_plain() -> None:
 def test_any_dtype_is_fitted_in_float32(dtype: torch.dtype) -> None:
     weight, second, outputs = drawn(6, 6, 0)
     start = started(weight, low_rank(6, 6), 2).to(dtype)
-    found = fit(start, weight.to(dtype), second, outputs)
+    fitted = fit(start, weight.to(dtype), second, outputs)
 
-    assert {core.dtype for core in found.cores} == {torch.float32}
+    assert {core.dtype for core in fitted.cores} == {torch.float32}
     assert start.cores[0].dtype == dtype
 
 
@@ -84,28 +84,28 @@ def test_any_dtype_is_fitted_in_float32(dtype: torch.dtype) -> None:
 def test_odd_sizes_are_fitted_or_left_as_they_are(scale: float) -> None:
     weight, second, outputs = drawn(6, 6, 0)
     weight = weight * scale
-    found = fit(started(weight, low_rank(6, 6), 2), weight, second, outputs)
+    fitted = fit(started(weight, low_rank(6, 6), 2), weight, second, outputs)
 
-    assert found.bonds == (2,)
-    assert all(core.isfinite().all() for core in found.cores)
+    assert fitted.bonds == (2,)
+    assert all(core.isfinite().all() for core in fitted.cores)
 
 
 def test_a_start_of_nothing_stays_finite() -> None:
     weight, second, outputs = drawn(6, 6, 0)
     start = started(torch.zeros(6, 6), low_rank(6, 6), 2)
     nothing = MPO(cores=tuple(torch.zeros_like(core) for core in start.cores), sites=start.sites)
-    found = fit(nothing, weight, second, outputs)
+    fitted = fit(nothing, weight, second, outputs)
 
-    assert all(core.isfinite().all() for core in found.cores)
-    assert square(weight - found.to_matrix().double(), second, outputs) <= square(weight, second, outputs) * (1 + 1e-6)
+    assert all(core.isfinite().all() for core in fitted.cores)
+    assert square(weight - fitted.to_matrix().double(), second, outputs) <= square(weight, second, outputs) * (1 + 1e-6)
 
 
 def test_outputs_that_nothing_depends_on_leave_the_start() -> None:
     weight, second, _ = drawn(6, 6, 0)
     start = started(weight, low_rank(6, 6), 2)
 
-    found = fit(start, weight, second, OutputWeights(torch.zeros(6)))
-    assert found.to_matrix().equal(start.to(torch.float32).to_matrix())
+    fitted = fit(start, weight, second, OutputWeights(torch.zeros(6)))
+    assert fitted.to_matrix().equal(start.to(torch.float32).to_matrix())
 
 
 def test_a_start_of_another_shape_is_refused() -> None:

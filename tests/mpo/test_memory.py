@@ -16,5 +16,5 @@ def test_kept_memory_is_reused_only_when_no_tensor_uses_it() -> None:
         second = empty(shape, torch.float32)
         assert second.data_ptr() != place
         del view, second
-        kept = {empty(shape, torch.float32).data_ptr() for _ in range(3)}
-        assert len(kept) == 1
+        addresses = {empty(shape, torch.float32).data_ptr() for _ in range(3)}
+        assert len(addresses) == 1

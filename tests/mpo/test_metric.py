@@ -108,14 +108,16 @@ def test_the_error_against_nothing_is_no_quotient() -> None:
 def test_a_diagonal_is_a_full_one_with_zeros(rows: int, seed: int) -> None:
     diagonal = random_matrix(1, rows, seed)[0].square()
     matrix = random_matrix(rows, 3, seed + 1)
-    one, other = OutputWeights(diagonal), OutputWeights(torch.diag(diagonal))
+    short_weights, full_weights = OutputWeights(diagonal), OutputWeights(torch.diag(diagonal))
 
-    torch.testing.assert_close(one.times(matrix), other.times(matrix), rtol=ROUNDING, atol=1e-12)
-    for short, full in zip(one.roots, other.roots, strict=True):
+    torch.testing.assert_close(short_weights.times(matrix), full_weights.times(matrix), rtol=ROUNDING, atol=1e-12)
+    for short, full in zip(short_weights.roots, full_weights.roots, strict=True):
         torch.testing.assert_close(torch.diag(short), full, rtol=1e-7, atol=1e-7 * float(short.max()))
-    assert one.scale == pytest.approx(other.scale)
-    assert one.floored.min() > 0.0
-    torch.testing.assert_close(scaled(one.roots[0], scaled(one.roots[0], matrix)), one.times(matrix))
+    assert short_weights.scale == pytest.approx(full_weights.scale)
+    assert short_weights.floored.min() > 0.0
+    torch.testing.assert_close(
+        scaled(short_weights.roots[0], scaled(short_weights.roots[0], matrix)), short_weights.times(matrix)
+    )
 
 
 def test_columns_share_memory_and_keep_what_is_felt() -> None:
@@ -137,15 +139,15 @@ def test_moments_are_those_of_numpy(dtype: torch.dtype, samples: int) -> None:
     for part in range(0, samples, 2):
         moments.add_inputs(inputs[part : part + 2])
         moments.add_gradients(gradients[part : part + 2])
-    found = moments.metric()
+    metric = moments.metric()
 
     x, g = inputs.double().numpy(), gradients.double().numpy()
-    np.testing.assert_allclose(found.second, x.T @ x / samples, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-12, atol=1e-14)
-    kept = samples / (samples + 5)  # what is off the diagonal of few samples is mostly chance
-    wanted = kept * g.T @ g + (1 - kept) * np.diag(np.diag(g.T @ g))
-    np.testing.assert_allclose(found.outputs.moment, wanted, rtol=1e-12, atol=1e-14)
-    assert (found.count, moments.gradient_count, moments.is_sound) == (samples, samples, True)
+    np.testing.assert_allclose(metric.second, x.T @ x / samples, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(metric.mean, x.mean(axis=0), rtol=1e-12, atol=1e-14)
+    share = samples / (samples + 5)  # what is off the diagonal of few samples is mostly chance
+    wanted = share * g.T @ g + (1 - share) * np.diag(np.diag(g.T @ g))
+    np.testing.assert_allclose(metric.outputs.moment, wanted, rtol=1e-12, atol=1e-14)
+    assert (metric.count, moments.gradient_count, moments.is_sound) == (samples, samples, True)
 
 
 def test_fewer_samples_than_inputs_give_a_metric_all_the_same() -> None:

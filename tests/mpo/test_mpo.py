@@ -41,18 +41,18 @@ def isometry_defect(core: Tensor, right: bool) -> float:
 @given(mpos(), st.data())
 def test_cores_beside_the_centre_are_isometries_and_the_matrix_stays(mpo: MPO, data: st.DataObject) -> None:
     centre = data.draw(st.integers(-len(mpo.cores), len(mpo.cores) - 1))
-    made = mpo.canonical(centre)
+    canonical = mpo.canonical(centre)
     site = centre % len(mpo.cores)
 
-    assert all(isometry_defect(core, right=False) <= tolerance(mpo) for core in made.cores[:site])
-    assert all(isometry_defect(core, right=True) <= tolerance(mpo) for core in made.cores[site + 1 :])
+    assert all(isometry_defect(core, right=False) <= tolerance(mpo) for core in canonical.cores[:site])
+    assert all(isometry_defect(core, right=True) <= tolerance(mpo) for core in canonical.cores[site + 1 :])
     dense = mpo.to_matrix()
-    assert (made.to_matrix() - dense).norm() <= tolerance(mpo) * max(core.norm() for core in mpo.cores) ** len(
+    assert (canonical.to_matrix() - dense).norm() <= tolerance(mpo) * max(core.norm() for core in mpo.cores) ** len(
         mpo.cores
     )
-    assert made.cores[site].double().norm() == pytest.approx(mpo.norm(), rel=1e3 * EPS[dense.dtype], abs=1e-300)
-    assert all(new <= old for new, old in zip(made.bonds, mpo.bonds, strict=True))
-    assert made.parameters <= mpo.parameters
+    assert canonical.cores[site].double().norm() == pytest.approx(mpo.norm(), rel=1e3 * EPS[dense.dtype], abs=1e-300)
+    assert all(new <= old for new, old in zip(canonical.bonds, mpo.bonds, strict=True))
+    assert canonical.parameters <= mpo.parameters
 
 
 @given(mpos(dtypes=tuple(EPS)))
@@ -101,7 +101,7 @@ def test_a_new_dtype_rounds_and_the_same_one_shares(dtype: torch.dtype) -> None:
     rounded = mpo.to(dtype)
 
     assert {core.dtype for core in rounded.cores} == {dtype}
-    assert all(one is other for one, other in zip(rounded.cores, rounded.to(dtype).cores, strict=True))
+    assert all(core is again for core, again in zip(rounded.cores, rounded.to(dtype).cores, strict=True))
     assert mpo.cores[0].dtype == torch.float32
 
 

@@ -50,12 +50,12 @@ def by_channel(quantised: QuantisedMPO) -> list[tuple[Tensor, Tensor]]:
 
 @given(mpos())
 def test_no_entry_moves_by_more_than_half_a_scale(mpo: MPO) -> None:
-    made = quantise(mpo)
-    back = restore(made)
+    quantised = quantise(mpo)
+    restored = restore(quantised)
 
-    assert {core.dtype for core in back.cores} == {torch.float32}
-    assert (back.bonds, back.sites) == (mpo.bonds, mpo.sites)
-    for site, (old, new, scale) in enumerate(zip(mpo.cores, back.cores, made.scales, strict=True)):
+    assert {core.dtype for core in restored.cores} == {torch.float32}
+    assert (restored.bonds, restored.sites) == (mpo.bonds, mpo.sites)
+    for site, (old, new, scale) in enumerate(zip(mpo.cores, restored.cores, quantised.scales, strict=True)):
         last = site == len(mpo.cores) - 1
         step = scale.double().reshape((-1, 1, 1, 1) if last else (1, 1, 1, -1))
         assert ((new.double() - old.double()).abs() <= HALF_STEP * step).all()
@@ -63,13 +63,13 @@ def test_no_entry_moves_by_more_than_half_a_scale(mpo: MPO) -> None:
 
 @given(mpos())
 def test_every_channel_uses_all_its_codes_and_none_is_beyond_them(mpo: MPO) -> None:
-    made = quantise(mpo)
+    quantised = quantise(mpo)
 
-    assert {code.dtype for code in made.codes} == {torch.int8}
-    assert all(code.is_contiguous() for code in made.codes)
-    assert {scale.dtype for scale in made.scales} == {torch.float32}
-    assert tuple(len(scale) for scale in made.scales) == channels(mpo.bonds)
-    for codes, scale in by_channel(made):
+    assert {code.dtype for code in quantised.codes} == {torch.int8}
+    assert all(code.is_contiguous() for code in quantised.codes)
+    assert {scale.dtype for scale in quantised.scales} == {torch.float32}
+    assert tuple(len(scale) for scale in quantised.scales) == channels(mpo.bonds)
+    for codes, scale in by_channel(quantised):
         largest = codes.int().abs().amax((1, 2, 3))
         assert set(largest.tolist()) <= {0, LARGEST_CODE}
         assert (scale.flatten()[largest == 0] == 1).all()
@@ -90,9 +90,9 @@ def test_what_was_restored_has_the_same_codes(mpo: MPO) -> None:
 @given(mpos(), st.sampled_from([2.0**-3, 2.0**9, -1.0]))
 def test_a_power_of_two_goes_into_the_scales(mpo: MPO, factor: float) -> None:
     wide = mpo.to(torch.float64)
-    made, other = quantise(wide), quantise(MPO(cores=tuple(factor * core for core in wide.cores), sites=mpo.sites))
+    quantised, other = quantise(wide), quantise(MPO(cores=tuple(factor * core for core in wide.cores), sites=mpo.sites))
 
-    for (codes, scale), (again, wanted) in zip(by_channel(made), by_channel(other), strict=True):
+    for (codes, scale), (again, wanted) in zip(by_channel(quantised), by_channel(other), strict=True):
         assert torch.equal(codes if factor > 0 else -codes, again)
         held = codes.flatten(1).any(1)
         assert torch.equal(torch.where(held, scale.flatten() * abs(factor), 1.0), wanted.flatten())
@@ -101,10 +101,10 @@ def test_a_power_of_two_goes_into_the_scales(mpo: MPO, factor: float) -> None:
 def test_halves_are_rounded_to_the_even_code() -> None:
     core = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5]).reshape(1, 6, 1, 1)
 
-    made = quantise(MPO.from_cores([core, torch.ones(1, 1, 2, 1)]))
+    quantised = quantise(MPO.from_cores([core, torch.ones(1, 1, 2, 1)]))
 
-    assert made.codes[0].flatten().tolist() == [127, 0, 2, 2, 0, -2]
-    assert made.scales[0].tolist() == [1.0]
+    assert quantised.codes[0].flatten().tolist() == [127, 0, 2, 2, 0, -2]
+    assert quantised.scales[0].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -122,15 +122,15 @@ def test_halves_are_rounded_to_the_even_code() -> None:
 )
 def test_numbers_at_the_ends_of_their_types_move_by_half_a_scale_too(largest: float, dtype: torch.dtype) -> None:
     core = (torch.linspace(-1, 1, 12, dtype=torch.float64) * largest).to(dtype).reshape(1, 4, 1, 3)
-    one = torch.ones(3, 1, 2, 1, dtype=dtype)
+    last = torch.ones(3, 1, 2, 1, dtype=dtype)
 
-    made = quantise(MPO.from_cores([core, one]))
-    back = restore(made).cores[0].double()
+    quantised = quantise(MPO.from_cores([core, last]))
+    restored = restore(quantised).cores[0].double()
 
-    assert back.isfinite().all()
-    assert (made.scales[0] >= torch.finfo(torch.float32).tiny).all()
-    assert ((back - core.double()).abs() <= HALF_STEP * made.scales[0].double()).all()
-    assert torch.equal(quantise(restore(made)).codes[0], made.codes[0])
+    assert restored.isfinite().all()
+    assert (quantised.scales[0] >= torch.finfo(torch.float32).tiny).all()
+    assert ((restored - core.double()).abs() <= HALF_STEP * quantised.scales[0].double()).all()
+    assert torch.equal(quantise(restore(quantised)).codes[0], quantised.codes[0])
 
 
 def test_numbers_beyond_float32_do_not_come_back_as_numbers() -> None:
@@ -142,10 +142,10 @@ def test_numbers_beyond_float32_do_not_come_back_as_numbers() -> None:
 
 def test_the_bytes_count_one_scale_a_channel() -> None:
     mpo = MPO.from_cores([torch.randn(1, 8, 2, 3), torch.randn(3, 4, 5, 7), torch.randn(7, 2, 6, 1)])
-    made = quantise(mpo)
-    held = sum(one.numel() * one.element_size() for one in (*made.codes, *made.scales))
+    quantised = quantise(mpo)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*quantised.codes, *quantised.scales))
 
-    assert [tuple(scale.shape) for scale in made.scales] == [(3,), (7,), (7,)]
+    assert [tuple(scale.shape) for scale in quantised.scales] == [(3,), (7,), (7,)]
     assert stored_size_bytes(mpo.parameters, mpo.bonds, "int8") == held == mpo.parameters + 4 * 17
     assert stored_size_bytes(mpo.parameters, mpo.bonds, "float64") == 8 * mpo.parameters
     assert stored_size_bytes(100, (), "bfloat16") == 200
@@ -160,10 +160,10 @@ def test_floating_dtypes_are_rounded_as_ever(dtype: torch.dtype) -> None:
 
 
 def test_scales_of_other_cores_are_refused() -> None:
-    made = quantise(MPO.from_cores([torch.randn(1, 8, 2, 3), torch.randn(3, 4, 5, 1)]))
+    quantised = quantise(MPO.from_cores([torch.randn(1, 8, 2, 3), torch.randn(3, 4, 5, 1)]))
 
     with pytest.raises(
         SitesError,
         match=r"^scales of an MPO in int8: shapes \[\(3,\), \(5,\)\]; one scale per channel has shapes ",
     ):
-        QuantisedMPO(codes=made.codes, scales=(made.scales[0], torch.ones(5)), sites=made.sites)
+        QuantisedMPO(codes=quantised.codes, scales=(quantised.scales[0], torch.ones(5)), sites=quantised.sites)

@@ -57,14 +57,14 @@ def test_the_same_matrix_gives_the_same_bits(matrix: Tensor, bond: int) -> None:
 
 @given(matrices(), st.none() | st.integers(1, 24))
 def test_the_spectrum_is_that_of_torch_and_adds_up(matrix: Tensor, cap: int | None) -> None:
-    found = spectrum(matrix, cap)
-    exact = torch.linalg.svdvals(matrix.double()).numpy()[: len(found.values)]
+    computed = spectrum(matrix, cap)
+    exact = torch.linalg.svdvals(matrix.double()).numpy()[: len(computed.values)]
     total = float(matrix.double().square().sum())
 
     # Squares are accurate to a rounding of the norm, so small singular values to its root.
-    np.testing.assert_allclose(found.values**2, exact**2, rtol=0, atol=1e-13 * total)
-    assert math.isclose(float(np.sum(found.values**2)) + found.residual, total, rel_tol=1e-6, abs_tol=0)
-    assert len(found.values) == min(*matrix.shape, cap or 24)
+    np.testing.assert_allclose(computed.values**2, exact**2, rtol=0, atol=1e-13 * total)
+    assert math.isclose(float(np.sum(computed.values**2)) + computed.residual, total, rel_tol=1e-6, abs_tol=0)
+    assert len(computed.values) == min(*matrix.shape, cap or 24)
 
 
 def large(rank: int, noise: float, seed: int = 0) -> Tensor:
@@ -105,16 +105,16 @@ def test_the_spectrum_of_a_large_low_rank_matrix_ends_where_its_rank_does() -> N
     """Rounding in a float32 Gram matrix must not pass for singular values that an error target then keeps."""
     matrix = large(10, 0.0)
 
-    found = spectrum(matrix)
+    computed = spectrum(matrix)
 
     norm = float(matrix.double().norm())
-    assert math.sqrt(float(np.sum(found.values[10:] ** 2))) <= 1e-5 * norm  # the matrix itself is rounded to 6e-8
+    assert math.sqrt(float(np.sum(computed.values[10:] ** 2))) <= 1e-5 * norm  # the matrix itself is rounded to 6e-8
 
 
 def test_a_known_spectrum_leaves_nothing_over() -> None:
-    found = spectrum(random_matrix(30, 20, seed=1)[:, :5] @ random_matrix(5, 20, seed=2), 8)
+    computed = spectrum(random_matrix(30, 20, seed=1)[:, :5] @ random_matrix(5, 20, seed=2), 8)
 
-    assert found.residual <= 1e-12 * float(np.sum(found.values**2))
+    assert computed.residual <= 1e-12 * float(np.sum(computed.values**2))
 
 
 def test_zeros_have_an_orthonormal_basis_all_the_same() -> None:

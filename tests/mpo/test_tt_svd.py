@@ -311,4 +311,4 @@ def test_the_same_weight_gives_the_same_bits() -> None:
     weight = random_matrix(24, 24, 0).float()
     first, second = (decompose(weight.clone(), truncation=Truncation(max_bond=4)) for _ in range(2))
 
-    assert all(torch.equal(one, other) for one, other in zip(first.cores, second.cores, strict=True))
+    assert all(torch.equal(core, again) for core, again in zip(first.cores, second.cores, strict=True))

@@ -46,7 +46,7 @@ def test_every_bond_loses_what_was_said_and_the_full_one_nothing(problem: tuple[
         assert lost == pytest.approx(tail * whole, abs=EXACT * whole)
     torch.testing.assert_close(product.matrix(min(weight.shape)), weight, rtol=EXACT, atol=EXACT)
     assert product.tails[-1] == 0.0
-    assert all(one >= other for one, other in zip(product.tails, product.tails[1:], strict=False))
+    assert all(tail >= later for tail, later in zip(product.tails, product.tails[1:], strict=False))
 
 
 @given(problems, st.integers(1, 8), st.integers(0, 99))
@@ -93,33 +93,33 @@ def test_cores_multiply_out_to_it_and_are_of_one_size(problem: tuple[Tensor, Ten
 
     assert mpo.bonds == (bond,)
     torch.testing.assert_close(mpo.to_matrix(), product.matrix(bond), rtol=EXACT, atol=EXACT)
-    for one, other in zip(left.flatten().tolist(), right.flatten().tolist(), strict=True):
-        assert one == pytest.approx(other, rel=1e-9) or min(one, other) == 0.0
+    for a, b in zip(left.flatten().tolist(), right.flatten().tolist(), strict=True):
+        assert a == pytest.approx(b, rel=1e-9) or min(a, b) == 0.0
 
 
 @pytest.mark.parametrize("scale", [1e-60, 1e-20, 1e20, 1e60])
 def test_the_size_of_anything_changes_nothing(scale: float) -> None:
     weight, second, outputs = drawn(5, 7, 3)
     plain = weighted_product(weight, second, outputs)
-    found = weighted_product(weight * scale, second * scale, OutputWeights(outputs.moment * scale))
+    other_product = weighted_product(weight * scale, second * scale, OutputWeights(outputs.moment * scale))
 
-    assert found.tails == pytest.approx(plain.tails, abs=EXACT)
-    torch.testing.assert_close(found.matrix(3) / scale, plain.matrix(3), rtol=1e-5, atol=1e-5)
+    assert other_product.tails == pytest.approx(plain.tails, abs=EXACT)
+    torch.testing.assert_close(other_product.matrix(3) / scale, plain.matrix(3), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (4, 4)])
 def test_nothing_is_a_product_of_nothing(shape: tuple[int, int]) -> None:
-    found = weighted_product(torch.zeros(shape), torch.eye(shape[1]), OutputWeights(torch.ones(shape[0])))
+    other_product = weighted_product(torch.zeros(shape), torch.eye(shape[1]), OutputWeights(torch.ones(shape[0])))
 
-    assert found.total == 0.0
-    assert not found.tails.any()
-    assert found.mpo(1).to_matrix().equal(torch.zeros(shape, dtype=torch.float64))
+    assert other_product.total == 0.0
+    assert not other_product.tails.any()
+    assert other_product.mpo(1).to_matrix().equal(torch.zeros(shape, dtype=torch.float64))
 
 
 def test_half_precision_is_widened() -> None:
     weight, second, outputs = drawn(6, 6, 1)
-    found: WeightedProduct = weighted_product(weight.half(), second, outputs)
+    other_product: WeightedProduct = weighted_product(weight.half(), second, outputs)
 
-    assert found.left.dtype == torch.float64
-    assert math.isclose(found.tails[0], 1.0)
-    torch.testing.assert_close(found.matrix(6), weight.half().double(), rtol=EXACT, atol=EXACT)
+    assert other_product.left.dtype == torch.float64
+    assert math.isclose(other_product.tails[0], 1.0)
+    torch.testing.assert_close(other_product.matrix(6), weight.half().double(), rtol=EXACT, atol=EXACT)

@@ -26,8 +26,8 @@ def matrix_spec(name: str, *members: Tensor) -> MatrixSpec:
     return MatrixSpec(
         name=name,
         members=tuple(
-            Member(name=f"{name}.{leaf}" if leaf else name, shape=(one.shape[0], one.shape[1]), dtype="float64")
-            for leaf, one in zip(leaves, members, strict=True)
+            Member(name=f"{name}.{leaf}" if leaf else name, shape=(member.shape[0], member.shape[1]), dtype="float64")
+            for leaf, member in zip(leaves, members, strict=True)
         ),
     )
 
@@ -123,11 +123,11 @@ def test_the_other_parameters_count_under_max_params(limit: int, other: int) -> 
 
 @given(st.sampled_from([MODEL, SMOOTH]), st.floats(0.01, 0.99))
 def test_energy_is_an_error_in_other_words(model: Model, energy: float) -> None:
-    one = model.choices(energy=energy)
-    other = model.choices(max_error=float((1 - energy) ** 0.5))
+    by_energy = model.choices(energy=energy)
+    by_error = model.choices(max_error=float((1 - energy) ** 0.5))
 
-    assert [entry.bonds for entry in one] == [entry.bonds for entry in other]
-    assert all(entry.relative_error**2 <= (1 - energy) * (1 + 1e-9) for entry in one)
+    assert [entry.bonds for entry in by_energy] == [entry.bonds for entry in by_error]
+    assert all(entry.relative_error**2 <= (1 - energy) * (1 + 1e-9) for entry in by_energy)
 
 
 def test_a_bond_cap_is_used_up_in_every_matrix() -> None:

@@ -183,10 +183,12 @@ def test_the_forms_of_a_layer_are_compared_by_one_measure(share: float) -> None:
 
     def loss(*forms: tuple[MatrixSpec, ...]) -> float:
         total = 0.0
-        for one in share_budget([LayerSpec(name="l", kind="lstm", forms=forms)], curves, int(share * 64 * 48)):
-            if one.curve is not None:
-                tails = one.curve.member_tails or one.curve.tails
-                total += sum(-math.log(1 - float(tail[one.bonds[0]])) for tail in tails)
+        for share_of_matrix in share_budget(
+            [LayerSpec(name="l", kind="lstm", forms=forms)], curves, int(share * 64 * 48)
+        ):
+            if share_of_matrix.curve is not None:
+                tails = share_of_matrix.curve.member_tails or share_of_matrix.curve.tails
+                total += sum(-math.log(1 - float(tail[share_of_matrix.bonds[0]])) for tail in tails)
         return total
 
     # A bond step of slack: the joint matrix spends its share in larger steps.
