@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from mpocompress.reports.documents import LARGEST, Count, Fraction, NonNegative, Positive
+from mpocompress.reports.json_documents import LARGEST, Count, Fraction, NonNegative, Positive
 
 OutputKind = Literal["classification", "embedding", "regression"]
 """What a model outputs: scores or probabilities, directions, or values."""

@@ -17,9 +17,9 @@ from mpocompress.compression.compress import compress
 from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
-from tests.calibration.rigs import Calls, inputs, numbers, saved, seeded, two_layers
+from tests.calibration.trial_models import Calls, inputs, numbers, saved, seeded, two_layers
 from tests.draw import decaying
 from tests.inspecting import report_in
 from tests.models import OwnLinear, expanded, load

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpocompress.errors import FormatError, ReportError
-from mpocompress.reports.documents import (
+from mpocompress.reports.json_documents import (
     Count,
     Document,
     Fraction,

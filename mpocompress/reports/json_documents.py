@@ -215,7 +215,7 @@ def field_descriptions(kind: type[Any]) -> dict[str, str]:
     Example:
         >>> from mpocompress.mpo.sites import Sites
         >>> field_descriptions(Sites)["anti_aligned"]
-        "whether the last site's row digit is the slowest"
+        'whether the row digit of the last site is the slowest'
     """
     section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
     entries = re.split(r"^ {4}(\w+): ", section[1] if section else "", flags=re.MULTILINE)[1:]

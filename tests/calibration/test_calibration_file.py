@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mpocompress.calibration.calibrate import calibrate, calibration_for
 from mpocompress.calibration.calibration import Calibration, Point
-from mpocompress.calibration.file import CalibrationHeader, read_calibration, write_calibration
+from mpocompress.calibration.calibration_file import CalibrationHeader, read_calibration, write_calibration
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.compress import compress
@@ -30,8 +30,8 @@ from mpocompress.errors import (
     OutputExistsError,
 )
 from mpocompress.layers.selection import Selection
-from mpocompress.planning.target import Truncation
-from tests.calibration.rigs import inputs, numbers, saved, seeded, two_layers
+from mpocompress.planning.targets import Truncation
+from tests.calibration.trial_models import inputs, numbers, saved, seeded, two_layers
 
 SMALL = Selection(min_side=8)
 KEEP = Truncation(keep=0.5)
@@ -58,7 +58,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path, made: Calibration) -> 
 
     for field in ("sha256", "units", "uncalibrated", "kind", "measure", "kind_from", "samples", "points"):
         assert getattr(found, field) == getattr(made, field), field
-    assert (found.rig, found.notes) == (None, ())
+    assert (found.trial_model, found.notes) == (None, ())
     for unit in made.units:
         one, other = found.metrics[unit.name], made.metrics[unit.name]
         assert one.second.equal(other.second)
