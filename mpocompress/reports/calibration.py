@@ -130,6 +130,6 @@ class CalibrationReport:
         if self.divergence is not None and self.divergence >= BEYOND:
             return "some are not finite, or have another shape"
         if self.kind != "classification":
-            return f"{change:.1%} of the divergence between outputs for different inputs"
+            return f"{change:.1%} of the divergence between unrelated outputs"
         same = f", the same answer for {self.agreement:.1%}" if self.agreement is not None else ""
         return f"a KL divergence of {self.divergence:.2g} nats{same}"

@@ -309,7 +309,7 @@ def test_a_kept_calibration_needs_no_model(tmp_path: Path, deep: Tagger) -> None
     assert calibration.output_change is None
     assert (calibration.kind, calibration.samples) == ("classification", 36)
     assert [matrix.bonds for matrix in report.matrices] == [matrix.bonds for matrix in first.matrices]
-    assert "the outputs were not measured" in report.verdict()[0]
+    assert "the outputs were not compared" in report.verdict()[0]
     plain = compress(tmp_path / "model.pt", tmp_path / "plain.pt", truncation=KEEP, selection=SMALL, jobs=1)
     without = kl(deep, expanded(tmp_path / "plain.pt", deep), words(20)[8:])
     assert kl(deep, expanded(small, deep), words(20)[8:]) < without
@@ -430,7 +430,7 @@ def test_outputs_that_stop_being_finite_are_reported_as_such(tmp_path: Path) -> 
     assert report.calibration is not None
     assert report.calibration.divergence == 1e100
     assert report.matrices[0].sensitivity == 1e100
-    assert "changed beyond use: some are not finite, or of another shape." in report.verdict()[0]
+    assert "changed too much to be useful: some are not finite, or have another shape." in report.verdict()[0]
     assert report_in(small).calibration == report.calibration
 
 
@@ -511,8 +511,8 @@ def test_layers_whose_inputs_are_dead_are_compressed_all_the_same(tmp_path: Path
     ("kind", "how"),
     [
         ("classification", r"a KL divergence of .* nats, the same answer for [\d.]+%\."),
-        ("embedding", r"[\d.]+% of the way to outputs for other inputs\."),
-        ("regression", r"[\d.]+% of the way to outputs for other inputs\."),
+        ("embedding", r"[\d.]+% of the divergence between unrelated outputs\."),
+        ("regression", r"[\d.]+% of the divergence between unrelated outputs\."),
     ],
 )
 def test_the_verdict_says_how_far_outputs_moved(tmp_path: Path, kind: Any, how: str) -> None:

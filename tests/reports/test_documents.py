@@ -28,9 +28,8 @@ from mpocompress.reports.json_documents import (
     choice,
     contradiction,
     encode,
-    field_descriptions,
-    schema,
 )
+from mpocompress.reports.json_schema import field_descriptions, schema
 
 DIGEST = "0123456789abcdef" * 4
 

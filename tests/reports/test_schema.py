@@ -14,9 +14,9 @@ import torch
 import mpocompress
 from mpocompress.cli.render.formatting import KIND_NAMES, KIND_SOURCES
 from mpocompress.layers.specs import KindFrom, LayerKind
-from mpocompress.reports import json_documents
+from mpocompress.reports import json_schema
 from mpocompress.reports.benchmark import BenchKind
-from mpocompress.reports.json_documents import Document, field_descriptions
+from mpocompress.reports.json_documents import Document
 from tests.inspecting import overview_of, report_in
 from tools import json_page, schemas
 from tools.pages import is_current
@@ -149,6 +149,6 @@ def test_a_schema_is_valid_and_refuses_an_empty_document(name: str) -> None:
 
 @pytest.mark.parametrize("kind", schemas.DOCUMENTS.values())
 def test_descriptions_are_of_fields(kind: type[Document]) -> None:
-    declared = json_documents.schema(kind)
+    declared = json_schema.schema(kind)
 
-    assert set(field_descriptions(kind)) | {"format", "version"} == set(declared["properties"])
+    assert set(json_schema.field_descriptions(kind)) | {"format", "version"} == set(declared["properties"])
