@@ -44,7 +44,7 @@ class Selection:
         syntax="kinds",
         choices=get_args(ForcedKind),
         help="Treat tensors as weights of lstm, linear, conv1d or embedding layers.",
-        details="A mapping of globs of tensor names to kinds; it overrides what names and shapes suggest.",
+        details="A mapping of globs of tensor names to kinds; it overrides the kinds from names and shapes.",
     )
     min_side: int = option(MIN_SIDE, metavar="N", minimum=1, help="Leave matrices with a smaller side dense.")
     lstm: LSTMChoice = option(

@@ -205,7 +205,7 @@ class MaxBond(TruncationTarget):
     title = "bond"
     flag = "--bond"
     metavar = "N"
-    help = "Largest bond."
+    help = "Maximum bond."
     allowed = "an integer of 1 or more, below 1e15"
     takes_globs = True
     is_whole = True
@@ -292,7 +292,7 @@ class MaxError(TruncationTarget):
     title = "max error"
     flag = "--max-error"
     metavar = "E"
-    help = "Largest relative error of every matrix."
+    help = "Maximum relative error of every matrix."
     allowed = "a number from 0 to below 1"
 
     @classmethod
@@ -368,7 +368,7 @@ class MaxParams(TruncationTarget):
     title = "max parameters"
     flag = "--max-params"
     metavar = "N"
-    help = "Largest number of parameters of the whole model."
+    help = "Maximum number of parameters of the whole model."
     allowed = "an integer of 1 or more, below 1e15"
     is_whole = True
     is_budget = True

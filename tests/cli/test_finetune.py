@@ -174,7 +174,7 @@ def test_ctrl_c_writes_the_best_and_resume_ends_like_a_run_without_it(run: Run) 
     code, out, err = run("small.pt", "-o", "tuned.pt", "--steps", "20", data="stopped")
     assert code == 130
     assert "interrupted" in out
-    assert "--resume goes on" in out
+    assert "To continue, give the same command with --resume." in out
     assert "Traceback" not in err
     net = Path("net.py")
     net.write_text(net.read_text().replace("signal.raise_signal(signal.SIGINT)", "pass"))
@@ -204,8 +204,8 @@ def test_what_was_not_reached_leaves_with_code_3(run: Run, words: tuple[str, ...
 @pytest.mark.parametrize(
     ("words", "data", "code", "said"),
     [
-        (("small.pt",), "train", 2, "Where to?"),
-        (("small.pt", "-o", "t.pt", "--self-generate", "8"), "train", 2, "On what?"),
+        (("small.pt",), "train", 2, "No output. Give -o FILE."),
+        (("small.pt", "-o", "t.pt", "--self-generate", "8"), "train", 2, "Give either --data"),
         (("small.pt", "-o", "t.pt", "--teacher", "model.pt", "--no-teacher"), "train", 2, "contradict"),
         (("small.pt", "-o", "t.pt", "--resume", "--force"), "train", 2, "one of them"),
         (("small.pt", "-o", "t.pt", "--steps", "0"), "train", 2, "--steps"),
