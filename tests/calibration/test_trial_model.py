@@ -203,7 +203,7 @@ def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
 def test_batches_that_the_model_does_not_take_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CalibrationError,
-        match=r"Calls: test_rig\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
+        match=r"Calls: test_trial_model\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
         r"model does not accept the calibration batches\. Give batches that the model can be called with: a tensor, a "
         r"tuple of arguments, or a mapping of named arguments\. If batches are inputs with labels, give the inputs "
         r"alone, or a loss as well\.",
