@@ -62,5 +62,8 @@ def test_force_replaces_what_was_written_here_only(run: Run, tmp_path: Path) -> 
     before = tree(tmp_path)
     code, _, err = run("expand", "small", "-o", "model", "--force")
     assert code == 1
-    assert "a folder that was not written by mpocompress; replacing the folder would remove it" in err
+    assert (
+        "a folder that was not written by mpocompress; replacing the folder would delete files that it did not write"
+        in err
+    )
     assert tree(tmp_path) == before
