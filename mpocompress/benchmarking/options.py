@@ -80,7 +80,7 @@ class BenchOptions(ProgressOptions):
             raise BenchmarkError(
                 where="inputs",
                 found="inputs without a model",
-                why="layers alone get random inputs of their own sizes",
+                why="without a model, layers get random inputs",
                 action="Pass the model too, or leave the inputs out.",
             )
         if self.model is not None and self.layers:

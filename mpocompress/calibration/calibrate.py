@@ -1,4 +1,4 @@
-"""Calibrations from what the user gives: read from a file, or measured by running the model on calibration inputs."""
+"""Calibrations read from a file, or measured by running the model on calibration inputs."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def calibration_for(
         if source.sha256 != checkpoint.sha256():
             raise CalibrationError(
                 where="calibration",
-                found=f"a calibration of other weights than those of {checkpoint.path.name}",
+                found=f"a calibration that was made with other weights than those of {checkpoint.path.name}",
                 why="the inputs of a weight depend on all other weights",
                 action="Calibrate again with this checkpoint.",
             )
@@ -102,7 +102,7 @@ def calibration_for(
             where="calibration",
             found="no model that can be run",
             why="the inputs of its layers are measured by running it",
-            action="Give the model as a module, or as file.py:name of one or of a function that builds it.",
+            action="Give the model as a module, or name it, or a function that builds it, as file.py:name.",
         )
     return calibrated(inputs, model, checkpoint, progress)
 

@@ -37,7 +37,7 @@ class CalibrationHeader(Document):
         sha256: digest of the weights that were calibrated.
         kind: kind of the outputs.
         measure: name of the divergence.
-        kind_from: source of `kind`, in words.
+        kind_from: description of the source of `kind`.
         samples: number of samples.
         uncalibrated: tensors without moments: name to reason.
         weight_groups: the weights, in the order of execution.

@@ -1,4 +1,4 @@
-"""Click options built from the option classes, and the values that only a command line has."""
+"""Click options built from the option classes, and options that only the command line has."""
 
 from __future__ import annotations
 

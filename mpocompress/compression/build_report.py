@@ -237,7 +237,7 @@ def outcome_report(outcome: Outcome, *, target: TruncationTarget, notes: tuple[s
     matrices = tuple(matrix.report for matrix in outcome.matrices)
     corrected = {matrix.corrected_bias for matrix in matrices}
     skipped = (
-        dataclasses.replace(tensor, reason="a bias, moved by the mean error of its layer")
+        dataclasses.replace(tensor, reason="a bias, corrected by the mean error of its layer")
         if tensor.name in corrected
         else tensor
         for tensor in outcome.survey.skipped

@@ -52,7 +52,7 @@ ROUNDING_FREE = 1e-3
 """Divergence that it may add in any case: in nats, or as a share of that between outputs for different inputs."""
 INSTEAD_OF_INT8 = "float16"
 NOT_COMPARABLE = "The outputs of the compressed model are not finite, or of another shape, on calibration inputs."
-NOT_SEEN = "its module runs in a way of its own, or it is not in the given model"
+NOT_SEEN = "its module has custom code, or the given model does not contain it"
 
 
 def compress_calibrated(
@@ -120,7 +120,7 @@ def compress_calibrated(
         survey=survey,
         matrices=tuple(matrices),
         biases=_biases(stored, job),
-        notes=tuple(f"{name} is stored in {INSTEAD_OF_INT8}: int8 would move the outputs too far." for name in wide),
+        notes=tuple(f"{name} is stored in {INSTEAD_OF_INT8}: int8 would change the outputs too much." for name in wide),
         calibration=report,
     )
 

@@ -1,4 +1,4 @@
-"""Compress every matrix of a checkpoint, by its weights alone or with calibration data."""
+"""Compress every matrix of a checkpoint, with or without calibration data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compress every matrix of a checkpoint by its weights alone."""
+"""Compress every matrix of a checkpoint without calibration data."""
 
 from __future__ import annotations
 

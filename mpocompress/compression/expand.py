@@ -85,9 +85,9 @@ def _expand_like(
         copies = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
     notes = []
     if not is_same:
-        notes.append(f"{Path(like).name} has other bytes than the file that was compressed, but its tensors fit")
+        notes.append(f"{Path(like).name} differs from the file that was compressed, but its tensors match")
     if copies:
-        notes.append(f"left as they were, since only the state dict is replaced: {', '.join(copies)}")
+        notes.append(f"unchanged, because only the state dict is replaced: {', '.join(copies)}")
     return dataclasses.replace(report, notes=tuple(notes))
 
 
@@ -115,5 +115,6 @@ def _check_room(report: Report, target: Path) -> None:
             where=target.name,
             found=f"{needed:,} bytes needed for the dense weights, in the output and in a temporary file",
             why=f"the disk has {free:,} bytes free",
-            action="Free some space, or write to another disk. A file from others may be crafted to fill disks.",
+            action="Free some space, or write to another disk. A file from an untrusted source may be crafted to fill "
+            "the disk.",
         )

@@ -1,4 +1,4 @@
-"""What the engines take and return: a compression job, compressed matrices in the spool, and the outcome."""
+"""Arguments and results of the engines: a compression job, compressed matrices in the spool, and the outcome."""
 
 from __future__ import annotations
 

@@ -167,4 +167,4 @@ def _divergence_note(calibration: Calibration) -> str:
 
 
 def _dtype_note(dtype: str) -> str:
-    return f"counted for cores in {dtype}; what rounding to it adds to the errors is measured when they are made"
+    return f"sizes are those of cores in {dtype}; errors do not include the rounding, which is measured later"

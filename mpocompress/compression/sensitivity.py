@@ -1,4 +1,4 @@
-"""Measure how much the outputs of the model lose if one matrix alone is compressed, for several bonds."""
+"""Measure the divergence of the model's outputs if only one matrix is compressed, for several bonds."""
 
 from __future__ import annotations
 

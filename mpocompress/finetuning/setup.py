@@ -1,4 +1,4 @@
-"""Set-up of a run: everything that a trainer works with, built from the models, the data and the options."""
+"""Set-up of a run: the parts of a trainer, built from the models, the data and the options."""
 
 from __future__ import annotations
 

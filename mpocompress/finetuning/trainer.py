@@ -117,7 +117,7 @@ class Trainer:
             raise FinetuneError(
                 where="training",
                 found=stopped,
-                why="not a single step could be made",
+                why="no step could be completed",
                 action="Check the data and the loss; give fewer batches per step, or a smaller learning rate.",
             )
         return stopped

@@ -26,7 +26,7 @@ Matrices = Sequence[MatrixReport] | Sequence[PlannedMatrix]
 TARGETS: dict[str, type[TruncationTarget]] = {}
 """Kind -> class, in the order of their definition."""
 
-BUDGET_EXCEEDED = "The budget is exceeded, because matrices that were to be compressed had to be kept dense."
+BUDGET_EXCEEDED = "The budget is exceeded, because some matrices had to be kept dense."
 NOTHING_COMPRESSED = "No matrix could be made smaller under this target; all were kept dense."
 
 _MOST_DIGITS = 15
@@ -73,15 +73,15 @@ class TruncationTarget(ABC):
     help: ClassVar[str]
     """Help text of the command line."""
     allowed: ClassVar[str]
-    """Allowed values, in words."""
+    """Description of the allowed values."""
     takes_globs: ClassVar[bool] = False
-    """Whether single layers can have values of their own, as GLOB=VALUE on the command line."""
+    """Whether individual layers can have different values, as GLOB=VALUE on the command line."""
     is_whole: ClassVar[bool] = False
     """Whether the value is an integer."""
     is_budget: ClassVar[bool] = False
     """Whether the bonds of all matrices are chosen together."""
     is_countable: ClassVar[bool] = False
-    """Whether shapes alone say how many parameters are left."""
+    """Whether the number of remaining parameters follows from shapes alone."""
 
     def __init_subclass__(cls) -> None:
         """Register the class."""
@@ -104,7 +104,7 @@ class TruncationTarget(ABC):
             text: the text.
 
         Raises:
-            ValueError: the allowed values, in words.
+            ValueError: a description of the allowed values.
 
         Example:
             >>> Keep.parse("1/4"), MaxBond.parse("16")
@@ -450,7 +450,7 @@ class Truncation:
                 where="truncation",
                 found=f"bond caps of single layers together with {name}",
                 why=f"{name} chooses every bond",
-                action=f"Pass bond_by_layer with {MaxBond.name}, or alone.",
+                action=f"Pass bond_by_layer with {MaxBond.name}, or only bond_by_layer.",
             )
         target = (
             by_name[name](given[name])

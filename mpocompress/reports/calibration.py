@@ -26,8 +26,12 @@ BEYOND = 1e100
 VERDICTS = (
     (0.02, "hardly changed", "Evaluate the model on your own task before you use it."),
     (0.1, "changed a little", "Evaluate the model on your own task; fine-tuning recovers most of the loss."),
-    (0.3, "changed clearly", "Keep more, or fine-tune before use."),
-    (math.inf, "changed too much to be useful", "Keep more, leave the most sensitive layers dense, or fine-tune."),
+    (0.3, "changed clearly", "Keep more parameters, or fine-tune before use."),
+    (
+        math.inf,
+        "changed too much to be useful",
+        "Keep more parameters, leave the most sensitive layers dense, or fine-tune.",
+    ),
 )
 """Largest output change (see `output_change`) -> meaning, advice."""
 
@@ -75,8 +79,8 @@ class CalibrationReport:
     Args:
         kind: kind of the outputs: scores or probabilities, directions, or values.
         measure: name of the divergence.
-        kind_from: source of `kind`, in words.
-        samples: number of samples that were learnt from.
+        kind_from: description of the source of `kind`.
+        samples: number of samples that were fitted to.
         held_out_samples: number of other samples that the divergence was measured on; 0 if it was measured on the same
             ones, or not at all.
         divergence: divergence of the compressed model's outputs from those of the original; 1e100 if some are not

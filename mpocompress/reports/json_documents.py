@@ -52,7 +52,7 @@ class Document:
 
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int] = 1
-    IF_DAMAGED: ClassVar[str] = "The file is damaged or was edited: run the command again that wrote it."
+    IF_DAMAGED: ClassVar[str] = "The file is damaged or was edited: repeat the command that wrote it."
     """Last sentence of the error about a damaged document."""
 
     def to_json(self, *, indent: int | None = None) -> str:

@@ -36,7 +36,7 @@ class MatrixReport:
     """A matrix that was compressed, or considered and kept dense.
 
     Args:
-        name: prefix of the names of its cores (`NAME.core.0`, ...); of a joint LSTM matrix a name of its own; of a
+        name: prefix of the names of its cores (`NAME.core.0`, ...); a separate name for a joint LSTM matrix; of a
             dense matrix the name of the first member.
         layer: path of the module.
         kind: kind of the layer.

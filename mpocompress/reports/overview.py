@@ -1,4 +1,4 @@
-"""The overview of an uncompressed checkpoint, from names and shapes alone."""
+"""The overview of an uncompressed checkpoint, from names and shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class Overview(Document):
         aliases: tied tensors: a name that is not stored, to the name that holds its values.
         estimates: the result of some targets.
         estimated_sites: site shape of the estimates.
-        notes: further notes for the reader, in sentences.
+        notes: further notes, as sentences.
     """
 
     __module__ = "mpocompress"

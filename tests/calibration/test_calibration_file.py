@@ -318,8 +318,8 @@ def test_it_is_for_one_checkpoint(tmp_path: Path, calibration: Calibration) -> N
             open_checkpoint(other) as checkpoint,
             pytest.raises(
                 CalibrationError,
-                match=r"calibration: a calibration of other weights than those of other\.pt; the inputs of a weight "
-                r"depend on all other weights\. Calibrate again with this checkpoint\.",
+                match=r"calibration: a calibration that was made with other weights than those of other\.pt; "
+                r"the inputs of a weight depend on all other weights\. Calibrate again with this checkpoint\.",
             ),
         ):
             calibration_for(source, None, checkpoint)
@@ -332,7 +332,7 @@ def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
         pytest.raises(
             ModelError,
             match=r"calibration: no model that can be run; the inputs of its layers are measured by running it\. Give "
-            r"the model as a module, or as file\.py:name of one or of a function that builds it\.",
+            r"the model as a module, or name it, or a function that builds it, as file\.py:name\.",
         ),
     ):
         calibration_for(inputs(), model, checkpoint)

@@ -166,7 +166,7 @@ def test_a_dry_run_counts_the_dtype_of_the_cores(run: Run) -> None:
     code, out, _ = run("half.pt", "--bond", "20", "--dtype", "float32", "--dry-run")
 
     assert code == run("half.pt", "--bond", "20", "--dtype", "float32", "-o", "x.pt")[0] == 3
-    assert "counted for cores in float32" in out
+    assert "sizes are those of cores in float32" in out
     assert re.search(r"^bond 20 +4,096 +1.00x", out, re.MULTILINE)
 
 
@@ -196,7 +196,7 @@ def test_a_broken_weight_is_left_alone_and_said(run: Run) -> None:
     code, out, _ = run("nan.pt", "--bond", "4", "-o", "small.pt")
 
     assert code == 3
-    assert "Not met: Left alone because of NaN or Inf: bad.weight (1 in all)." in out
+    assert "Not met: Not compressed because of NaN or Inf: bad.weight (1 in all)." in out
     assert "1 x holds NaN or Inf" in out
 
 
@@ -403,9 +403,7 @@ def test_a_report_that_cannot_be_printed_does_not_undo_the_work(
         return
     output = command[command.index("-o") + 1]
     note = "Note: left out, since a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
-    error = (
-        f"{output} was written; what is to be said of it cannot be printed (No space left on device).\n" if full else ""
-    )
+    error = f"{output} was written, but its report cannot be printed (No space left on device).\n" if full else ""
     assert (outcome.code, outcome.err) == (code, note + error)
     assert Path(output).stat().st_size > 1000
 

@@ -38,7 +38,7 @@ def test_a_folder_goes_through_every_command(run: Run, tmp_path: Path) -> None:
     assert "Wrote small." in shown
     assert run("inspect", "small") == (0, shown[: shown.index("\nWrote")], "")
     code, out, err = run("expand", "small", "-o", "dense")
-    assert (code, err) == (0, "Note: copied along unchanged: config.json\n")
+    assert (code, err) == (0, "Note: copied unchanged: config.json\n")
     assert out == "Wrote dense: 39,521 parameters, 3 weights rebuilt.\n"
     assert set(tree(tmp_path / "dense")) == set(tree(tmp_path / "model"))
 

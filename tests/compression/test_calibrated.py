@@ -166,7 +166,7 @@ def test_biases_alone_move_beside_the_weights(tmp_path: Path) -> None:
     assert changed == members | moved
     assert "embed.weight" not in changed
     reasons = {tensor.name: tensor.reason for tensor in report.skipped}
-    assert reasons["fc.bias"] == "a bias, moved by the mean error of its layer"
+    assert reasons["fc.bias"] == "a bias, corrected by the mean error of its layer"
 
 
 def test_tied_weights_and_biases_stay_as_they_are(tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_the_verdict_says_how_far_outputs_moved(tmp_path: Path, kind: Any, how: 
 
 def test_the_same_calibration_goes_to_a_module_in_memory(tmp_path: Path) -> None:
     model = seeded(two_layers)
-    with pytest.raises(CalibrationError, match="calibration: a calibration of other weights"):
+    with pytest.raises(CalibrationError, match="calibration: a calibration that was made with other weights"):
         compress_module(model, truncation=KEEP, selection=SMALL, calibration=foreign(tmp_path))
 
 

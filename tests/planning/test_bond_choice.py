@@ -148,7 +148,7 @@ def test_bonds_by_layer_leave_the_others_dense() -> None:
     choices = MODEL.choices(bond_by_layer={"fc": 2})
 
     assert [(entry.bonds, entry.reason) for entry in choices][-1] == ((2,), "")
-    assert {entry.reason for entry in choices[:-1]} == {"no bond was asked for it"}
+    assert {entry.reason for entry in choices[:-1]} == {"no bond was requested for it"}
 
 
 def test_bonds_by_layer_come_before_the_cap() -> None:

@@ -60,7 +60,7 @@ def open_contents(
         raise CheckpointError(
             where=str(path),
             found=str(error),
-            why="no model is built like that: the file is damaged or malicious",
+            why="no valid model has this structure: the file is damaged or malicious",
             action="Get the model from a source you trust.",
         ) from error
     tensors = contents.parts.tensors

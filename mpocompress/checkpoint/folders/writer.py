@@ -1,4 +1,4 @@
-"""Write a folder: companion files, weights in one file or in shards, and the index last; all or nothing."""
+"""Write a folder: companion files, weights in one file or in shards, and the index last; completely or not at all."""
 
 from __future__ import annotations
 

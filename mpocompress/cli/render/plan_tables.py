@@ -63,9 +63,7 @@ def _is_calibrated(choices: Iterable[PlannedTarget]) -> bool:
 
 def _advice(plan: PlanReport) -> str:
     if _is_calibrated(plan.choices):
-        return (
-            "Compress at two or three targets and evaluate each on your own task, to see which divergence it tolerates."
-        )
+        return "Compress at two or three targets and evaluate each on your own task to find an acceptable divergence."
     advice = (
         "Weight errors do not measure quality: compress at two or three targets and evaluate each on your own task."
     )
