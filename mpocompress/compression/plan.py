@@ -161,7 +161,7 @@ def _divergence_note(calibration: Calibration) -> str:
     how = (
         "measured on calibration inputs, before any refit"
         if calibration.trial_model is not None
-        else "the sum of what each matrix costs alone"
+        else "the sum of the sensitivities"
     )
     return f"Divergence is {how}: {calibration.measure} ({calibration.kind}, since {calibration.kind_from})."
 
