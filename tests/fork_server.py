@@ -7,19 +7,20 @@ negative if a signal ended the command.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import io
 import json
 import os
 import resource
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
-import mpocompress.cli.render
-import mpocompress.compression.compress  # noqa: F401 - both are imported here, so that a copy starts with them
 from mpocompress.cli.main import main
 from tests.programs import CLOSED_PIPE, WALL_S, Request
 
@@ -86,9 +87,28 @@ def run_to_end(request: Request) -> NoReturn:
     os._exit(code)
 
 
+def import_all() -> None:
+    """Run the commands once, so that a copy starts with everything that they import."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        os.chdir(folder)
+        torch.save({"fc.weight": torch.eye(64)}, "model.pt")
+        for words in (
+            ["model.pt", "--bond", "2", "-o", "small.pt"],
+            ["plan", "model.pt"],
+            ["inspect", "small.pt"],
+            ["expand", "small.pt", "-o", "dense.pt"],
+        ):
+            sys.argv = ["mpocompress", *words]
+            with contextlib.suppress(SystemExit):
+                main()
+        os.chdir(before)
+
+
 def serve() -> None:
     """Answer requests until the input ends."""
     torch.set_num_threads(1)  # threads do not survive in a copy
+    import_all()
     gc.freeze()  # a collection in a copy would touch, and so copy, all memory
     for line in sys.stdin:
         request = Request(**json.loads(line))

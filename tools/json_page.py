@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpocompress.reports.documents import schema
+from mpocompress.reports.json_schema import schema
 from tools.pages import write_or_check
 from tools.schemas import DOCUMENTS
 

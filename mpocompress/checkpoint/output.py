@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mpocompress.checkpoint.checkpoint import SAFETENSORS, TORCH_ZIP, Checkpoint
-from mpocompress.checkpoint.folders.permission import check_apart, check_folder
+from mpocompress.checkpoint.folders.overwrite_checks import check_apart, check_folder
 from mpocompress.checkpoint.folders.writer import write_folder
 from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.writing.safetensors_stream import check_storable

@@ -19,8 +19,8 @@ from mpocompress.cli.render.finetuning_table import show_finetuning
 from mpocompress.cli.render.formatting import labelled
 from mpocompress.cli.terminal import INTERRUPTED, printing, stdout
 from mpocompress.finetuning.options import FinetuneOptions
+from mpocompress.finetuning.process_rank import is_rank_zero
 from mpocompress.finetuning.progress import FinetuneProgress
-from mpocompress.finetuning.rank import is_rank_zero
 from mpocompress.user.options import keywords
 
 

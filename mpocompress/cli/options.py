@@ -12,7 +12,7 @@ import click
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.layers.selection import ForcedKind
 from mpocompress.mpo.sites import MAX_SITES, MIN_SITES, SitesChoice
-from mpocompress.planning.target import TARGETS, Truncation, TruncationTarget
+from mpocompress.planning.targets import TARGETS, Truncation, TruncationTarget
 from mpocompress.user.options import default_of, flag_of, is_sequence, option_of, type_words
 
 Command = TypeVar("Command", bound=Callable[..., Any])

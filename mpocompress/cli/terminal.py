@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from mpocompress.jobs import Progress as ProgressCallback
+    from mpocompress.parallel import Progress as ProgressCallback
 
 NARROWEST = 80
 INTERRUPTED = 130

@@ -15,11 +15,11 @@ from mpocompress.checkpoint.output import Output
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing.in_place import write_replaced
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.format import dense_tensors, shards_of, shards_of_members
+from mpocompress.compression.core_tensors import dense_tensors, shards_of, shards_of_members
 from mpocompress.compression.options import ExpandOptions
-from mpocompress.compression.stored_report import stored_report
+from mpocompress.compression.read_report import read_report
 from mpocompress.errors import CheckpointError, OutputError
-from mpocompress.jobs import one_blas_thread
+from mpocompress.parallel import one_blas_thread
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath, shown
 from mpocompress.user.options import with_keywords
@@ -45,7 +45,7 @@ def expand(source: StrPath, target: StrPath, options: ExpandOptions) -> Report:
         OutputError: the target cannot be written, or the disk is too small for the dense tensors.
     """
     with open_checkpoint(Path(source)) as checkpoint:
-        report = stored_report(checkpoint)
+        report = read_report(checkpoint)
         output = Output.named(target, overwrite=options.overwrite, layout=checkpoint.layout)
         if options.like is not None:  # one file in the form of the original, whatever that is
             output = dataclasses.replace(output, container=TORCH_ZIP)

@@ -14,7 +14,7 @@ from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.errors import TargetError
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.sites import SitesChoice, check_choice
-from mpocompress.planning.target import PLAN_TARGETS, Truncation
+from mpocompress.planning.targets import PLAN_TARGETS, Truncation
 from mpocompress.reports.matrix import STORED_DTYPES
 from mpocompress.text import StrPath
 from mpocompress.user.common_options import OverwriteOptions, ProgressOptions, SourceOptions

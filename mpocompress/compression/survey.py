@@ -13,16 +13,16 @@ from torch import Tensor
 
 from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
-from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Skipped
 from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.mpo.tt_svd import FiniteMatrix, finite_matrix
+from mpocompress.parallel import Progress, run_jobs
 from mpocompress.planning.curves import MatrixCurves, competing_shapes, error_curves, unknown_curve
 from mpocompress.planning.shortlist import shortlist
-from mpocompress.planning.target import TruncationTarget
+from mpocompress.planning.targets import TruncationTarget
 from mpocompress.reports.compression import Source
 from mpocompress.user.model import UserModel
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mpocompress.errors import FinetuneError
-from mpocompress.finetuning.rank import world_size
+from mpocompress.finetuning.process_rank import world_size
 
 Value = TypeVar("Value")
 

@@ -17,7 +17,7 @@ from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FinetuneError, FormatError
 from mpocompress.finetuning.precision import MatmulDtypes
 from mpocompress.finetuning.run_state import RunState
-from mpocompress.reports.documents import Count, Document
+from mpocompress.reports.json_documents import Count, Document
 from mpocompress.text import listed, shown
 
 

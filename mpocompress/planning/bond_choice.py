@@ -17,7 +17,7 @@ from mpocompress.planning.curves import (
     best_under_parameters,
     best_within_error,
 )
-from mpocompress.planning.target import Budget, TruncationTarget
+from mpocompress.planning.targets import Budget, TruncationTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

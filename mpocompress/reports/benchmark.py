@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from mpocompress.reports.documents import LARGEST, Count, Document, NonNegative, Positive, contradiction
+from mpocompress.reports.json_documents import LARGEST, Count, Document, NonNegative, Positive, contradiction
 
 ContenderKind = Literal["dense", "int8", "compressed"]
 """A layer of torch, the same with weights of 8 bits, or an MPO layer."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from mpocompress.reports.documents import LARGEST, Count, Fraction, NonNegative, Positive
+from mpocompress.reports.json_documents import LARGEST, Count, Fraction, NonNegative, Positive
 
 OutputKind = Literal["classification", "embedding", "regression"]
 """What a model outputs: scores or probabilities, directions, or values."""
@@ -134,6 +134,6 @@ class CalibrationReport:
         if self.divergence is not None and self.divergence >= BEYOND:
             return "some are not finite, or have another shape"
         if self.kind != "classification":
-            return f"{change:.1%} of the divergence between outputs for different inputs"
+            return f"{change:.1%} of the divergence between unrelated outputs"
         same = f", the same answer for {self.agreement:.1%}" if self.agreement is not None else ""
         return f"a KL divergence of {self.divergence:.2g} nats{same}"

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from mpocompress.layers.specs import Skipped
 from mpocompress.reports.calibration import CalibrationReport
-from mpocompress.reports.documents import Count, Document, Number, Positive, Sha256, contradiction
 from mpocompress.reports.finetuning import FinetuningReport
+from mpocompress.reports.json_documents import Count, Document, Number, Positive, Sha256, contradiction
 from mpocompress.reports.matrix import MatrixReport
 
 FRAGILE_ERROR = 0.3

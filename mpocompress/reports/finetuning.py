@@ -12,7 +12,7 @@ from mpocompress.reports.calibration import (
     meaning_of,
     output_change,
 )
-from mpocompress.reports.documents import Count, Fraction, NonNegative, Number, Positive
+from mpocompress.reports.json_documents import Count, Fraction, NonNegative, Number, Positive
 
 FINISHED = "finished"
 INTERRUPTED = "interrupted"

@@ -10,7 +10,7 @@ import msgspec
 from mpocompress.layers.names import core_name, scale_name
 from mpocompress.layers.specs import KindFrom, LayerKind
 from mpocompress.mpo.sites import Sites
-from mpocompress.reports.documents import NonNegative, Number, Positive, choice, contradiction
+from mpocompress.reports.json_documents import NonNegative, Number, Positive, choice, contradiction
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 INT8 = "int8"

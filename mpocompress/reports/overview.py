@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mpocompress.layers.specs import Skipped
-from mpocompress.reports.documents import Count, Document, Fraction, Positive
+from mpocompress.reports.json_documents import Count, Document, Fraction, Positive
 from mpocompress.reports.matrix import Kind, KindSource
 
 

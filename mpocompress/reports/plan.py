@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mpocompress.reports.compression import Report, Target
-from mpocompress.reports.documents import Count, Document, NonNegative, Positive
+from mpocompress.reports.json_documents import Count, Document, NonNegative, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

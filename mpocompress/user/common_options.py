@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mpocompress.user.options import option
 
 if TYPE_CHECKING:
-    from mpocompress.jobs import Progress
+    from mpocompress.parallel import Progress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,7 +19,7 @@ from mpocompress.compression.options import CompressOptions, ExpandOptions, Insp
 from mpocompress.finetuning.options import FinetuneModuleOptions, FinetuneOptions
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.options import CompressModuleOptions
-from mpocompress.planning.target import TARGETS, Truncation
+from mpocompress.planning.targets import TARGETS, Truncation
 from mpocompress.user.options import Option, default_of, flag_of, option_of
 
 OPTIONS: dict[str, type] = {

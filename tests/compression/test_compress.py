@@ -29,7 +29,7 @@ from mpocompress.errors import (
 )
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.sites import SitesChoice
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import FLOAT_DTYPES, STORED_DTYPES, MatrixReport
 from tests.draw import decaying, random_matrix

@@ -20,7 +20,7 @@ from mpocompress.finetuning.options import Score
 from mpocompress.finetuning.recurrent_state import StatefulRNN
 from mpocompress.reports.calibration import OutputKind
 from mpocompress.user.batches import Batch
-from tests.calibration.rigs import Calls, numbers
+from tests.calibration.trial_models import Calls, numbers
 from tests.finetuning.runs import Texts, batches, pair, texts
 
 

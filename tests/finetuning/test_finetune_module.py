@@ -21,7 +21,7 @@ from mpocompress.errors import FinetuneError, MPOCompressError
 from mpocompress.finetuning.finetune_module import finetune_module
 from mpocompress.finetuning.self_generated import SelfGenerated
 from mpocompress.nn import MPOWeight
-from tests.calibration.rigs import Calls, numbers
+from tests.calibration.trial_models import Calls, numbers
 from tests.finetuning.runs import Odd, Texts, apart, batches, pair, pairs, same, texts, tuned, values
 from tests.inspecting import report_in
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mpocompress.errors import FinetuneError, OutputError
 from mpocompress.finetuning.progress import FinetuneProgress
-from tests.calibration.rigs import Calls, numbers
+from tests.calibration.trial_models import Calls, numbers
 from tests.finetuning.runs import (
     CrashError,
     Odd,

@@ -19,10 +19,10 @@ from mpocompress.errors import ModelError, MPOCompressError, OutputError, Output
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.modules.save import save
-from mpocompress.modules.saved_report import ADDED, SAVED
+from mpocompress.modules.updated_report import ADDED, SAVED
 from mpocompress.mpo.mpo import MPO
 from mpocompress.nn import MPOLinear, MPOWeight
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from tests.inspecting import report_in
 from tests.models import WORDS, Net, close, compressed, expanded, filled, load, same_report

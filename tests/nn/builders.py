@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,14 +20,18 @@ from mpocompress.errors import SitesError
 from mpocompress.mpo.contraction import to_matrix
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.sites import Sites, balanced, folded, low_rank
-from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight
+from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
 from tests.draw import EPS
 
 EXECUTIONS: tuple[Execution, ...] = ("auto", "factorised", "materialised")
-CONTEXTS = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "training": torch.enable_grad}
-"""A layer may go another way in each; what one has prepared is there for the next, inference tensors first of all."""
+FIXED: tuple[Execution, ...] = ("factorised", "materialised")
+"""The modes for a test in which a layer runs more than once; `auto` is enough for one that compares a single result,
+because all candidates are compared then (see `conftest.py`)."""
 
-DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")))
+CONTEXTS = {"inference_mode": torch.inference_mode, "no_grad": torch.no_grad, "training": torch.enable_grad}
+"""A layer may run in another way in each; one uses what another prepared, inference tensors first of all."""
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 ROUNDINGS = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 16, torch.float16: 16}
 """How many times the dtype's rounding a result may be off, relative to entries of about 1.
@@ -133,11 +139,11 @@ def divisors(number: int) -> list[int]:
 @st.composite
 def digits(draw: st.DrawFn, number: int, count: int) -> tuple[int, ...]:
     """A number as a product of `count` factors in any order, 1 among them."""
-    found = []
+    factors = []
     for _ in range(count - 1):
-        found.append(draw(st.sampled_from(divisors(number))))
-        number //= found[-1]
-    return (*found, number)
+        factors.append(draw(st.sampled_from(divisors(number))))
+        number //= factors[-1]
+    return (*factors, number)
 
 
 @st.composite
@@ -176,10 +182,10 @@ def chains_of_level(draw: st.DrawFn, end: str, width: int, hidden: int, projecti
     state = projection or hidden
     cols = {"ih": width, "hh": state, "joint": width + state}
     kind = draw(st.sampled_from(("joint", "apart", "hh", "ih", "dense")))
-    found = {f"weight_{part}_{end}": draw(chains(4 * hidden, cols[part])) for part in parts(kind)}
+    by_name = {f"weight_{part}_{end}": draw(chains(4 * hidden, cols[part])) for part in parts(kind)}
     if projection and draw(st.booleans()):
-        found[f"weight_hr_{end}"] = draw(chains(projection, hidden))
-    return found
+        by_name[f"weight_hr_{end}"] = draw(chains(projection, hidden))
+    return by_name
 
 
 @st.composite
@@ -197,20 +203,20 @@ def lstm_plans(draw: st.DrawFn, most_levels: int = 3, most: int = 9) -> LSTMPlan
         proj_size=proj_size,
         seed=draw(st.integers(0, 99)),
     )
-    found: dict[str, Chain] = {}
+    by_name: dict[str, Chain] = {}
     for end in plan.ends:
-        found |= draw(chains_of_level(end, plan.width(end), hidden_size, proj_size))
-    if not found:
-        found["weight_hh_l0"] = draw(chains(4 * hidden_size, plan.state_size))
-    return replace(plan, chains=found)
+        by_name |= draw(chains_of_level(end, plan.width(end), hidden_size, proj_size))
+    if not by_name:
+        by_name["weight_hh_l0"] = draw(chains(4 * hidden_size, plan.state_size))
+    return replace(plan, chains=by_name)
 
 
 def dense_weights(layer: nn.Module) -> dict[str, Tensor]:
     """The parameters of the torch layer it stands for: cores multiplied out in float64, on the CPU, differentiable."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, parameter in layer.named_parameters():
         if ".core." not in name:
-            found[name] = parameter.to("cpu", torch.float64)
+            weights[name] = parameter.to("cpu", torch.float64)
         elif name.endswith(".core.0"):
             name = name.removesuffix(".core.0")
             weight = layer.get_submodule(name)
@@ -220,11 +226,11 @@ def dense_weights(layer: nn.Module) -> dict[str, Tensor]:
                 assert isinstance(layer, MPOLSTM | MPOLSTMCell)
                 states = getattr(layer, "proj_size", 0) or layer.hidden_size
                 inputs = matrix.shape[1] - states
-                found[name.replace("joint", "ih")] = matrix[:, :inputs]
-                found[name.replace("joint", "hh")] = matrix[:, inputs:]
+                weights[name.replace("joint", "ih")] = matrix[:, :inputs]
+                weights[name.replace("joint", "hh")] = matrix[:, inputs:]
             else:
-                found[name] = matrix.T if weight.transposed else matrix
-    return found
+                weights[name] = matrix.T if weight.transposed else matrix
+    return weights
 
 
 def empty_twin(layer: nn.Module) -> nn.Module:
@@ -274,19 +280,20 @@ def tensors(value: Any) -> Iterator[Tensor]:
         if value.is_floating_point():
             yield value
     elif isinstance(value, Iterable):
-        for one in value:
-            yield from tensors(one)
+        for entry in value:
+            yield from tensors(entry)
 
 
-def assert_close(found: Any, exact: Any, dtype: torch.dtype, roundings: float = 1) -> None:
-    """All tensors of a result are near those of the exact one, and of the dtype."""
-    ours, theirs = list(tensors(found)), list(tensors(exact))
+def assert_close(result: Any, exact: Any, dtype: torch.dtype, roundings: float = 1, *, equal_nan: bool = False) -> None:
+    """Check that all tensors of a result are near the exact ones, and of the dtype."""
+    ours, theirs = list(tensors(result)), list(tensors(exact))
     assert len(ours) == len(theirs)
     bound = ROUNDINGS[dtype] * EPS[dtype] * roundings
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.dtype == dtype
-        assert one.shape == other.shape
-        torch.testing.assert_close(one.to("cpu", torch.float64), other, rtol=bound, atol=bound)
+    for tensor, exact_tensor in zip(ours, theirs, strict=True):
+        assert tensor.dtype == dtype
+        assert tensor.shape == exact_tensor.shape
+        wide_tensor = tensor.to("cpu", torch.float64)
+        torch.testing.assert_close(wide_tensor, exact_tensor, rtol=bound, atol=bound, equal_nan=equal_nan)
 
 
 def called(layer: nn.Module, *arguments: Any) -> Any:
@@ -297,11 +304,29 @@ def called(layer: nn.Module, *arguments: Any) -> Any:
     return result
 
 
+@contextmanager
+def with_gradients(model: nn.Module, execution: Execution) -> Iterator[None]:
+    """Run a model with gradients in one execution mode inside the block, and in `auto` after it."""
+    set_execution(model, execution)
+    with torch.enable_grad():
+        yield
+    set_execution(model, "auto")
+
+
+def ways(model: nn.Module) -> list[Callable[[], AbstractContextManager[Any]]]:
+    """Return every way to run a model whose layers are set to `auto`.
+
+    Without gradients, all candidates are run and compared (see `conftest.py`). With gradients there is no measurement,
+    so that each mode has to be set.
+    """
+    return [*CONTEXTS.values(), *(partial(with_gradients, model, execution) for execution in FIXED)]
+
+
 def assert_is_its_twin(layer: nn.Module, *arguments: Any) -> None:
-    """A layer gives what the torch layer gives, with a graph and without, in the dtype of its parameters."""
+    """Check that a layer gives what the torch layer gives, in every way to run and in the dtype of its parameters."""
     dtype = next(layer.parameters()).dtype
     with torch.no_grad():
         exact = exactly(layer, *arguments)
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(layer):
+        with way():
             assert_close(called(layer, *arguments), exact, dtype)

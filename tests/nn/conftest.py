@@ -1,60 +1,57 @@
-"""Layers choose between ways to run without a clock, and keep no choice from one test for the next; on one thread."""
+"""Layers choose between ways to run without a clock, after all of them gave the same result."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mpocompress.nn import execution, gates, linear, loop, steps
+from mpocompress.nn import execution, gates, inference_loop, linear, step_products
+from tests.nn.builders import assert_close, tensors, wide
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Torch says once in a process that it has no fast kernel for projections, here or in a layer it stands for."""
+    """Ignore a warning that torch gives once in a process: it has no fast kernel for projections."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"))
 
 
-@pytest.fixture(autouse=True, scope="package")
-def _on_one_thread() -> Iterator[None]:
-    """Threads of torch that wait for each other on a shared machine take ten times as long for such small products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+class NothingRemembered(dict[Hashable, Any]):
+    """A table of measured choices without effect: every choice is made again."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+def compare_and_pick(candidates: Mapping[str, execution.Candidate]) -> str:
+    """Run all candidates on the same input and check that their results agree; return one that the sizes decide."""
+    results = [list(tensors(candidate.run())) for candidate in candidates.values() if candidate.run is not None]
+    for result in results[1:]:
+        assert_close(result, wide(results[0]), result[0].dtype, roundings=2, equal_nan=True)
+    number = zlib.crc32(repr([candidate.modelled_s for candidate in candidates.values()]).encode())
+    return list(candidates)[number % len(candidates)]
 
 
 @pytest.fixture(autouse=True)
-def _chosen_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every way is run where the fastest would be measured; the one that is taken depends on the sizes alone."""
-
-    def pick(candidates: Mapping[str, Any]) -> str:
-        for one in candidates.values():
-            one.run()
-        return list(candidates)[
-            zlib.crc32(repr([one.modelled_s for one in candidates.values()]).encode()) % len(candidates)
-        ]
-
+def _chosen_without_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the candidates of a layer where the fastest would be measured, at every choice."""
     monkeypatch.delenv("MPOCOMPRESS_EXECUTION", raising=False)
-    monkeypatch.setattr(execution, "_fastest", pick)
+    monkeypatch.setattr(execution, "_fastest", compare_and_pick)
+    monkeypatch.setattr(execution, "_measured", NothingRemembered())
     monkeypatch.setattr(execution, "HOPELESS", float("inf"))
-    execution.forget_measurements()
-    yield
-    execution.forget_measurements()
 
 
 @pytest.fixture(params=["small states", "large states"])
 def sized(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run as states of this size are run, whatever their size: large ones take other kernels, and shorter stretches."""
+    """Run states of any size as those of this size, which have other kernels and other lengths of a stretch."""
     if request.param == "large states":
         monkeypatch.setattr(gates, "NUMPY_ENTRIES", -1)
-        monkeypatch.setattr(steps, "STACKED_ENTRIES", 0)
-        monkeypatch.setattr(steps, "SCALED_ENTRIES", 0)
-        monkeypatch.setattr(loop, "STRETCH_ENTRIES", 100)
+        monkeypatch.setattr(step_products, "STACKED_ENTRIES", 0)
+        monkeypatch.setattr(step_products, "SCALED_ENTRIES", 0)
+        monkeypatch.setattr(inference_loop, "STRETCH_ENTRIES", 100)
         monkeypatch.setattr(linear, "CHUNK_ENTRIES", 100)
     return str(request.param)

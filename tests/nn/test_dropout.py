@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from mpocompress.mpo.sites import low_rank
 from mpocompress.nn import MPOLSTM, Execution
-from tests.nn.builders import EXECUTIONS, Chain, LSTMPlan, assert_close, dense_weights, exactly
+from tests.nn.builders import FIXED, Chain, LSTMPlan, assert_close, dense_weights, exactly
 from tests.nn.test_lstm import MIXTURES
 
 
@@ -27,7 +27,7 @@ def inputs(batch: int = 3, length: int = 4) -> Tensor:
     return LSTMPlan(input_size=7, hidden_size=6).arguments(batch, length)[0]
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_all_of_it_leaves_nothing_for_the_levels_above(mixture: str, execution: Execution) -> None:
     layer = make(1.0, execution, mixture=mixture).train()
@@ -43,31 +43,31 @@ def test_all_of_it_leaves_nothing_for_the_levels_above(mixture: str, execution: 
     assert_close(layer(packed), exactly(layer, packed), torch.float64)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_every_output_of_a_level_is_dropped_or_doubled(execution: Execution) -> None:
     layer = make(0.5, execution, hidden=1)
     x = inputs(batch=400, length=1)
     layer.eval()
     below = layer(x)[1][0][0]  # the outputs of the first level after its only step
     upper = nn.LSTM(1, 1).double()
-    weights = {name: one.detach() for name, one in dense_weights(layer).items()}
-    upper.load_state_dict({name.replace("l1", "l0"): one for name, one in weights.items() if name.endswith("l1")})
+    weights = {name: weight.detach() for name, weight in dense_weights(layer).items()}
+    upper.load_state_dict({name.replace("l1", "l0"): weight for name, weight in weights.items() if name.endswith("l1")})
     dropped, doubled = upper(torch.zeros(1, 400, 1).double())[0], upper(2 * below[None])[0]
 
     torch.manual_seed(0)
     for context in (torch.enable_grad, torch.no_grad):
         with context():
-            found, (h, _) = layer.train()(x)
-            is_dropped, is_doubled = (torch.isclose(found, one, rtol=1e-12) for one in (dropped, doubled))
+            output, (h, _) = layer.train()(x)
+            is_dropped, is_doubled = (torch.isclose(output, expected, rtol=1e-12) for expected in (dropped, doubled))
 
             assert (is_dropped | is_doubled).all()
             # 400 tosses: farther than five standard deviations from half of them is not chance.
             assert 150 < is_dropped.sum() < 250
-            assert torch.equal(h[1], found[0])
+            assert torch.equal(h[1], output[0])
             assert_close(h[0], below, torch.float64)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_none_in_eval_nor_with_one_level(execution: Execution) -> None:
     layer = make(0.5, execution).eval()
     plain = make(0.0, execution)
@@ -79,7 +79,7 @@ def test_none_in_eval_nor_with_one_level(execution: Execution) -> None:
     assert_close(single(inputs()), exactly(single, inputs()), torch.float64)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_a_seed_repeats_it_and_another_does_not(execution: Execution) -> None:
     layer = make(0.5, execution).train()
     layer(inputs())  # the first call of a size may look for the fastest way

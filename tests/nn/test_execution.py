@@ -1,4 +1,4 @@
-"""Which way a layer runs: what it is told, what the environment says, and what it shows."""
+"""Which way a layer runs: as it is set, as the environment says, and what it shows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mpocompress.errors import ExecutionError
 from mpocompress.mpo.sites import balanced
 from mpocompress.nn import MPOLSTM, Execution, MPOLinear, MPOLSTMCell, MPOWeight, set_execution
-from tests.nn.builders import EXECUTIONS, Chain, LSTMPlan, tensors
+from mpocompress.nn.execution import forget_measurements
+from tests.nn.builders import EXECUTIONS, FIXED, Chain, LSTMPlan, tensors
 
-BOTH: tuple[Execution, ...] = ("factorised", "materialised")
 VARIABLE = "MPOCOMPRESS_EXECUTION"
 CHAIN = Chain(sites=balanced(256, 64, 3), bonds=(5, 6))
 
@@ -46,13 +46,13 @@ def result(layer: nn.Module) -> list[Tensor]:
         return list(tensors(layer(torch.randn(shape, generator=generator))))
 
 
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
     """To the last bit: sums of products of another order differ in some of thousands of entries."""
-    return all(map(torch.equal, one, other))
+    return all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_one_that_is_told_runs_as_it_is_told_and_can_be_told_anew(kind: str) -> None:
+def test_a_layer_runs_in_the_mode_that_is_set_and_in_one_that_is_set_later(kind: str) -> None:
     layer = LAYERS[kind]("factorised")
     factorised = result(layer)
     materialised = result(LAYERS[kind]("materialised"))
@@ -67,20 +67,22 @@ def test_one_that_is_told_runs_as_it_is_told_and_can_be_told_anew(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("told", EXECUTIONS)
-def test_the_environment_has_the_last_word(told: Execution, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {one: result(LAYERS[kind](one)) for one in BOTH}
-    layer = LAYERS[kind](told)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_the_environment_variable_overrides_the_mode(
+    execution: Execution, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {mode: result(LAYERS[kind](mode)) for mode in FIXED}
+    layer = LAYERS[kind](execution)
     before = result(layer)
 
-    for said, results in expected.items():
-        monkeypatch.setenv(VARIABLE, said)
+    for mode, results in expected.items():
+        monkeypatch.setenv(VARIABLE, mode)
         layer.clear_cache()  # it is read when a layer first meets a size of input
         assert same(result(layer), results)
     monkeypatch.setenv(VARIABLE, "")
     layer.clear_cache()
     assert same(result(layer), before)
-    assert layer.execution == told
+    assert layer.execution == execution
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -88,41 +90,42 @@ def test_modelled_measures_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -
     def measured(*_: Any) -> str:
         raise AssertionError("measured")
 
-    expected = [result(LAYERS[kind](one)) for one in BOTH]
+    expected = [result(LAYERS[kind](mode)) for mode in FIXED]
     monkeypatch.setattr("mpocompress.nn.execution._fastest", measured)
     with pytest.raises(AssertionError, match="measured"):
         result(LAYERS[kind]("auto"))
 
     monkeypatch.setenv(VARIABLE, "modelled")
-    found = result(LAYERS[kind]("auto"))
+    modelled = result(LAYERS[kind]("auto"))
 
-    for one, *others in zip(found, *expected, strict=True):
-        assert any(torch.allclose(one, other, atol=1e-6) for other in others)
+    for tensor, *candidates in zip(modelled, *expected, strict=True):
+        assert any(torch.allclose(tensor, candidate, atol=1e-6) for candidate in candidates)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_auto_is_one_of_the_others_and_stays_with_it(kind: str) -> None:
-    expected = [result(LAYERS[kind](one)) for one in BOTH]
+    by_mode = [result(LAYERS[kind](mode)) for mode in FIXED]
     layer = LAYERS[kind]("auto")
     first = result(layer)
 
     assert any(
-        all(torch.allclose(one, other, atol=1e-6) for one, other in zip(first, results, strict=True))
-        for results in expected
+        all(torch.allclose(tensor, expected, atol=1e-6) for tensor, expected in zip(first, results, strict=True))
+        for results in by_mode
     )
     assert same(result(layer), first)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_clock_only_ever_chooses(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measurement itself, with a clock that says what is faster."""
-    monkeypatch.undo()  # the rule that the other tests choose by
-    expected = [result(LAYERS[kind](one)) for one in BOTH]
-    assert any(same(result(LAYERS[kind]("auto")), one) for one in expected)
+    """The measurement itself, with the clock."""
+    monkeypatch.undo()  # without what the fixture replaces
+    forget_measurements()
+    expected = [result(LAYERS[kind](mode)) for mode in FIXED]
+    assert any(same(result(LAYERS[kind]("auto")), results) for results in expected)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_wrong_word_is_refused_and_nothing_changes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_mode_is_refused_and_nothing_changes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = LAYERS[kind]("factorised")
     before = result(layer)
 
@@ -138,15 +141,15 @@ def test_a_wrong_word_is_refused_and_nothing_changes(kind: str, monkeypatch: pyt
     assert same(result(layer), before)
 
 
-def test_all_layers_of_a_model_are_told_at_once() -> None:
+def test_the_mode_of_all_layers_of_a_model_is_set_at_once() -> None:
     model = nn.Sequential(linear("auto"), nn.ReLU(), nn.ModuleDict({"lstm": lstm("factorised"), "cell": cell("auto")}))
 
-    for one in EXECUTIONS:
-        set_execution(model, one)
-        assert [layer.execution for layer in model.modules() if hasattr(layer, "execution")] == [one] * 3
+    for mode in EXECUTIONS:
+        set_execution(model, mode)
+        assert [layer.execution for layer in model.modules() if hasattr(layer, "execution")] == [mode] * 3
 
 
-def test_a_model_without_such_layers_cannot_be_told() -> None:
+def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(ExecutionError, match=r"Sequential: no MPO layer"):
         set_execution(nn.Sequential(nn.Linear(2, 2)), "auto")
 

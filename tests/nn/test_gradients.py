@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from mpocompress.mpo.sites import Sites, balanced, folded, low_rank
 from mpocompress.nn import Execution, MPOLinear, MPOWeight
 from tests.draw import EPS
-from tests.nn.builders import EXECUTIONS, ROUNDINGS, Chain, LSTMPlan, assert_close, exactly, lstm_plans, tensors
+from tests.nn.builders import FIXED, ROUNDINGS, Chain, LSTMPlan, assert_close, exactly, lstm_plans, tensors
 from tests.nn.test_linear import FORMS, any_chain
 from tests.nn.test_linear import make as make_linear
 from tests.nn.test_lstm import MIXTURES, WAYS
@@ -34,36 +34,36 @@ def loss(result: Any, seen: Sequence[bool] = (True, True, True)) -> Tensor:
         (part.to("cpu", torch.float64) * torch.randn(part.shape, generator=generator, dtype=torch.float64)).sum()
         for part in tensors(result)
     ]
-    return torch.stack([term for term, one in zip(terms, seen, strict=False) if one]).sum()
+    return torch.stack([term for term, is_seen in zip(terms, seen, strict=False) if is_seen]).sum()
 
 
 def leaves(layer: nn.Module, arguments: Any) -> list[Tensor]:
-    return [*layer.parameters(), *(one for one in tensors(arguments) if one.requires_grad)]
+    return [*layer.parameters(), *(tensor for tensor in tensors(arguments) if tensor.requires_grad)]
 
 
 def assert_same_gradients(layer: nn.Module, *arguments: Any, seen: Sequence[bool] = (True, True, True)) -> None:
     wanted = leaves(layer, arguments)
     exact = torch.autograd.grad(loss(exactly(layer, *arguments), seen), wanted, materialize_grads=True)
 
-    found = torch.autograd.grad(loss(layer(*arguments), seen), wanted, materialize_grads=True)
+    gradients = torch.autograd.grad(loss(layer(*arguments), seen), wanted, materialize_grads=True)
 
-    for one, other, leaf in zip(found, exact, wanted, strict=True):
-        other = other.double()
+    for gradient, exact_gradient, leaf in zip(gradients, exact, wanted, strict=True):
+        exact_gradient = exact_gradient.double()
         bound = ROUNDINGS[leaf.dtype] * EPS[leaf.dtype]
         # A gradient is a sum over all steps and rows, whose terms may cancel: it is compared with its largest entry.
-        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
-        assert one.dtype == leaf.dtype
-        torch.testing.assert_close(one.double(), other, rtol=bound, atol=4 * bound * scale)
+        scale = max(1.0, float(exact_gradient.abs().max())) if exact_gradient.numel() else 1.0
+        assert gradient.dtype == leaf.dtype
+        torch.testing.assert_close(gradient.double(), exact_gradient, rtol=bound, atol=4 * bound * scale)
 
 
 def requiring(arguments: Any, which: Sequence[bool] = (True, True, True)) -> Any:
-    for one, wanted in zip(tensors(arguments), which, strict=False):
-        one.requires_grad_(wanted)
+    for tensor, wanted in zip(tensors(arguments), which, strict=False):
+        tensor.requires_grad_(wanted)
     return arguments
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @given(
     plan=lstm_plans(),
     batch=st.one_of(st.none(), st.integers(1, 4)),
@@ -86,7 +86,7 @@ def test_an_lstm(
     assert_same_gradients(plan.make(execution=execution), *arguments, seen=seen)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @given(plan=lstm_plans(most_levels=2), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seen=MASKS)
 def test_packed_sequences(execution: Execution, plan: LSTMPlan, lengths: list[int], seen: list[bool]) -> None:
     x, hx = requiring(plan.arguments(batch=len(lengths), length=max(lengths)))
@@ -94,17 +94,17 @@ def test_packed_sequences(execution: Execution, plan: LSTMPlan, lengths: list[in
     layer = plan.make(execution=execution)
     wanted = [*layer.parameters(), x, *hx]
 
-    exact, found = (
+    exact, gradients = (
         torch.autograd.grad(loss(result, seen), wanted, materialize_grads=True, retain_graph=True)
         for result in (exactly(layer, packed, hx), layer(packed, hx))  # packing is in the graph of both
     )
 
-    for one, other in zip(found, exact, strict=True):
-        scale = max(1.0, float(other.abs().max()))
-        torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-13 * scale)
+    for gradient, exact_gradient in zip(gradients, exact, strict=True):
+        scale = max(1.0, float(exact_gradient.abs().max()))
+        torch.testing.assert_close(gradient, exact_gradient, rtol=1e-14, atol=1e-13 * scale)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @given(cell=cells(), bias=st.booleans(), batch=st.one_of(st.none(), st.integers(1, 4)), states=st.booleans())
 def test_a_cell(
     execution: Execution, cell: tuple[tuple[int, int], dict[str, Chain]], bias: bool, batch: int | None, states: bool
@@ -115,7 +115,7 @@ def test_a_cell(
     assert_same_gradients(make_cell(chosen, sizes, bias=bias, execution=execution), x, hx if states else None)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @given(chain=any_chain(), bias=st.booleans(), batch=st.lists(st.integers(0, 4), max_size=3), inputs=st.booleans())
 def test_a_linear_layer(execution: Execution, chain: Chain, bias: bool, batch: list[int], inputs: bool) -> None:
     x = torch.randn(*batch, chain.sites.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def test_a_linear_layer(execution: Execution, chain: Chain, bias: bool, batch: l
     assert_same_gradients(make_linear(chain, bias=bias, execution=execution), x.requires_grad_(inputs))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_linear_layer_over_many_rows(form: str, execution: Execution) -> None:
     x = torch.randn(2, 150, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -131,7 +131,7 @@ def test_a_linear_layer_over_many_rows(form: str, execution: Execution) -> None:
     assert_same_gradients(make_linear(FORMS[form], execution=execution), x.transpose(0, 1).requires_grad_())
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mixture", ["joint below, apart above", "cores on inputs, dense states"])
 def test_every_dtype(mixture: str, dtype: torch.dtype, execution: Execution) -> None:
@@ -156,7 +156,7 @@ CHECKED = {
 }
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("form", CHECKED)
 def test_finite_differences_of_an_lstm(form: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=3, hidden_size=2, chains=CHECKED[form])
@@ -169,7 +169,7 @@ def test_finite_differences_of_an_lstm(form: str, execution: Execution) -> None:
     )
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("form", ["low rank", "odd fold", "three sites", "aligned"])
 def test_finite_differences_of_a_linear_layer(form: str, execution: Execution) -> None:
     layer = make_linear(FORMS[form], execution=execution)
@@ -194,25 +194,25 @@ def layers(execution: Execution) -> dict[str, tuple[nn.Module, Any]]:
 KINDS = ("lstm", "both ways", "cell", "linear")
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_add_up_and_a_graph_can_be_gone_through_twice(kind: str, execution: Execution) -> None:
     layer, arguments = layers(execution)[kind]
     wanted = leaves(layer, arguments)
     exact = torch.autograd.grad(loss(exactly(layer, *arguments)), wanted)
 
-    one = loss(layer(*arguments))
-    other = loss(layer(*arguments))
-    torch.autograd.backward(one, retain_graph=True)
-    torch.autograd.backward(other)
-    torch.autograd.backward(one)
+    first = loss(layer(*arguments))
+    second = loss(layer(*arguments))
+    torch.autograd.backward(first, retain_graph=True)
+    torch.autograd.backward(second)
+    torch.autograd.backward(first)
 
     for leaf, gradient in zip(wanted, exact, strict=True):
         assert leaf.grad is not None
         torch.testing.assert_close(leaf.grad, 3 * gradient, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("frozen", ["one core", "a weight", "all cores", "biases", "everything"])
 def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(
@@ -242,26 +242,26 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_gets_its_own(
         else:
             assert parameter.grad is not None, name
             torch.testing.assert_close(parameter.grad, exact[name], rtol=1e-12, atol=1e-12)
-    assert all(one.grad is not None for one in tensors(arguments))
+    assert all(tensor.grad is not None for tensor in tensors(arguments))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_only_where_one_is_wanted(kind: str, execution: Execution) -> None:
     layer, arguments = layers(execution)[kind]
 
-    assert all(one.requires_grad for one in tensors(layer(*arguments)))
+    assert all(tensor.requires_grad for tensor in tensors(layer(*arguments)))
     with torch.no_grad():
         for _ in range(2):
-            assert not any(one.requires_grad for one in tensors(layer(*arguments)))
+            assert not any(tensor.requires_grad for tensor in tensors(layer(*arguments)))
     layer.requires_grad_(False)
-    assert all(one.requires_grad for one in tensors(layer(*arguments)))
-    for one in tensors(arguments):
-        one.requires_grad_(False)
-    assert not any(one.requires_grad for one in tensors(layer(*arguments)))
+    assert all(tensor.requires_grad for tensor in tensors(layer(*arguments)))
+    for tensor in tensors(arguments):
+        tensor.requires_grad_(False)
+    assert not any(tensor.requires_grad for tensor in tensors(layer(*arguments)))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_running_without_a_graph_first_changes_no_gradient(kind: str, execution: Execution) -> None:
     layer, arguments = layers(execution)[kind]
@@ -273,7 +273,7 @@ def test_running_without_a_graph_first_changes_no_gradient(kind: str, execution:
     assert_same_gradients(layer, *arguments)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_may_be_written_to_before_the_backward_pass(kind: str, execution: Execution) -> None:
     layer, arguments = layers(execution)[kind]
@@ -281,16 +281,16 @@ def test_results_may_be_written_to_before_the_backward_pass(kind: str, execution
 
     def halved(result: Any) -> Any:
         # As an in-place activation or a masked fill does.
-        return [one.mul_(0.5).clamp_(min=0) for one in tensors(result)]
+        return [tensor.mul_(0.5).clamp_(min=0) for tensor in tensors(result)]
 
     exact = torch.autograd.grad(loss(halved(exactly(layer, *arguments))), wanted)
-    found = torch.autograd.grad(loss(halved(layer(*arguments))), wanted)
+    gradients = torch.autograd.grad(loss(halved(layer(*arguments))), wanted)
 
-    for one, other in zip(found, exact, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    for gradient, exact_gradient in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(gradient, exact_gradient, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_training_follows_the_dense_way(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, chains={"weight_joint_l0": Chain(sites=low_rank(24, 13), bonds=(3,))})
     layers = [plan.make(execution=execution) for _ in range(2)]
@@ -304,11 +304,13 @@ def test_training_follows_the_dense_way(execution: Execution) -> None:
             torch.autograd.backward(loss(run()))
             optimizer.step()
 
-    for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)  # Adam divides by gradients that may be small
+    for parameter, expected in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        torch.testing.assert_close(
+            parameter, expected, rtol=1e-7, atol=1e-9
+        )  # Adam divides by gradients that may be small
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_one_weight_in_two_layers(execution: Execution) -> None:
     weight = Chain(sites=folded(18, 18, 3, 3), bonds=(4,)).weight(0)
     assert isinstance(weight, MPOWeight)
@@ -316,7 +318,7 @@ def test_one_weight_in_two_layers(execution: Execution) -> None:
     x = torch.randn(5, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     dense = weight.dense()
 
-    found = torch.autograd.grad(loss(model(x)), list(model.parameters()))
+    gradients = torch.autograd.grad(loss(model(x)), list(model.parameters()))
     exact = torch.autograd.grad(loss((x @ dense.T).tanh() @ dense.T), list(weight.parameters()))
 
-    assert_close(found, exact, torch.float64, roundings=10)
+    assert_close(gradients, exact, torch.float64, roundings=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -15,16 +16,16 @@ from mpocompress.mpo.sites import Sites, balanced, folded, low_rank
 from mpocompress.nn import Execution, MPOLinear, MPOWeight
 from tests.draw import EPS
 from tests.nn.builders import (
-    CONTEXTS,
-    DEVICES,
-    EXECUTIONS,
+    FIXED,
     Chain,
     assert_close,
     assert_is_its_twin,
     called,
     chains,
     exactly,
+    needs_gpu,
     twin_of,
+    ways,
 )
 
 FORMS = {
@@ -66,43 +67,48 @@ def any_chain(draw: st.DrawFn) -> Chain:
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     chain=any_chain(),
     bias=st.booleans(),
     batch=st.lists(st.integers(0, 4), max_size=3),
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
-def test_it_gives_what_the_dense_layer_gives(
-    execution: Execution, chain: Chain, bias: bool, batch: list[int], dtype: torch.dtype
-) -> None:
-    layer = make(chain, bias=bias, dtype=dtype, execution=execution)
+def test_it_gives_what_the_dense_layer_gives(chain: Chain, bias: bool, batch: list[int], dtype: torch.dtype) -> None:
+    layer = make(chain, bias=bias, dtype=dtype)
 
     assert_is_its_twin(layer, inputs(*batch, chain.sites.shape[1], dtype=dtype))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("dtype", list(EPS))
-@pytest.mark.parametrize("form", FORMS)
-def test_every_dtype(form: str, dtype: torch.dtype, execution: Execution, device: str) -> None:
-    layer = make(FORMS[form], dtype=dtype, execution=execution, device=device)
+def check_dtype(form: str, dtype: torch.dtype, device: str) -> None:
+    layer = make(FORMS[form], dtype=dtype, device=device)
 
     assert_is_its_twin(layer, inputs(5, 18, dtype=dtype, device=device))
 
 
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("form", FORMS)
+def test_every_dtype(form: str, dtype: torch.dtype) -> None:
+    check_dtype(form, dtype, "cpu")
+
+
+@needs_gpu
+def test_every_dtype_on_a_gpu() -> None:
+    for form, dtype in product(FORMS, EPS):
+        check_dtype(form, dtype, "cuda")
+
+
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("shape", [(18,), (1, 18), (300, 18), (2, 150, 18), (3, 1, 4, 18), (0, 18), (2, 0, 18)])
-def test_any_number_of_rows(shape: tuple[int, ...], form: str, execution: Execution) -> None:
-    assert_is_its_twin(make(FORMS[form], execution=execution), inputs(*shape))
+def test_any_number_of_rows(form: str) -> None:
+    layer = make(FORMS[form])
+
+    for shape in ((18,), (1, 18), (300, 18), (2, 150, 18), (3, 1, 4, 18), (0, 18), (2, 0, 18)):
+        assert_is_its_twin(layer, inputs(*shape))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("form", FORMS)
-def test_memory_in_any_order(form: str, execution: Execution) -> None:
-    layer = make(FORMS[form], execution=execution)
+def test_memory_in_any_order(form: str) -> None:
+    layer = make(FORMS[form])
 
     for x in (
         inputs(18, 5).T,
@@ -116,29 +122,27 @@ def test_memory_in_any_order(form: str, execution: Execution) -> None:
         assert_is_its_twin(layer, x)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("form", FORMS)
-def test_the_identity_comes_out_as_the_transposed_weight(form: str, execution: Execution) -> None:
-    layer = make(FORMS[form], bias=False, execution=execution)
+def test_the_identity_comes_out_as_the_transposed_weight(form: str) -> None:
+    layer = make(FORMS[form], bias=False)
 
     with torch.inference_mode():
         assert_close(layer(torch.eye(18, dtype=torch.float64)), layer.weight.to_matrix().T, torch.float64)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_weight_that_held_inputs_first(execution: Execution) -> None:
+def test_a_weight_that_held_inputs_first() -> None:
     weight = FORMS["odd fold"].weight(2, transposed=True)
-    layer = MPOLinear(weight, torch.ones(24, dtype=torch.float64), execution=execution)
+    layer = MPOLinear(weight, torch.ones(24, dtype=torch.float64))
 
     assert (layer.in_features, layer.out_features) == (18, 24)
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(layer):
+        with way():
             x = inputs(5, 18)
             assert_close(layer(x), (x @ weight.dense() + 1).detach(), torch.float64)
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("form", FORMS)
 def test_results_are_nobody_elses_memory(form: str, execution: Execution) -> None:
     layer = make(FORMS[form], execution=execution)
@@ -146,23 +150,22 @@ def test_results_are_nobody_elses_memory(form: str, execution: Execution) -> Non
 
     with torch.inference_mode():
         first = layer(x)
-        kept = first.clone()
+        copy_of_first = first.clone()
         layer(x + 1)
-        assert torch.equal(first, kept)
+        assert torch.equal(first, copy_of_first)
         first.fill_(torch.nan)
-        assert torch.equal(called(layer, x), kept)
+        assert torch.equal(called(layer, x), copy_of_first)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("form", FORMS)
-def test_nan_stays_in_its_row(form: str, execution: Execution) -> None:
-    layer = make(FORMS[form], execution=execution)
+def test_nan_stays_in_its_row(form: str) -> None:
+    layer = make(FORMS[form])
     x = inputs(5, 18)
     exact = exactly(layer, x)
     x[2, 7] = torch.nan
 
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(layer):
+        with way():
             y = layer(x)
             assert y[2].isnan().all()
             assert_close(y[[0, 1, 3, 4]], exact[[0, 1, 3, 4]], torch.float64)
@@ -179,53 +182,53 @@ def test_it_is_looked_at_as_the_layer_it_replaces() -> None:
     assert MPOLinear.replacing(nn.Linear(18, 24, bias=False), FORMS["split"].weight(0)).bias is None
 
 
-def swapped(module: nn.Module, execution: Execution) -> tuple[nn.Module, nn.Module]:
+def swapped(module: nn.Module) -> tuple[nn.Module, nn.Module]:
     """A module whose Linear layers hold cores, and the same with the dense weights of these."""
     ours, theirs = copy.deepcopy(module), copy.deepcopy(module)
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             sites = balanced(layer.out_features, layer.in_features, 2)
             chain = Chain(sites=sites, bonds=(math.ceil(sites.max_bonds[0] / 2),))
-            small = MPOLinear.replacing(layer, chain.weight(len(name), layer.weight.dtype), execution=execution)
+            small = MPOLinear.replacing(layer, chain.weight(len(name), layer.weight.dtype))
             ours.set_submodule(name, small)
             theirs.set_submodule(name, twin_of(small, layer.weight.dtype))
     return ours, theirs
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_a_transformer_of_torch_takes_them(norm_first: bool, training: bool, execution: Execution) -> None:
+def test_a_transformer_of_torch_takes_them(norm_first: bool, training: bool) -> None:
     torch.manual_seed(4)
     layer = nn.TransformerEncoderLayer(
         16, 4, 36, dropout=0.0, batch_first=True, norm_first=norm_first, dtype=torch.float64
     )
-    ours, theirs = swapped(layer.train(training), execution)
+    ours, theirs = swapped(layer.train(training))
     x, padding = inputs(2, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
 
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(ours):
+        with way():
             for mask in (None, padding):
-                kept = slice(None) if mask is None else ~mask  # what torch writes over padding differs between its ways
-                found, exact = ours(x, src_key_padding_mask=mask), theirs(x, src_key_padding_mask=mask)
-                assert_close(found[kept], exact[kept].detach(), torch.float64, roundings=4)
+                words = (
+                    slice(None) if mask is None else ~mask
+                )  # what torch writes over padding differs between its ways
+                result, exact = ours(x, src_key_padding_mask=mask), theirs(x, src_key_padding_mask=mask)
+                assert_close(result[words], exact[words].detach(), torch.float64, roundings=4)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_attention_of_torch_takes_one_for_its_output(execution: Execution) -> None:
+def test_attention_of_torch_takes_one_for_its_output() -> None:
     torch.manual_seed(4)
     attention = nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
-    ours, theirs = swapped(attention, execution)
+    ours, theirs = swapped(attention)
     assert isinstance(ours.out_proj, MPOLinear)
     x = inputs(2, 5, 16)
 
     for training in (True, False):
-        for context in CONTEXTS.values():
-            with context():
+        for way in ways(ours):
+            with way():
                 ours.train(training)
                 theirs.train(training)
-                assert_close(ours(x, x, x), tuple(one.detach() for one in theirs(x, x, x)), torch.float64)
+                assert_close(ours(x, x, x), tuple(tensor.detach() for tensor in theirs(x, x, x)), torch.float64)
 
 
 @given(chain=any_chain(), transposed=st.booleans())

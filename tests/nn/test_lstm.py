@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,8 +16,7 @@ from mpocompress.nn import MPOLSTM, Execution, MPOWeight
 from tests.draw import EPS
 from tests.nn.builders import (
     CONTEXTS,
-    DEVICES,
-    EXECUTIONS,
+    FIXED,
     Chain,
     LSTMPlan,
     assert_close,
@@ -24,8 +24,10 @@ from tests.nn.builders import (
     called,
     exactly,
     lstm_plans,
+    needs_gpu,
     tensors,
     twin_of,
+    ways,
 )
 
 MIXTURES = {
@@ -81,7 +83,6 @@ WAYS = {
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     plan=lstm_plans(),
     batch=st.one_of(st.none(), st.integers(1, 5)),
@@ -90,55 +91,58 @@ WAYS = {
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_it_gives_what_the_dense_lstm_gives(
-    execution: Execution, plan: LSTMPlan, batch: int | None, length: int, states: bool, dtype: torch.dtype
+    plan: LSTMPlan, batch: int | None, length: int, states: bool, dtype: torch.dtype
 ) -> None:
-    assert_is_its_twin(plan.make(dtype, execution), *plan.arguments(batch, length, states, dtype))
+    assert_is_its_twin(plan.make(dtype), *plan.arguments(batch, length, states, dtype))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("dtype", list(EPS))
-@pytest.mark.parametrize("mixture", MIXTURES)
-def test_any_mixture_of_dense_weights_and_cores(
-    mixture: str, dtype: torch.dtype, execution: Execution, device: str
-) -> None:
+def check_mixture(mixture: str, dtype: torch.dtype, device: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
 
     with torch.backends.cudnn.flags(allow_tf32=False):
-        assert_is_its_twin(plan.make(dtype, execution, device), *plan.arguments(dtype=dtype, device=device))
+        assert_is_its_twin(plan.make(dtype, device=device), *plan.arguments(dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_any_mixture_of_dense_weights_and_cores(mixture: str, dtype: torch.dtype) -> None:
+    check_mixture(mixture, dtype, "cpu")
+
+
+@needs_gpu
+def test_any_mixture_on_a_gpu() -> None:
+    for mixture, dtype in product(MIXTURES, EPS):
+        check_mixture(mixture, dtype, "cuda")
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", WAYS)
-def test_every_direction_and_projection_has_its_own(mixture: str, execution: Execution) -> None:
+def test_every_direction_and_projection_has_its_own(mixture: str) -> None:
     plan = LSTMPlan(input_size=8, hidden_size=6, proj_size=4, bidirectional=True, chains=WAYS[mixture])
 
-    assert_is_its_twin(plan.make(execution=execution), *plan.arguments())
+    assert_is_its_twin(plan.make(), *plan.arguments())
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("row_fold", [1, 2, 3, 4, 6, 8, 24])
-def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int, execution: Execution) -> None:
+def test_column_digits_on_both_sides_of_the_inputs_end(row_fold: int) -> None:
     # 9 inputs and 6 states: digits of 3 end where the inputs end, digits of 5 and 15 hold some of both.
     for col_fold in (1, 3, 5, 15):
         sites = folded(24, 15, row_fold, col_fold)
         chain = Chain(sites=sites, bonds=(min(4, *sites.max_bonds),))
         plan = LSTMPlan(input_size=9, hidden_size=6, chains={"weight_joint_l0": chain})
 
-        assert_is_its_twin(plan.make(execution=execution), *plan.arguments())
+        assert_is_its_twin(plan.make(), *plan.arguments())
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("row_fold", [1, 2])
 @pytest.mark.parametrize(("inputs", "col_fold"), [(6, 2), (12, 3), (3, 3), (18, 4)])
-def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold: int, execution: Execution) -> None:
+def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold: int) -> None:
     # One digit, or two, for the 6 states alone: by themselves they look like a matrix of another site shape.
     chain = Chain(sites=folded(24, inputs + 6, row_fold, col_fold), bonds=(3,))
     plan = LSTMPlan(input_size=inputs, hidden_size=6, chains={"weight_joint_l0": chain})
-    layer = plan.make(execution=execution)
+    layer = plan.make()
 
     for batch in (1, 3):
         for length in (1, 4):
@@ -146,7 +150,7 @@ def test_column_digits_that_are_the_states(inputs: int, col_fold: int, row_fold:
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_steps_with_the_state_carried_on_are_one_sequence(mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
@@ -174,54 +178,49 @@ def strided(tensor: torch.Tensor, how: str) -> torch.Tensor:
     return tensor[..., :1].expand(tensor.shape)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", ["all low rank", "joint below, apart above", "dense inputs, cores on states"])
 @pytest.mark.parametrize("how", ["transposed", "every second", "offset", "expanded"])
-def test_memory_in_any_order(how: str, mixture: str, execution: Execution) -> None:
+def test_memory_in_any_order(how: str, mixture: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
     x, hx = plan.arguments()
     assert hx is not None
 
-    assert_is_its_twin(plan.make(execution=execution), strided(x, how), tuple(strided(one, how) for one in hx))
+    assert_is_its_twin(plan.make(), strided(x, how), tuple(strided(state, how) for state in hx))
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("states", [False, True])
-def test_no_sequences_at_all(states: bool, mixture: str, execution: Execution) -> None:
+def test_no_sequences_at_all(mixture: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
 
-    assert_is_its_twin(plan.make(execution=execution), *plan.arguments(batch=0, states=states))
+    for states in (False, True):
+        assert_is_its_twin(plan.make(), *plan.arguments(batch=0, states=states))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("length", [64, 257])
-def test_long_sequences_in_large_batches(length: int, execution: Execution) -> None:
+def test_long_sequences_in_large_batches(length: int) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
 
-    assert_is_its_twin(plan.make(execution=execution), *plan.arguments(batch=33, length=length))
+    assert_is_its_twin(plan.make(), *plan.arguments(batch=33, length=length))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_what_saturates_stays_finite(execution: Execution) -> None:
+def test_what_saturates_stays_finite() -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     x, hx = plan.arguments()
 
-    assert_is_its_twin(plan.make(execution=execution), x * 1e4, hx)
+    assert_is_its_twin(plan.make(), x * 1e4, hx)
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_nan_stays_in_its_sequence(execution: Execution) -> None:
+def test_nan_stays_in_its_sequence() -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
-    layer = plan.make(execution=execution)
+    layer = plan.make()
     x, hx = plan.arguments()
     exact, _ = exactly(layer, x, hx)
     x[2, 1, 3] = torch.nan
 
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(layer):
+        with way():
             output, (h, c) = layer(x, hx)
             assert output[2:, 1].isnan().all()
             assert h[:, 1].isnan().all()
@@ -230,7 +229,7 @@ def test_nan_stays_in_its_sequence(execution: Execution) -> None:
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_results_are_nobody_elses_memory(mixture: str, execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES[mixture])
@@ -240,20 +239,20 @@ def test_results_are_nobody_elses_memory(mixture: str, execution: Execution) -> 
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             first = list(tensors(layer(x, hx)))
-            kept = [tensor.clone() for tensor in first]
+            copies = [tensor.clone() for tensor in first]
             layer(x + 1)
-            assert all(torch.equal(new, old) for new, old in zip(first, kept, strict=True))
+            assert all(torch.equal(new, old) for new, old in zip(first, copies, strict=True))
 
             for tensor in first:
                 tensor.fill_(torch.nan)
             again = list(tensors(called(layer, x, hx)))
-            assert all(torch.equal(new, old) for new, old in zip(again, kept, strict=True))
+            assert all(torch.equal(new, old) for new, old in zip(again, copies, strict=True))
 
 
 @given(plan=lstm_plans())
 def test_made_from_all_its_weights(plan: LSTMPlan) -> None:
     twin = plan.make()
-    weights: dict[str, Any] = {name: one for name, one in twin.named_children() if isinstance(one, MPOWeight)}
+    weights: dict[str, Any] = {name: weight for name, weight in twin.named_children() if isinstance(weight, MPOWeight)}
     weights |= dict(twin.named_parameters(recurse=False))
 
     layer = MPOLSTM(

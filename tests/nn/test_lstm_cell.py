@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +15,7 @@ from mpocompress.nn import Execution, MPOLSTMCell, MPOWeight
 from tests.draw import EPS
 from tests.nn.builders import (
     CONTEXTS,
-    DEVICES,
-    EXECUTIONS,
+    FIXED,
     Chain,
     LSTMPlan,
     assert_close,
@@ -22,6 +23,7 @@ from tests.nn.builders import (
     called,
     chains,
     exactly,
+    needs_gpu,
     parts,
     tensors,
 )
@@ -71,7 +73,6 @@ def cells(draw: st.DrawFn) -> tuple[tuple[int, int], dict[str, Chain]]:
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     cell=cells(),
     bias=st.booleans(),
@@ -80,7 +81,6 @@ def cells(draw: st.DrawFn) -> tuple[tuple[int, int], dict[str, Chain]]:
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_it_gives_what_the_dense_cell_gives(
-    execution: Execution,
     cell: tuple[tuple[int, int], dict[str, Chain]],
     bias: bool,
     batch: int | None,
@@ -90,20 +90,28 @@ def test_it_gives_what_the_dense_cell_gives(
     sizes, chosen = cell
     x, hx = arguments(sizes, batch, dtype)
 
-    assert_is_its_twin(make(chosen, sizes, bias=bias, dtype=dtype, execution=execution), x, hx if states else None)
+    assert_is_its_twin(make(chosen, sizes, bias=bias, dtype=dtype), x, hx if states else None)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("dtype", list(EPS))
-@pytest.mark.parametrize("kind", CELLS)
-def test_every_dtype(kind: str, dtype: torch.dtype, execution: Execution, device: str) -> None:
-    layer = make(CELLS[kind], dtype=dtype, execution=execution, device=device)
+def check_dtype(kind: str, dtype: torch.dtype, device: str) -> None:
+    layer = make(CELLS[kind], dtype=dtype, device=device)
 
     assert_is_its_twin(layer, *arguments(dtype=dtype, device=device))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_dtype(kind: str, dtype: torch.dtype) -> None:
+    check_dtype(kind, dtype, "cpu")
+
+
+@needs_gpu
+def test_every_dtype_on_a_gpu() -> None:
+    for kind, dtype in product(CELLS, EPS):
+        check_dtype(kind, dtype, "cuda")
+
+
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_stepped_through_a_sequence_are_one_lstm(kind: str, execution: Execution) -> None:
     layer = make(CELLS[kind], execution=execution)
@@ -112,8 +120,8 @@ def test_cells_stepped_through_a_sequence_are_one_lstm(kind: str, execution: Exe
     ).make(execution=execution)
     lstm.load_state_dict(
         {
-            name.replace(".core", "_l0.core") if "core" in name else f"{name}_l0": one
-            for name, one in layer.state_dict().items()
+            name.replace(".core", "_l0.core") if "core" in name else f"{name}_l0": value
+            for name, value in layer.state_dict().items()
         }
     )
     x = torch.randn(7, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -130,7 +138,7 @@ def test_cells_stepped_through_a_sequence_are_one_lstm(kind: str, execution: Exe
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", CELLS)
 def test_results_are_nobody_elses_memory(kind: str, execution: Execution) -> None:
     layer = make(CELLS[kind], execution=execution)
@@ -138,27 +146,24 @@ def test_results_are_nobody_elses_memory(kind: str, execution: Execution) -> Non
 
     with torch.inference_mode():
         first = layer(x, hx)
-        kept = [tensor.clone() for tensor in first]
+        copies = [tensor.clone() for tensor in first]
         layer(x + 1)
-        assert all(torch.equal(new, old) for new, old in zip(first, kept, strict=True))
+        assert all(torch.equal(new, old) for new, old in zip(first, copies, strict=True))
         for tensor in first:
             tensor.fill_(torch.nan)
-        assert all(torch.equal(new, old) for new, old in zip(called(layer, x, hx), kept, strict=True))
+        assert all(torch.equal(new, old) for new, old in zip(called(layer, x, hx), copies, strict=True))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("kind", CELLS)
-def test_memory_in_any_order(kind: str, execution: Execution) -> None:
+def test_memory_in_any_order(kind: str) -> None:
     x, (h, c) = arguments()
 
-    assert_is_its_twin(
-        make(CELLS[kind], execution=execution), x.T.contiguous().T, (h.T.contiguous().T, c[:, :1].expand(3, 6))
-    )
+    assert_is_its_twin(make(CELLS[kind]), x.T.contiguous().T, (h.T.contiguous().T, c[:, :1].expand(3, 6)))
 
 
 def test_made_from_all_its_weights_and_looked_at_as_the_cell_it_replaces() -> None:
     twin = make(CELLS["apart"]).eval()
-    weights = {name: one for name, one in twin.named_children() if isinstance(one, MPOWeight)}
+    weights = {name: weight for name, weight in twin.named_children() if isinstance(weight, MPOWeight)}
 
     layer = MPOLSTMCell(9, 6, weights={**weights, **dict(twin.named_parameters(recurse=False))})
 
@@ -168,9 +173,8 @@ def test_made_from_all_its_weights_and_looked_at_as_the_cell_it_replaces() -> No
     assert len(list(tensors(layer(x)))) == 2
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_column_digits_that_are_the_states(batch: int, execution: Execution) -> None:
-    layer = make({"weight_joint": Chain(sites=folded(24, 12, 1, 2), bonds=(3,))}, (6, 6), execution=execution)
+def test_column_digits_that_are_the_states(batch: int) -> None:
+    layer = make({"weight_joint": Chain(sites=folded(24, 12, 1, 2), bonds=(3,))}, (6, 6))
 
     assert_is_its_twin(layer, *arguments((6, 6), batch))

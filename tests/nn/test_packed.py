@@ -11,14 +11,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 from mpocompress.nn import Execution
 from tests.nn.builders import (
-    CONTEXTS,
-    EXECUTIONS,
+    FIXED,
     LSTMPlan,
     assert_close,
     called,
     exactly,
     lstm_plans,
     tensors,
+    ways,
 )
 from tests.nn.test_lstm import MIXTURES
 
@@ -28,7 +28,9 @@ lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 def packed(plan: LSTMPlan, many: list[int], dtype: torch.dtype = torch.float64) -> PackedSequence:
     """Random sequences of these lengths; as torch wants them where they fall, else to be sorted by it."""
     generator = torch.Generator().manual_seed(plan.seed)
-    sequences = [torch.randn(one, plan.input_size, generator=generator, dtype=torch.float64).to(dtype) for one in many]
+    sequences = [
+        torch.randn(length, plan.input_size, generator=generator, dtype=torch.float64).to(dtype) for length in many
+    ]
     return pack_sequence(sequences, enforce_sorted=many == sorted(many, reverse=True))
 
 
@@ -37,7 +39,6 @@ def order(sequence: PackedSequence) -> list[Tensor | None]:
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @given(
     plan=lstm_plans(),
     many=lengths,
@@ -46,61 +47,62 @@ def order(sequence: PackedSequence) -> list[Tensor | None]:
     dtype=st.sampled_from((torch.float64, torch.float32)),
 )
 def test_it_gives_what_the_dense_lstm_gives(
-    execution: Execution, plan: LSTMPlan, many: list[int], ordered: bool, states: bool, dtype: torch.dtype
+    plan: LSTMPlan, many: list[int], ordered: bool, states: bool, dtype: torch.dtype
 ) -> None:
-    layer = plan.make(dtype, execution)
+    layer = plan.make(dtype)
     sequence = packed(plan, sorted(many, reverse=True) if ordered else many, dtype)
     _, hx = plan.arguments(batch=len(many), states=states, dtype=dtype)
     with torch.no_grad():
         exact = exactly(layer, sequence, hx)
 
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(layer):
+        with way():
             result = called(layer, sequence, hx)
             assert isinstance(result[0], PackedSequence)
-            for one, other in zip(order(result[0]), order(exact[0]), strict=True):
-                assert (one is None) == (other is None)
-                assert one is None or other is None or torch.equal(one, other)
+            for indices, exact_indices in zip(order(result[0]), order(exact[0]), strict=True):
+                assert (indices is None) == (exact_indices is None)
+                assert indices is None or exact_indices is None or torch.equal(indices, exact_indices)
             assert_close(result, exact, dtype)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @given(plan=lstm_plans(most_levels=2, most=5), many=lengths)
-def test_each_sequence_is_as_it_would_be_alone(execution: Execution, plan: LSTMPlan, many: list[int]) -> None:
-    layer = plan.make(execution=execution)
+def test_each_sequence_is_as_it_would_be_alone(plan: LSTMPlan, many: list[int]) -> None:
+    layer = plan.make()
     sequence = packed(plan, many)
-    (padded, found), (x, _) = pad_packed_sequence(layer(sequence)[0]), pad_packed_sequence(sequence)
-    h, c = layer(sequence)[1]
+    x, _ = pad_packed_sequence(sequence)
+    alone = [x[:length, place : place + 1] for place, length in enumerate(many)]
+    with torch.no_grad():
+        exact = [exactly(layer, steps.movedim(0, 1) if plan.batch_first else steps) for steps in alone]
 
-    assert found.tolist() == many
-    for place, length in enumerate(many):
-        alone = x[:length, place : place + 1]
-        exact, state = exactly(layer, alone.movedim(0, 1) if plan.batch_first else alone)
-        output = exact.movedim(0, 1) if plan.batch_first else exact
-        assert_close(
-            (padded[:length, place : place + 1], h[:, place : place + 1], c[:, place : place + 1]),
-            (output, state),
-            torch.float64,
-        )
-        assert padded[length:, place].count_nonzero() == 0
+    for way in ways(layer):
+        with way():
+            output, (h, c) = layer(sequence)
+            padded, counts = pad_packed_sequence(output)
+        assert counts.tolist() == many
+        for place, (length, (exact_output, exact_state)) in enumerate(zip(many, exact, strict=True)):
+            assert_close(
+                (padded[:length, place : place + 1], h[:, place : place + 1], c[:, place : place + 1]),
+                (exact_output.movedim(0, 1) if plan.batch_first else exact_output, exact_state),
+                torch.float64,
+            )
+            assert padded[length:, place].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_every_mixture_and_batch_first_padding(mixture: str, execution: Execution) -> None:
+def test_every_mixture_and_batch_first_padding(mixture: str) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, batch_first=True, chains=MIXTURES[mixture])
-    layer = plan.make(execution=execution)
+    layer = plan.make()
     x, hx = plan.arguments(batch=4, length=5)
     sequence = pack_padded_sequence(x, torch.tensor([3, 5, 1, 5]), batch_first=True, enforce_sorted=False)
     exact = exactly(layer, sequence, hx)
 
-    for context in CONTEXTS.values():
-        with context():
+    for way in ways(layer):
+        with way():
             assert_close(called(layer, sequence, hx), exact, torch.float64)
 
 
 @pytest.mark.usefixtures("sized")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_results_are_nobody_elses_memory(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     layer = plan.make(execution=execution)
@@ -108,9 +110,9 @@ def test_results_are_nobody_elses_memory(execution: Execution) -> None:
 
     with torch.inference_mode():
         first = list(tensors(layer(sequence)))
-        kept = [tensor.clone() for tensor in first]
+        copies = [tensor.clone() for tensor in first]
         layer(packed(plan, [4, 5, 3]))
-        assert all(torch.equal(new, old) for new, old in zip(first, kept, strict=True))
+        assert all(torch.equal(new, old) for new, old in zip(first, copies, strict=True))
         for tensor in first:
             tensor.fill_(torch.nan)
-        assert all(torch.equal(new, old) for new, old in zip(tensors(called(layer, sequence)), kept, strict=True))
+        assert all(torch.equal(new, old) for new, old in zip(tensors(called(layer, sequence)), copies, strict=True))

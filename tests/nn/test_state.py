@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.nn import MPOLSTM, Execution
-from tests.nn.builders import EXECUTIONS, LSTMPlan, assert_close, exactly, tensors
+from tests.nn.builders import FIXED, LSTMPlan, assert_close, exactly, tensors
 from tests.nn.test_freshness import KINDS, in_place, inputs, make
 from tests.nn.test_lstm import MIXTURES
 from tests.programs import LIMIT_S, run_threads
@@ -87,14 +87,14 @@ def test_loading_is_strict(assign: bool, kind: str) -> None:
 
     core = next(name for name in state if name.endswith("core.0"))
     with pytest.raises(RuntimeError, match=rf"Missing key.*{core}"):
-        layer.load_state_dict({name: one for name, one in state.items() if name != core}, assign=assign)
+        layer.load_state_dict({name: value for name, value in state.items() if name != core}, assign=assign)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*core\.9"):
         layer.load_state_dict({**state, core.replace("core.0", "core.9"): state[core]}, assign=assign)
     with pytest.raises(RuntimeError, match=rf"size mismatch for {core}"):
         layer.load_state_dict({**state, core: state[core][..., :-1]}, assign=assign)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_gives_the_same_and_goes_its_own_way(way: str, kind: str, execution: Execution) -> None:
@@ -113,7 +113,7 @@ def test_a_copy_gives_the_same_and_goes_its_own_way(way: str, kind: str, executi
     twin.train()(inputs(twin))
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shallow_copy_shares_parameters_and_follows_them(kind: str, execution: Execution) -> None:
     layer = make(kind, execution).eval()
@@ -123,11 +123,11 @@ def test_a_shallow_copy_shares_parameters_and_follows_them(kind: str, execution:
 
     assert all(map(torch.equal, run(twin), run(layer)))
     in_place(layer)
-    for one in (twin, layer):
-        assert_close(run(one), exactly(layer, inputs(layer)), torch.float64, roundings=10)
+    for module in (twin, layer):
+        assert_close(run(module), exactly(layer, inputs(layer)), torch.float64, roundings=10)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("pack", [pickled, saved])
 def test_nothing_prepared_is_packed(pack: Callable[[nn.Module], bytes], kind: str, execution: Execution) -> None:
@@ -144,12 +144,12 @@ def test_nothing_prepared_is_packed(pack: Callable[[nn.Module], bytes], kind: st
 def test_parameters_are_shared_with_nothing_that_is_prepared(kind: str) -> None:
     layer = make(kind, "factorised")
     run(layer)
-    before = {name: one.clone() for name, one in layer.state_dict().items()}
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
 
     run(layer, seed=1)
 
-    assert all(torch.equal(one, before[name]) for name, one in layer.state_dict().items())
-    assert all(one.grad is None for one in layer.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert all(parameter.grad is None for parameter in layer.parameters())
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def _switching_threads_often() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_switching_threads_often")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_share_a_layer(kind: str, execution: Execution) -> None:
     expected = {seed: run(make(kind, execution), seed) for seed in range(4)}
@@ -178,7 +178,7 @@ def test_threads_share_a_layer(kind: str, execution: Execution) -> None:
 
 
 @pytest.mark.usefixtures("_switching_threads_often")
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("execution", FIXED)
 def test_threads_with_batches_of_many_sizes(execution: Execution) -> None:
     plan = LSTMPlan(input_size=7, hidden_size=6, num_layers=2, chains=MIXTURES["joint below, apart above"])
     batches = {batch: plan.arguments(batch=batch) for batch in (1, 2, 4, 8)}

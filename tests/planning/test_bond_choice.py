@@ -17,7 +17,7 @@ from mpocompress.mpo.svd import squared_norm
 from mpocompress.mpo.tt_svd import factorise
 from mpocompress.planning.bond_choice import BondChoice, choose_bonds
 from mpocompress.planning.curves import MatrixCurves, error_curves
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from tests.draw import decaying, random_matrix
 
 

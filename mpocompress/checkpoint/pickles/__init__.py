@@ -1,1 +1,1 @@
-"""Pickles read as data: their values, their interpreter, and the results of their calls."""
+"""A reader of pickles that runs nothing: instructions are followed, and calls become plain values."""

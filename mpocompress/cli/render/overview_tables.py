@@ -22,7 +22,7 @@ from mpocompress.cli.render.formatting import (
     skipped_by_reason,
     times,
 )
-from mpocompress.planning.target import TARGETS
+from mpocompress.planning.targets import TARGETS
 from mpocompress.reports.overview import Overview
 from mpocompress.text import printable, shown_size
 

@@ -17,7 +17,7 @@ from mpocompress.cli.render.formatting import (
     skipped_text,
     times,
 )
-from mpocompress.planning.target import TARGETS
+from mpocompress.planning.targets import TARGETS
 from mpocompress.reports.compression import Target
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import printable

@@ -13,7 +13,7 @@ from mpocompress.layers.specs import MatrixSpec
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import stored_size_bytes
 from mpocompress.planning.bond_choice import BondChoice
-from mpocompress.planning.target import Matrices, TruncationTarget
+from mpocompress.planning.targets import Matrices, TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
 from mpocompress.reports.compression import Report, Target, Totals
 from mpocompress.reports.matrix import MatrixReport

@@ -20,7 +20,7 @@ from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from mpocompress.mpo.metric import Metric, OutputWeights
 from mpocompress.reports.calibration import OutputKind
-from mpocompress.reports.documents import Document, Positive, Sha256
+from mpocompress.reports.json_documents import Document, Positive, Sha256
 from mpocompress.text import shown
 
 SUFFIX = ".safetensors"
