@@ -337,7 +337,7 @@ def test_the_extra_state_of_modules_is_saved_as_far_as_a_file_holds_it(tmp_path:
     report = save(model, tmp_path / "again.pt")
     beside = save(model, tmp_path / "again.safetensors")
 
-    odd = "count._extra_state.odd is left out: a plain file cannot hold a value of type object"
+    odd = "count._extra_state.odd is not stored: a plain file cannot hold a value of type object"
     assert report.notes[-1] == odd
     again: Any = load(tmp_path / "again.pt", build())
     assert again["count"].extra == {"count": 3}
