@@ -26,7 +26,7 @@ from benchmarks.tables import command_line, environment, markdown_table, rich_ta
 from mpocompress import __version__
 from mpocompress.benchmarking.comparison import Conditions
 from mpocompress.cli.render.formatting import seconds
-from mpocompress.jobs import blas_threads
+from mpocompress.parallel import blas_threads
 from mpocompress.reports.benchmark import Case, ContenderResult
 from mpocompress.text import shown_size
 

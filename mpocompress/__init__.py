@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mpocompress.benchmarking.bench import bench as bench
     from mpocompress.calibration.calibrate import calibrate as calibrate
     from mpocompress.calibration.calibration import Calibration as Calibration
-    from mpocompress.calibration.file import read_calibration as read_calibration
-    from mpocompress.calibration.file import write_calibration as write_calibration
+    from mpocompress.calibration.calibration_file import read_calibration as read_calibration
+    from mpocompress.calibration.calibration_file import write_calibration as write_calibration
     from mpocompress.calibration.options import CalibrationInputs as CalibrationInputs
     from mpocompress.checkpoint.checkpoint import Checkpoint as Checkpoint
     from mpocompress.checkpoint.reader import open_checkpoint as open_checkpoint
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mpocompress.nn import MPOWeight as MPOWeight
     from mpocompress.nn import set_execution as set_execution
     from mpocompress.planning.single_matrix import decompose as decompose
-    from mpocompress.planning.target import Truncation as Truncation
+    from mpocompress.planning.targets import Truncation as Truncation
     from mpocompress.reports.benchmark import BenchReport as BenchReport
     from mpocompress.reports.compression import Report as Report
     from mpocompress.reports.finetuning import FinetuningReport as FinetuningReport
@@ -52,7 +52,7 @@ _PUBLIC = {
     "benchmarking.bench": ("bench",),
     "calibration.calibrate": ("calibrate",),
     "calibration.calibration": ("Calibration",),
-    "calibration.file": ("read_calibration", "write_calibration"),
+    "calibration.calibration_file": ("read_calibration", "write_calibration"),
     "calibration.options": ("CalibrationInputs",),
     "checkpoint.checkpoint": ("Checkpoint",),
     "checkpoint.reader": ("open_checkpoint",),
@@ -73,7 +73,7 @@ _PUBLIC = {
     "mpo.sites": ("Sites",),
     "nn": ("MPOLSTM", "MPOLinear", "MPOLSTMCell", "MPOWeight", "set_execution"),
     "planning.single_matrix": ("decompose",),
-    "planning.target": ("Truncation",),
+    "planning.targets": ("Truncation",),
     "reports.benchmark": ("BenchReport",),
     "reports.compression": ("Report",),
     "reports.finetuning": ("FinetuningReport",),

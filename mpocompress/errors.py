@@ -1,4 +1,4 @@
-"""Errors of this library; each says where it occurred, what was found, why that is an error, and what to do."""
+"""Errors of this library, with the place, the values found, the reason, and what to do."""
 
 from __future__ import annotations
 

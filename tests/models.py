@@ -15,7 +15,7 @@ from mpocompress.compression.compress import compress
 from mpocompress.compression.expand import expand
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules import load as loading
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from tests.draw import decaying, random_matrix
 

@@ -16,7 +16,7 @@ from mpocompress.benchmarking.options import BenchOptions
 from mpocompress.compression.options import CompressOptions
 from mpocompress.errors import BenchmarkError, TargetError
 from mpocompress.layers.selection import Selection
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 
 FOUR = Truncation(max_bond=4)
 

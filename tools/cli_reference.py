@@ -1,7 +1,7 @@
 """Write `docs/reference/cli.md` from the help text of every command, or check that it is up to date.
 
-Run as `python -m tools.cli_reference` (or `make reference`); `--check` writes nothing and exits with 1 when the page
-differs from what the commands say of themselves.
+Run as `python -m tools.cli_reference` (or `make reference`); `--check` writes nothing and exits with 1 if the page
+differs from the help texts.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from tools.pages import write_or_check
 
 PROGRAM = "mpocompress"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
-WIDTH = 80  # columns of the help text, whatever terminal it is written from
+WIDTH = 80  # columns of the help text, independent of the terminal
 
 INTRODUCTION = """\
-<!-- Written by `make reference` from the commands' own help: change the help, not this page. -->
+<!-- Written by `make reference` from the help texts of the commands: change these, not this page. -->
 
 # Command line
 
-What every command says of itself with `--help`. What the exit codes mean is on
-[a page of its own](exit-codes.md).
+The output of `--help` for every command. See also the [exit codes](exit-codes.md).
 """
 
 

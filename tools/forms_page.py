@@ -1,7 +1,7 @@
 """Write `docs/reference/forms.md` from the forms the tests build, or check that it is up to date.
 
-Run as `python -m tools.forms_page` (or `make reference`); `--check` writes nothing and exits with 1 when the page
-differs from what the tests build.
+Run as `python -m tools.forms_page` (or `make reference`); `--check` writes nothing and exits with 1 if the page
+differs from the forms in the tests.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ INTRODUCTION = """\
 
 # Forms of checkpoints
 
-The tests save one model in each of the ways listed here. From a form that is read, the tensors are the same in every
-bit. For a form that is refused, the error names the form and what to do. The container is the name of the form in a
-report (`source.container`).
+The tests save one model in each of these forms. If a form is read, the tensors are identical bit by bit. If a form is
+refused, the error names the form and states what to do. The container is the name of the form in a report
+(`source.container`).
 
 The form of a file is recognised by its content; its name does not matter. No code from a file is imported or run.
 """

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mpocompress.reports.documents import schema
+from mpocompress.reports.json_schema import schema
 from tools.pages import write_or_check
 from tools.schemas import DOCUMENTS
 
@@ -53,7 +53,7 @@ def _sections(declared: dict[str, Any], written: set[str]) -> Iterator[str]:
 
 
 def type_text(field: Mapping[str, Any]) -> str:
-    """Return the type of a field in words.
+    """Return a description of the type of a field.
 
     Args:
         field: its JSON Schema.

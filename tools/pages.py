@@ -1,4 +1,4 @@
-"""Pages of the documentation that are written by a program: to be written again, or checked."""
+"""Write or check the generated pages of the documentation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def is_current(page: Path, wanted: str) -> bool:
 def write_or_check(page: Path, wanted: str, arguments: list[str], *, program: str, description: str | None) -> int:
     """Write a page, or with `--check` among the arguments compare it only; return the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
     if not parser.parse_args(arguments).check:
         page.write_text(wanted, encoding="utf-8")
         return 0
     if is_current(page, wanted):
         return 0
-    print(f"{page}: not what it is written from says now; run `make reference`.", file=sys.stderr)
+    print(f"{page}: out of date; run `make reference`.", file=sys.stderr)
     return 1

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mpocompress.reports.benchmark import BenchReport
 from mpocompress.reports.compression import Report
-from mpocompress.reports.documents import Document, schema
+from mpocompress.reports.json_documents import Document
+from mpocompress.reports.json_schema import schema
 from mpocompress.reports.overview import Overview
 from mpocompress.reports.plan import PlanReport
 from tools.pages import write_or_check

@@ -17,11 +17,11 @@ from mpocompress.benchmarking.model import bench_model
 from mpocompress.benchmarking.options import BenchOptions
 from mpocompress.benchmarking.stored_layers import stored_layers
 from mpocompress.checkpoint.reader import open_checkpoint
-from mpocompress.compression.format import check_cores
-from mpocompress.compression.stored_report import stored_report
+from mpocompress.compression.core_tensors import check_cores
+from mpocompress.compression.read_report import read_report
 from mpocompress.errors import BenchmarkError
-from mpocompress.jobs import blas_threads
 from mpocompress.nn.execution import VARIABLE
+from mpocompress.parallel import blas_threads
 from mpocompress.reports.benchmark import BenchReport, Machine
 from mpocompress.text import StrPath, shown
 from mpocompress.user.options import with_keywords
@@ -62,7 +62,7 @@ def bench(source: StrPath, options: BenchOptions) -> BenchReport:
         progress=options.progress,
     )
     with open_checkpoint(source) as checkpoint, blas_threads(options.threads), _without_variable():
-        report = stored_report(checkpoint)
+        report = read_report(checkpoint)
         if not report.compressed:
             raise BenchmarkError(
                 where=checkpoint.path.name,

@@ -16,10 +16,10 @@ from mpocompress.benchmarking.contenders import (
     int8_contender,
     time_contenders,
 )
-from mpocompress.jobs import Progress
 from mpocompress.nn import Execution
 from mpocompress.nn.layer import MPOLayer
 from mpocompress.nn.timing import BUDGET_S
+from mpocompress.parallel import Progress
 from mpocompress.reports.benchmark import Case
 
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)

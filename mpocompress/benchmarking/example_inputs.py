@@ -15,7 +15,7 @@ from mpocompress.user.batches import call_model, to_device
 from mpocompress.user.code import describe_error, inputs_function
 
 _SEED = 0
-_ACTION = "Give a function that makes the inputs from a batch size and a length."
+_ACTION = "Give a function of a batch size and a length that returns the inputs."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def guessed_inputs(model: nn.Module) -> InputsMaker:
     raise InputsError(
         where=type(model).__name__,
         found=f"its first layer with weights is {shown(path) or 'the model itself'}, a {kind}",
-        why="inputs can be guessed for LSTM, GRU, RNN, Linear and Embedding layers only",
+        why="inputs can be derived only for LSTM, GRU, RNN, Linear and Embedding layers",
         action=_ACTION,
     )
 
@@ -127,7 +127,7 @@ def make_inputs(maker: InputsMaker, batch: int, length: int, device: str) -> obj
         raise InputsError(
             where="inputs",
             found=f"a {type(inputs).__name__}",
-            why="a model is called with a tensor, a tuple of arguments, or a dict of named ones",
+            why="a model is called with a tensor, a tuple of arguments, or a dict of named arguments",
             action="Return one of these.",
         )
     return to_device(inputs, device)

@@ -1,4 +1,4 @@
-"""Benchmark of the compressed layers of a file, each alone; layers of the same kind and shape are measured once."""
+"""Benchmark of each compressed layer of a file; layers of the same kind and shape are measured once."""
 
 from __future__ import annotations
 
@@ -182,5 +182,5 @@ def _notes(groups: Mapping[object, Sequence[StoredLayer]], measured: Sequence[Se
         )
     dtypes = {matrix.dtype for group in measured for matrix in group[0].matrices.values()} - {"float32"}
     if dtypes:
-        notes.append(f"Layers alone run in float32; their cores are stored as {', '.join(sorted(dtypes))}.")
+        notes.append(f"Layers are measured in float32; their cores are stored as {', '.join(sorted(dtypes))}.")
     return notes

@@ -35,21 +35,25 @@ class BenchOptions(ProgressOptions):
     model: str | nn.Module | None = option(
         None,
         metavar="PLACE:NAME",
-        help="Your model, to run as a whole; `file.py:name` or `package.module:name` is imported and run.",
+        help="Model to measure as a whole; `file.py:name` or `package.module:name` is imported and run.",
         details="Or a module.",
-        default_text="every layer runs alone",
+        default_text="each layer is measured separately",
     )
     inputs: str | InputsFunction | None = option(
         None,
         flag="--input",
         metavar="PLACE:NAME",
-        help="Function of a batch size and a length that returns what the model is called with.",
+        help="Function of a batch size and a length that returns the inputs of the model.",
         details="It returns a tensor, a tuple of arguments or a mapping of named ones. A callable, or `file.py:name` "
         "or `package.module:name` of one.",
-        default_text="guessed from the first layer",
+        default_text="derived from the first layer",
     )
     layers: Sequence[str] = option(
-        (), flag="--layer", metavar="GLOB", help="Only these layers or tensors, each alone.", default_text="all"
+        (),
+        flag="--layer",
+        metavar="GLOB",
+        help="Only these layers or tensors, measured separately.",
+        default_text="all",
     )
     batches: Sequence[int] = option((1, 32), flag="--batch", syntax="integers", minimum=1, help="Batch sizes.")
     lengths: Sequence[int] = option(
@@ -60,9 +64,11 @@ class BenchOptions(ProgressOptions):
         help="Lengths of the sequences, in steps.",
         details="Layers without sequences ignore them.",
     )
-    threads: int = option(1, metavar="N", minimum=1, help="Threads of torch.", details="The number before is restored.")
+    threads: int = option(
+        1, metavar="N", minimum=1, help="Threads of torch.", details="The previous number is restored."
+    )
     repeats: int = option(
-        15, metavar="N", minimum=1, help="Samples of every contender at most; slow ones get fewer, but 3."
+        15, metavar="N", minimum=1, help="Maximum number of timings of each variant; slow ones get fewer, at least 3."
     )
     device: str | torch.device = option("cpu", choices=DEVICES, help="Device that everything runs on.")
 
@@ -74,7 +80,7 @@ class BenchOptions(ProgressOptions):
             raise BenchmarkError(
                 where="inputs",
                 found="inputs without a model",
-                why="layers alone get random inputs of their own sizes",
+                why="without a model, layers get random inputs",
                 action="Pass the model too, or leave the inputs out.",
             )
         if self.model is not None and self.layers:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
-from mpocompress.compression.format import stored_mpo
+from mpocompress.compression.core_tensors import stored_mpo
 from mpocompress.errors import FormatError
 from mpocompress.layers.names import LSTM_GATES
 from mpocompress.mpo.mpo import MPO

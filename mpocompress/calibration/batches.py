@@ -1,4 +1,4 @@
-"""Calibration batches: the first of the user's batches, split into those to learn from and those held out."""
+"""Calibration batches: the first of the user's batches, split into batches to fit to and held-out batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrations from what the user gives: read from a file, or measured by running the model on calibration inputs."""
+"""Calibrations read from a file, or measured by running the model on calibration inputs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 from mpocompress.calibration.batches import read_batches, sample_total
 from mpocompress.calibration.calibration import Calibration
-from mpocompress.calibration.file import SUFFIX, read_calibration
+from mpocompress.calibration.calibration_file import SUFFIX, read_calibration
 from mpocompress.calibration.moments import collect
 from mpocompress.calibration.options import CalibrateOptions, CalibrationInputs
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.errors import CalibrationError, FormatError, ModelError
-from mpocompress.jobs import Progress
+from mpocompress.parallel import Progress
 from mpocompress.text import StrPath, shown
 from mpocompress.user.code import loss_function
 from mpocompress.user.model import UserModel, resolve_model
@@ -90,7 +90,7 @@ def calibration_for(
         if source.sha256 != checkpoint.sha256():
             raise CalibrationError(
                 where="calibration",
-                found=f"a calibration of other weights than those of {checkpoint.path.name}",
+                found=f"a calibration that was made with other weights than those of {checkpoint.path.name}",
                 why="the inputs of a weight depend on all other weights",
                 action="Calibrate again with this checkpoint.",
             )
@@ -102,7 +102,7 @@ def calibration_for(
             where="calibration",
             found="no model that can be run",
             why="the inputs of its layers are measured by running it",
-            action="Give the model as a module, or as file.py:name of one or of a function that builds it.",
+            action="Give the model as a module, or name it, or a function that builds it, as file.py:name.",
         )
     return calibrated(inputs, model, checkpoint, progress)
 
@@ -142,8 +142,8 @@ def calibrated(
     """
     loss = loss_function(inputs.loss) if isinstance(inputs.loss, str) else inputs.loss
     batches = read_batches(inputs.batches, samples=inputs.samples, has_targets=loss is not None)
-    rig = Rig(model, checkpoint, batches, inputs.kind)
-    collected = collect(rig, loss=loss, progress=progress)
+    trial_model = TrialModel(model, checkpoint, batches, inputs.kind)
+    collected = collect(trial_model, loss=loss, progress=progress)
     specs = [spec for spec in (inputs.batches, inputs.loss) if isinstance(spec, str)]
     notes = [f"{shown(spec)} was imported and run." for spec in specs]
     if not batches.is_held_out:
@@ -153,10 +153,10 @@ def calibrated(
         units=collected.units,
         metrics=collected.metrics,
         uncalibrated=collected.uncalibrated,
-        kind=rig.measure.kind,
-        measure=rig.measure.name,
-        kind_from=rig.measure.kind_from,
+        kind=trial_model.measure.kind,
+        measure=trial_model.measure.name,
+        kind_from=trial_model.measure.kind_from,
         samples=sample_total(batches.learning),
-        rig=rig,
+        trial_model=trial_model,
         notes=tuple(notes),
     )

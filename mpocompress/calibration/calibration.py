@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mpocompress.calibration.hooks import WeightGroup
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.mpo.metric import Metric
 from mpocompress.reports.calibration import OutputKind
-from mpocompress.reports.documents import NonNegative, Positive
+from mpocompress.reports.json_documents import NonNegative, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class Calibration:
         kind_from: source of the kind, as text.
         samples: number of samples that the moments were collected on.
         points: sensitivities measured so far; more are added when they are needed.
-        rig: the model and its inputs; None if the calibration was read from a file.
+        trial_model: the model and its inputs; None if the calibration was read from a file.
         notes: notes for the reader.
     """
 
@@ -63,7 +63,7 @@ class Calibration:
     kind_from: str
     samples: int
     points: dict[tuple[str, str, int], Point] = field(default_factory=dict)
-    rig: Rig | None = None
+    trial_model: TrialModel | None = None
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -221,7 +221,7 @@ def measure_for(outputs: Sequence[Tensor], *, named: str, kind: OutputKind | Non
     if width > 1 and _all_one(rows.logsumexp(dim=1).exp()):
         return Measure(kind="classification", kind_from="its outputs are log-probabilities")
     if width > 1 and "logits" in named:
-        return Measure(kind="classification", kind_from="it calls its outputs logits")
+        return Measure(kind="classification", kind_from="its outputs are named logits")
     if width > 1 and _all_one(norms):
         return Measure(kind="embedding", kind_from="its outputs have length 1")
     if width > 1:

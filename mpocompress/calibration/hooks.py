@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.lstm_forward import level_names, run_cell, run_lstm
-from mpocompress.reports.documents import Positive
+from mpocompress.reports.json_documents import Positive
 from mpocompress.text import shown
 
 NOT_RUN = "was not run on the calibration batches"

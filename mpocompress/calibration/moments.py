@@ -11,10 +11,10 @@ from torch import Tensor
 from mpocompress.calibration.hooks import NOT_RUN, Observer, WeightGroup, observing
 from mpocompress.calibration.options import LossFunction
 from mpocompress.calibration.outputs import primary
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.errors import CalibrationError
-from mpocompress.jobs import Progress
 from mpocompress.mpo.metric import Metric, Moments
+from mpocompress.parallel import Progress
 from mpocompress.user.batches import Batch, to_device
 from mpocompress.user.code import describe_error
 
@@ -39,11 +39,13 @@ class Collected:
     uncalibrated: Mapping[str, str]
 
 
-def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | None = None) -> Collected:
+def collect(
+    trial_model: TrialModel, *, loss: LossFunction | None = None, progress: Progress | None = None
+) -> Collected:
     """Collect moments of all weights on the batches that are not used to measure decisions.
 
     Args:
-        rig: the model.
+        trial_model: the model.
         loss: loss whose gradients are used, with the targets of the batches; None for random projections of the
             outputs, which need no targets.
         progress: called before every batch and at the end.
@@ -67,20 +69,20 @@ def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | 
     def unsupported(unit: WeightGroup, reason: str) -> None:
         reasons.setdefault(unit.name, reason)
 
-    batches = rig.rest
+    batches = trial_model.rest
     generator = torch.Generator().manual_seed(SEED)
-    with observing(rig.observed, Observer(observe=observe, unsupported=unsupported)):
+    with observing(trial_model.observed, Observer(observe=observe, unsupported=unsupported)):
         for done, batch in enumerate(batches):
             if progress is not None:
                 progress("calibrating", done, len(batches))
             if not done or any(sums.gradient_count < GRADIENTS_PER_OUTPUT * sums.rows for sums in moments.values()):
                 with torch.enable_grad():
-                    _backward(rig, batch, loss, generator)
+                    _backward(trial_model, batch, loss, generator)
             else:
-                rig.run(batch)
+                trial_model.run(batch)
     if progress is not None:
         progress("calibrating", len(batches), len(batches))
-    all_units = [unit for observed in rig.observed for unit in observed.units.values()]
+    all_units = [unit for observed in trial_model.observed for unit in observed.units.values()]
     for unit in all_units:
         if unit.name not in moments:
             reasons.setdefault(unit.name, NOT_RUN)
@@ -96,13 +98,13 @@ def collect(rig: Rig, *, loss: LossFunction | None = None, progress: Progress | 
     )
 
 
-def _backward(rig: Rig, batch: Batch, loss: LossFunction | None, generator: torch.Generator) -> None:
+def _backward(trial_model: TrialModel, batch: Batch, loss: LossFunction | None, generator: torch.Generator) -> None:
     """Run the backward pass of one batch, unless no weight affects the output."""
-    output = rig.run_with_gradients(batch)
+    output = trial_model.run_with_gradients(batch)
     if loss is None:
-        scalar = rig.measure.projection(primary(output)[0], generator)
+        scalar = trial_model.measure.projection(primary(output)[0], generator)
     else:
-        target = to_device(batch.target, rig.device)
+        target = to_device(batch.target, trial_model.device)
         try:
             scalar = loss(output, target)
         except Exception as error:
@@ -126,7 +128,7 @@ def _backward(rig: Rig, batch: Batch, loss: LossFunction | None, generator: torc
         scalar.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise CalibrationError(
-            where=type(rig.model).__name__,
+            where=type(trial_model.model).__name__,
             found=describe_error(error),
             why="gradients could not be taken through the model",
             action="Do not keep tensors from one call of the model's forward to the next.",

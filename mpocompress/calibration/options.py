@@ -17,12 +17,12 @@ LossFunction = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutputOptions:
-    """Options of everything that compares outputs of a model."""
+    """Options of functions that compare outputs of a model."""
 
     kind: OutputKind | None = option(
         None,
         choices=OUTPUT_KINDS,
-        help="What the model outputs, which decides how outputs are compared.",
+        help="Kind of the outputs, which determines how they are compared.",
         details="`classification` (KL divergence), `embedding` (1 - cosine) or `regression` (squared error).",
         default_text="recognised from the outputs",
     )
@@ -37,14 +37,14 @@ class BatchOptions:
             Option(
                 flag="--calibrate",
                 metavar="PLACE:NAME|FILE",
-                help="Inputs that your model is run on, to compress by what its outputs depend on.",
-                details="An iterable of what the model is called with: tensors, packed sequences, tuples of arguments, "
-                "or mappings of named ones; with a loss, of pairs of that and a target. Or `file.py:name` or "
-                "`package.module:name` of one or of a function that returns one, which is imported and run.",
+                help="Calibration inputs of your model, or a saved calibration.",
+                details="An iterable of model inputs: tensors, packed sequences, tuples of arguments, or mappings of "
+                "named arguments; with a loss, of pairs of inputs and a target. Or `file.py:name` or "
+                "`package.module:name` of an iterable or of a function that returns one, which is imported and run.",
             )
         )
     )
-    samples: int | None = option(None, metavar="N", minimum=1, help="Samples at most.", default_text="512")
+    samples: int | None = option(None, metavar="N", minimum=1, help="Maximum number of samples.", default_text="512")
 
 
 @option_class
@@ -64,9 +64,9 @@ class CalibrationInputs(OutputOptions, BatchOptions):
     loss: str | LossFunction | None = option(
         None,
         metavar="PLACE:NAME",
-        help="Loss function of output and target, whose gradients are used; batches are then pairs.",
+        help="Loss function of output and target for the gradients; batches are then pairs.",
         details="A callable, or `file.py:name` or `package.module:name` of one.",
-        default_text="random projections of the outputs, which need no targets",
+        default_text="random projections of the outputs, without targets",
     )
 
     def __post_init__(self) -> None:

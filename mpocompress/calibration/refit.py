@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mpocompress.calibration.hooks import ObservedModule, Observer, WeightGroup, lstm_arguments, observing
 from mpocompress.calibration.lstm_forward import LevelResult, as_sequences, level_names, level_weights, run_level
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.mpo.metric import shrunk
 from mpocompress.user.batches import Batch
 
@@ -117,12 +117,16 @@ Fit = Callable[[WeightGroup, CrossMoments], Mapping[str, Tensor]]
 
 
 def refit(
-    rig: Rig, units: Sequence[WeightGroup], batches: Sequence[Batch], first: Mapping[str, Tensor], fit: Fit
+    trial_model: TrialModel,
+    units: Sequence[WeightGroup],
+    batches: Sequence[Batch],
+    first: Mapping[str, Tensor],
+    fit: Fit,
 ) -> dict[str, Tensor]:
     """Refit the compressed weights of a model in the order in which they run.
 
     Args:
-        rig: the model, with its original weights.
+        trial_model: the model, with its original weights.
         units: the compressed groups of weights, in that order.
         batches: the batches.
         first: name of a tensor in the checkpoint -> its value from a fit of every layer alone.
@@ -136,20 +140,20 @@ def refit(
     done: set[str] = set()
     names = {unit.name for unit in units}
     for unit in units:
-        observed = next(module for module in rig.observed if unit in module.units.values())
+        observed = next(module for module in trial_model.observed if unit in module.units.values())
         if observed.path in done:
             continue
         done.add(observed.path)
         if isinstance(observed.module, nn.LSTM):
             compressed = {part: group for part, group in observed.units.items() if group.name in names}
-            values |= _refit_lstm(rig, observed, observed.module, compressed, batches, values, first, fit)
+            values |= _refit_lstm(trial_model, observed, observed.module, compressed, batches, values, first, fit)
         else:
-            values |= _refit_product(rig, observed, unit, batches, values, first, fit)
+            values |= _refit_product(trial_model, observed, unit, batches, values, first, fit)
     return {**first, **values}
 
 
 def _refit_product(
-    rig: Rig,
+    trial_model: TrialModel,
     observed: ObservedModule,
     unit: WeightGroup,
     batches: Sequence[Batch],
@@ -160,16 +164,16 @@ def _refit_product(
     """Refit the weights of a module that is called once for every product."""
     moments = CrossMoments(sum(unit.columns))
     for batch in batches:
-        before = _inputs(rig, unit, batch)
-        with rig.holding({**first, **values} if isinstance(observed.module, nn.LSTMCell) else values):
-            after = _inputs(rig, unit, batch)
+        before = _inputs(trial_model, unit, batch)
+        with trial_model.holding({**first, **values} if isinstance(observed.module, nn.LSTMCell) else values):
+            after = _inputs(trial_model, unit, batch)
         if before is None or after is None or before.shape != after.shape:
             return {}
         moments.add(before, after)
     return fit(unit, moments) if moments.count else {}
 
 
-def _inputs(rig: Rig, unit: WeightGroup, batch: Batch) -> Tensor | None:
+def _inputs(trial_model: TrialModel, unit: WeightGroup, batch: Batch) -> Tensor | None:
     """Return the inputs of a group of weights in all modules; None if a call could not be observed."""
     all_inputs: list[Tensor] = []
     reasons: list[str] = []
@@ -178,9 +182,9 @@ def _inputs(rig: Rig, unit: WeightGroup, batch: Batch) -> Tensor | None:
         if group.name == unit.name:
             all_inputs.append(inputs)
 
-    modules = [observed for observed in rig.observed if unit in observed.units.values()]
+    modules = [observed for observed in trial_model.observed if unit in observed.units.values()]
     with observing(modules, Observer(observe=observe, unsupported=lambda _, reason: reasons.append(reason))):
-        rig.run(batch)
+        trial_model.run(batch)
     return torch.cat(all_inputs) if all_inputs and not reasons else None
 
 
@@ -213,7 +217,7 @@ class _LSTMCall:
 
 
 def _refit_lstm(
-    rig: Rig,
+    trial_model: TrialModel,
     observed: ObservedModule,
     module: nn.LSTM,
     compressed: Mapping[str, WeightGroup],
@@ -223,9 +227,9 @@ def _refit_lstm(
     fit: Fit,
 ) -> Mapping[str, Tensor]:
     """Refit an LSTM level by level on the outputs of the compressed levels below."""
-    before = _calls(rig, module, batches)
-    with rig.holding(values):
-        after = _calls(rig, module, batches)
+    before = _calls(trial_model, module, batches)
+    with trial_model.holding(values):
+        after = _calls(trial_model, module, batches)
     if len(before) != len(after) or any(old.x.shape != new.x.shape for old, new in zip(before, after, strict=True)):
         return {}
     new_values: dict[str, Tensor] = {}
@@ -238,13 +242,13 @@ def _refit_lstm(
         fitted: Mapping[str, Tensor] = {}
         for _ in range(ROUNDS if unit is not None else 0):
             moments = CrossMoments(rows[0].shape[1])
-            with rig.holding({**start, **fitted}):
+            with trial_model.holding({**start, **fitted}):
                 for call, old_rows in zip(after, rows, strict=True):
                     moments.add(old_rows, call.rows(call.run(module, number, name)))
             if unit is not None:
                 fitted = fit(unit, moments)
         new_values |= {**start, **fitted}
-        with rig.holding({**start, **fitted}):
+        with trial_model.holding({**start, **fitted}):
             outputs[1].append([call.run(module, number, name).outputs for call in after])
         outputs[0].append([result.outputs for result in originals])
         if not module.bidirectional or name.endswith("_reverse"):
@@ -262,11 +266,11 @@ def _of_level(values: Mapping[str, Tensor], observed: ObservedModule, name: str)
     return {tensor: value for tensor, value in values.items() if tensor in names}
 
 
-def _calls(rig: Rig, module: nn.LSTM, batches: Sequence[Batch]) -> list[_LSTMCall]:
+def _calls(trial_model: TrialModel, module: nn.LSTM, batches: Sequence[Batch]) -> list[_LSTMCall]:
     """Return every call of an LSTM, in the order of the batches."""
     calls = []
     for batch in batches:
-        for args, kwargs in rig.calls(module, batch):
+        for args, kwargs in trial_model.calls(module, batch):
             sequences = as_sequences(module, *lstm_arguments(*args, **kwargs))
             calls.append(
                 _LSTMCall(x=sequences.x, hidden=sequences.hidden, cell=sequences.cell, is_real=sequences.is_real)

@@ -1,5 +1,6 @@
-"""Reading and writing checkpoints.
+"""Reading and writing checkpoint files and folders.
 
-The form of a file is recognised by its content. Tensors are read lazily and no code from the file is run: torch itself
-is loaded only when a tensor is requested. A file is written completely or not at all.
+`reader` recognises the form of a file by its content (`sniff`) and opens it with a file of `forms`; tensors are read
+when they are requested. No code from a file is run unless the user allows pickles. A file is written completely or
+not at all.
 """

@@ -1,4 +1,4 @@
-"""An open checkpoint: what it holds is known, tensors are read on request.
+"""An open checkpoint: names, shapes and dtypes are known, tensors are read on request.
 
 No weight is read and torch is not loaded until a tensor, or the values beside the tensors, are requested.
 """

@@ -71,7 +71,7 @@ _COMMON = (
     *(FLOAT16, BFLOAT16, FLOAT32, FLOAT64, COMPLEX64, COMPLEX128),
 )
 _RARE = (
-    DType("complex32", 4, "complex"),
+    *(DType(name, 4, "complex") for name in ("complex32", "bcomplex32")),  # the second from torch 2.14 on
     DType("float4_e2m1fn_x2", 1, "float"),
     *(DType(f"uint{bits}", 1, "uint") for bits in range(1, 8)),
     *(DType(f"int{bits}", 1, "int") for bits in range(1, 8)),

@@ -67,7 +67,7 @@ def open_state(
         source=_MemorySource(lazy, infos),
         lazy_extras={key: value for key, (value, _) in parts.items() if value is not NOTHING},
         notes=tuple(
-            f"{shown(position)} is left out: a plain file cannot hold a value of type {shown(kind)}"
+            f"{shown(position)} is not stored: a plain file cannot hold a value of type {shown(kind)}"
             for _, dropped in parts.values()
             for position, kind in dropped
         ),

@@ -1,4 +1,4 @@
-"""What the name of an output asks for, a file or a folder, and writing either."""
+"""Choice between a file and a folder by the name of the output, and the writing of either."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mpocompress.checkpoint.checkpoint import SAFETENSORS, TORCH_ZIP, Checkpoint
-from mpocompress.checkpoint.folders.permission import check_apart, check_folder
+from mpocompress.checkpoint.folders.overwrite_checks import check_apart, check_folder
 from mpocompress.checkpoint.folders.writer import write_folder
 from mpocompress.checkpoint.layout import Layout
 from mpocompress.checkpoint.writing.safetensors_stream import check_storable
@@ -162,12 +162,12 @@ class Output:
         notes = []
         names = left_out(kind, extras=checkpoint.extras, metadata=checkpoint.metadata)
         if names:
-            notes.append(f"left out, since a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
+            notes.append(f"not stored, because a {kind} file cannot hold them: {listed(names, _MOST_SHOWN)}")
         if layout is not None and self.container == FOLDER:
-            notes += [f"copied along unchanged: {listed(layout.companions, _MOST_SHOWN)}"] if layout.companions else []
+            notes += [f"copied unchanged: {listed(layout.companions, _MOST_SHOWN)}"] if layout.companions else []
             if layout.ignored:
                 ignored = listed(layout.ignored, _MOST_SHOWN)
-                notes.append(f"not copied (only small files without weights, beside them, are): {ignored}")
+                notes.append(f"not copied (only small files without weights are copied): {ignored}")
         elif layout is not None and layout.companions:
-            notes.append(f"not in the one file that is written: {listed(layout.companions, _MOST_SHOWN)}")
+            notes.append(f"not included in the single output file: {listed(layout.companions, _MOST_SHOWN)}")
         return tuple(notes)

@@ -64,11 +64,11 @@ def inconsistent(where: str, found: str) -> FormatError:
 
     Example:
         >>> print(inconsistent("small.pt", "no tensors"))
-        small.pt: no tensors; a compressed file is not laid out like this. Compress the original checkpoint again.
+        small.pt: no tensors; a compressed file has a different layout. Compress the original checkpoint again.
     """
     return FormatError(
         where=where,
         found=found,
-        why="a compressed file is not laid out like this",
+        why="a compressed file has a different layout",
         action="Compress the original checkpoint again.",
     )

@@ -21,9 +21,9 @@ from mpocompress.checkpoint.sniff import Form, refusal, sniff
 from mpocompress.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from mpocompress.checkpoint.forms import running
+    from mpocompress.checkpoint.forms import unsafe_pickle
 else:
-    running = Deferred("mpocompress.checkpoint.forms.running")
+    unsafe_pickle = Deferred("mpocompress.checkpoint.forms.unsafe_pickle")
 
 _RUNNABLE = (Form.TORCH_ZIP, Form.LEGACY_TORCH, Form.PICKLE)
 """The forms that can hold code to run."""
@@ -69,7 +69,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, all
     path = Path(path)
     form = sniff(path)
     if allow_pickle and form in _RUNNABLE:
-        return running.open_by_running(path, key, form)
+        return unsafe_pickle.open_by_running(path, key, form)
     if form in _FOLDER_OPENERS:
         return _FOLDER_OPENERS[form](path, key, _open_file)
     opened = _open_file(path, key)

@@ -1,4 +1,4 @@
-"""Recognise the form of a file by its content; the error for forms that are not read says what to do instead."""
+"""Recognise the form of a file by its content; the error for an unsupported form gives an alternative."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ _REFUSALS: dict[Form, tuple[str, str, str]] = {
     Form.GGUF: ("a GGUF file", _NOT_READ, _CONVERT),
     Form.HDF5: ("an HDF5 file (Keras or similar)", _NOT_READ, _CONVERT),
     Form.TORCH_TAR: (
-        "a tar archive as torch.save wrote it in 2016 and 2017",
+        "a tar archive in the format of torch.save in 2016 and 2017",
         _NOT_READ,
         "Load it with torch.load(..., weights_only=True) and save it again with torch.save.",
     ),

@@ -1,4 +1,4 @@
-"""Blocks of bytes in a file, before any tensor is made of them."""
+"""Blocks of bytes in a file, from which tensors are made later."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class InputFile:
         return CheckpointError(
             where=str(self.path),
             found=found,
-            why="the positions of its tensors may be others now",
-            action="Run this again when no other program writes to the file.",
+            why="the positions of its tensors may have changed",
+            action="Try again when no other program writes to the file.",
         )
 
 

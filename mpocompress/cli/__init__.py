@@ -1,5 +1,5 @@
-"""The command line.
+"""The command line: one file per command.
 
-Each command parses its options, makes one library call and prints the result. Only this package imports click and rich,
-and only `cli/main.py` catches exceptions.
+Each command parses its options, makes one library call and prints the result. Only this package imports click and rich.
+`main` turns the errors of the library into messages and exit codes.
 """

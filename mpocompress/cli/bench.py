@@ -20,14 +20,14 @@ from mpocompress.user.options import keywords
 @options_of(BenchOptions)
 @json_option
 def bench(source: str, as_json: bool, **values: Any) -> None:
-    """Time a compressed FILE against dense layers, side by side, on this machine.
+    """Compare the speed of a compressed FILE with dense layers on this machine.
 
-    Without --model each layer runs alone, on random inputs and with its own weights.
+    Without --model, each layer is measured separately, with its own weights and random inputs.
     """
     if values["inputs"] is not None and values["model"] is None:
-        raise click.UsageError("--input is what --model is called with: give both.")
+        raise click.UsageError("--input needs --model: give both.")
     if values["layers"] and values["model"] is not None:
-        raise click.UsageError("--model runs as a whole, --layer chooses layers that run alone: give one of them.")
+        raise click.UsageError("--model measures the whole model, --layer separate layers: give one of them.")
     options = build(BenchOptions, values)
     with progress_bar() as progress:
         report = mpocompress.bench(source, **keywords(replace(options, progress=progress)))

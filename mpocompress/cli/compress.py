@@ -38,11 +38,11 @@ def compress(
 ) -> None:
     """Compress MODEL and show the error of every layer.
 
-    Exactly one target is needed.
+    Give exactly one target.
     """
     truncation = truncation_of(values, source)
     if output is None and not dry_run:
-        raise click.UsageError("Where to? Give -o FILE, or --dry-run.")
+        raise click.UsageError("No output. Give -o FILE, or --dry-run.")
     if dry_run:
         plan_options = build(PlanOptions, values, truncations=[truncation])
         with progress_bar() as progress:
@@ -63,5 +63,7 @@ def compress(
             show_report(report, stdout())
             click.echo(f"\nWrote {output}. `mpocompress inspect {output}` shows this again.")
             if any("not carried over" in note for note in report.notes):
-                click.echo("What is not carried over comes back with `mpocompress expand --like` and the original.")
+                click.echo(
+                    "`mpocompress expand --like` restores the parts that were not carried over, from the original."
+                )
     ctx.exit(3 if report.unmet else 0)

@@ -21,9 +21,9 @@ from mpocompress.user.options import keywords
 @options_of(InspectOptions, without=["sites", "selection__lstm"])
 @json_option
 def inspect(source: str, as_json: bool, **values: Any) -> None:
-    """Show the report inside a compressed FILE, or the contents of any other and what could be compressed.
+    """Show the report of a compressed FILE, or the contents of any other checkpoint.
 
-    These options apply only to uncompressed checkpoints. No weight is read.
+    Options for the layers apply only to uncompressed checkpoints. Weights are not read.
     """
     outcome = mpocompress.inspect(source, **keywords(build(InspectOptions, values)))
     with printing():

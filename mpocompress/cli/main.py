@@ -27,20 +27,20 @@ from mpocompress.errors import (
 
 HINTS: dict[type[MPOCompressError], str] = {
     OutputExistsError: "--force replaces it.",
-    CalibrationError: "Calibration inputs are given with --calibrate net.py:batches.",
-    InputsError: "Inputs are made with --input net.py:batch.",
-    ModelError: "The model is given with --model.",
-    SelectionError: "Patterns are given with --include, --exclude, --as, --bond GLOB=N and --layer.",
+    CalibrationError: "Give calibration inputs with --calibrate net.py:batches.",
+    InputsError: "Give a function that returns inputs with --input net.py:batch.",
+    ModelError: "Give the model with --model.",
+    SelectionError: "Patterns are the values of --include, --exclude, --as, --bond GLOB=N and --layer.",
 }
 
 
 class DefaultGroup(click.Group):
-    """A group whose first word may be left out: `mpocompress model.pt ...` is `mpocompress compress model.pt ...`."""
+    """A group with a default command: `mpocompress model.pt ...` is `mpocompress compress model.pt ...`."""
 
     default = "compress"
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command in front of anything that is neither a command nor one of the group's own flags."""
+        """Insert the default command unless the first argument is a command or a flag of the group."""
         own = {flag for param in self.get_params(ctx) for flag in param.opts}
         if args and not args[0].startswith("-") and args[0] not in self.commands and not Path(args[0]).exists():
             near = get_close_matches(args[0], list(self.commands), n=1)
@@ -65,23 +65,23 @@ def cli() -> None:
     `mpocompress MODEL ...` is short for `mpocompress compress MODEL ...`.
 
     \b
-    mpocompress plan model.pt                       what is possible
-    mpocompress model.pt --bond 16 -o small.pt      compress, show what was lost
+    mpocompress plan model.pt                       predict size and error
+    mpocompress model.pt --bond 16 -o small.pt      compress, report the errors
     mpocompress model.pt --keep 1/8 -o small.pt --model net.py:build --calibrate
-        net.py:batches                              by what your model's output feels
-    mpocompress inspect small.pt                    show it again; or what is in any file
+        net.py:batches                              compress with calibration
+    mpocompress inspect small.pt                    show the report
     mpocompress finetune small.pt --model net.py:build --data net.py:train
-        -o tuned.pt                                 win back what was lost
-    mpocompress expand small.pt -o dense.pt         an ordinary checkpoint again
-    mpocompress bench small.pt                      dense against compressed, here
+        -o tuned.pt                                 reduce the loss of quality
+    mpocompress expand small.pt -o dense.pt         write a dense checkpoint
+    mpocompress bench small.pt                      compare the speed
 
-    Exit codes: 0 done; 1 refused or failed, nothing written; 2 wrong usage; 3 written, but something asked for was not
-    met; 130 stopped by Ctrl-C: nothing written, or by finetune the best so far.
+    Exit codes: 0 success; 1 refused or failed, nothing written; 2 usage error; 3 written, but a part of the request was
+    not met; 130 interrupted by Ctrl-C: nothing written, except the best weights so far by finetune.
     """  # noqa: D301 - click reads the backspace
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its exit code."""
     try:
         code = cli.main(prog_name="mpocompress", standalone_mode=False)
     except MPOCompressError as error:
@@ -93,7 +93,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _leave("Stopped; nothing was written.", INTERRUPTED)
     except MemoryError:
-        _leave("Error: out of memory; nothing was written. Where there is --jobs, --jobs 1 needs the least.", 1)
+        _leave(
+            "Error: out of memory; nothing was written. If the command has --jobs, --jobs 1 needs the least memory.", 1
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 

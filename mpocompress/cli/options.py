@@ -1,4 +1,4 @@
-"""Click options built from the option classes, and the values that only a command line has."""
+"""Click options built from the option classes, and options that only the command line has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.layers.selection import ForcedKind
 from mpocompress.mpo.sites import MAX_SITES, MIN_SITES, SitesChoice
-from mpocompress.planning.target import TARGETS, Truncation, TruncationTarget
+from mpocompress.planning.targets import TARGETS, Truncation, TruncationTarget
 from mpocompress.user.options import default_of, flag_of, is_sequence, option_of, type_words
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -268,21 +268,21 @@ def _arguments(options_class: Any, values: Mapping[str, Any], path: str = "") ->
 
 
 def _calibration(values: Mapping[str, Any], path: str) -> CalibrationInputs | Path | None:
-    """Return the calibration that the options ask for: inputs, or a file."""
+    """Return the calibration inputs or the calibration file of a command line."""
     arguments = _arguments(CalibrationInputs, values, path)
     batches = arguments.pop("batches", None)
     asked = [flag_of(declared) or "" for declared in fields(CalibrationInputs) if declared.name in arguments]
     asked += ["--save-calibration"] if values.get("save_calibration") is not None else []
     if batches is None:
         if asked:
-            raise click.UsageError(f"{' and '.join(asked)}: of what? Give --calibrate.")
+            raise click.UsageError(f"{' and '.join(asked)} only with --calibrate: give it too.")
         return None
     if batches.endswith(_SUFFIX):
         if asked:
-            raise click.UsageError(f"{' and '.join(asked)}: {batches} was measured already.")
+            raise click.UsageError(f"{' and '.join(asked)} cannot be combined with a saved calibration, {batches}.")
         return Path(batches)
     if values.get("model") is None:
-        raise click.UsageError("--calibrate runs your model: give --model net.py:build too.")
+        raise click.UsageError("--calibrate runs your model: also give --model net.py:build.")
     return CalibrationInputs(batches=batches, **arguments)
 
 
@@ -295,7 +295,7 @@ def target_options(command: Command) -> Command:
             type=BondType(target) if target.takes_globs else TargetType(target),
             multiple=target.takes_globs,
             help=f"Target: {target.help[0].lower()}{target.help[1:]}"
-            + (" GLOB=N is for single layers." if target.takes_globs else ""),
+            + (" GLOB=N applies to matching layers." if target.takes_globs else ""),
         )(command)
     return command
 
@@ -316,7 +316,7 @@ def truncation_of(values: Mapping[str, Any], source: str) -> Truncation:
         raise click.UsageError(
             "\n".join(
                 (
-                    "How much should be kept? Give exactly one target:",
+                    "Give exactly one target:",
                     *lines,
                     f"`mpocompress plan {source}` shows what each of them would give.",
                 )
@@ -341,7 +341,7 @@ def truncation_of(values: Mapping[str, Any], source: str) -> Truncation:
 
 
 def last_wins(pairs: Iterable[tuple[str, Value]]) -> dict[str, Value]:
-    """Return a mapping in the order of the last mention, so that a glob given twice counts where it was given last.
+    """Return a mapping in which a repeated key has the position and the value of its last occurrence.
 
     Args:
         pairs: key and value.
@@ -357,7 +357,7 @@ def source_argument(metavar: str) -> Callable[[Command], Command]:
     """Return the argument that names the checkpoint.
 
     Args:
-        metavar: what it is called in the help.
+        metavar: its name in the help.
     """
     return click.argument("source", type=EXISTING, metavar=metavar)
 
@@ -373,7 +373,7 @@ def output_option(*, required: bool = False) -> Callable[[Command], Command]:
         "--output",
         type=click.Path(path_type=str),
         required=required,
-        help="Output: *.safetensors, a torch file, a folder.",
+        help="Output: *.safetensors, a torch file, or a folder.",
     )
 
 
@@ -383,9 +383,9 @@ def json_option(command: Command) -> Command:
 
 
 def dry_run_option(text: str) -> Callable[[Command], Command]:
-    """Return the option that does less than the command would.
+    """Return the option `--dry-run`.
 
     Args:
-        text: what it does.
+        text: its help.
     """
     return click.option("--dry-run", is_flag=True, help=text)

@@ -21,21 +21,21 @@ from mpocompress.user.options import keywords
 @click.command()
 @source_argument("MODEL")
 @options_of(PlanOptions, without=["dtype"])
-@dry_run_option("Count parameters by names and shapes alone; read no weight.")
+@dry_run_option("Predict parameters from names and shapes; read no weights.")
 @json_option
 def plan(source: str, dry_run: bool, as_json: bool, **values: Any) -> None:
     """Predict the parameters and errors of MODEL for a range of targets; write nothing."""
     options = build(PlanOptions, values)
     if dry_run and options.calibration is not None:
-        raise click.UsageError("--dry-run reads no weight and runs no model: leave out --calibrate.")
+        raise click.UsageError("--dry-run reads no weights and runs no model: leave out --calibrate.")
     if dry_run:
         overview = mpocompress.inspect(source, **keywords(build(InspectOptions, values)))
         if isinstance(overview, Report):
             raise CheckpointError(
                 where=source,
                 found="a compressed checkpoint",
-                why="its matrices are truncated already",
-                action=f"Plan with the original; `mpocompress inspect {source}` shows the report of this one.",
+                why="its matrices are already truncated",
+                action=f"Plan with the original. `mpocompress inspect {source}` shows the report of this file.",
             )
         with printing():
             if as_json:

@@ -1,4 +1,4 @@
-"""What goes to the terminal: reports on stdout, progress on stderr."""
+"""Output to the terminal: reports on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from mpocompress.jobs import Progress as ProgressCallback
+    from mpocompress.parallel import Progress as ProgressCallback
 
 NARROWEST = 80
 INTERRUPTED = 130
-"""What a shell makes of a process that Ctrl-C ended: 128 and the number of the signal."""
+"""Exit code of a process that Ctrl-C ended, as in shells: 128 plus the number of the signal."""
 
 
 class _Console(Console):
-    """A console that leaves it to `printing` what a closed pipe means."""
+    """A console that leaves the handling of a closed pipe to `printing`."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -31,7 +31,7 @@ class _Console(Console):
 
 @contextmanager
 def printing(written: str | None = None) -> Iterator[None]:
-    """Print a result in the block, once the work is done: what was written is not undone by a failure to print.
+    """Print a result in the block, after the work is done: a failure to print does not undo the written output.
 
     A reader that has gone, as of `| head`, wants no more and hears nothing.
 
@@ -52,12 +52,12 @@ def printing(written: str | None = None) -> Iterator[None]:
             _let_go()
             raise click.ClickException(f"the result {reason}; nothing was written.") from error
         with suppress(OSError):
-            click.echo(f"{written} was written; what is to be said of it {reason}.", err=True)
+            click.echo(f"{written} was written, but its report {reason}.", err=True)
         _let_go()
 
 
 def _let_go() -> None:
-    """Drop what could not be written, which would fail again when the program ends."""
+    """Drop the output that could not be written, because it would fail again when the program ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -67,7 +67,7 @@ def _let_go() -> None:
 
 
 def stdout() -> Console:
-    """The console that reports go to: as wide as the terminal, 80 columns where there is none and never less.
+    """The console for reports: as wide as the terminal, at least 80 columns, and 80 without a terminal.
 
     A narrower terminal wraps the lines; cutting numbers off would be worse.
     """
@@ -79,7 +79,7 @@ def stdout() -> Console:
 
 @contextmanager
 def progress_bar() -> Iterator[ProgressCallback | None]:
-    """A progress bar on stderr while the block runs; nothing where stderr is no terminal."""
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         yield None

@@ -15,11 +15,11 @@ from torch import Tensor
 from mpocompress.calibration.calibration import Calibration
 from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.refit import CrossMoments, refit, shifted_target
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.compression.build_report import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.data_free import compress_matrix
 from mpocompress.compression.job import CompressedMatrix, CompressionJob, Outcome, spool_matrix
-from mpocompress.compression.reporting import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.sensitivity import divergence_with, weighted_survey
 from mpocompress.compression.survey import CheckpointSurvey, read_matrix, survey_checkpoint
 from mpocompress.compression.weighted_matrix import (
@@ -30,11 +30,11 @@ from mpocompress.compression.weighted_matrix import (
     refitted,
     updated_tensors,
 )
-from mpocompress.jobs import Progress
 from mpocompress.layers.specs import split_members
 from mpocompress.mpo.quantisation import QuantisedMPO, quantise, restore, rounded
 from mpocompress.mpo.sites import candidates, low_rank
 from mpocompress.mpo.tt_svd import FiniteMatrix, measured_error
+from mpocompress.parallel import Progress
 from mpocompress.planning.bond_choice import BondChoice, choose_bonds
 from mpocompress.reports.calibration import BEYOND, CalibrationReport
 from mpocompress.reports.matrix import INT8
@@ -52,7 +52,7 @@ ROUNDING_FREE = 1e-3
 """Divergence that it may add in any case: in nats, or as a share of that between outputs for different inputs."""
 INSTEAD_OF_INT8 = "float16"
 NOT_COMPARABLE = "The outputs of the compressed model are not finite, or of another shape, on calibration inputs."
-NOT_SEEN = "its module runs in a way of its own, or it is not in the given model"
+NOT_SEEN = "its module has custom code, or the given model does not contain it"
 
 
 def compress_calibrated(
@@ -95,7 +95,7 @@ def compress_calibrated(
         if choice.matrix.name not in fitted
     }
     approximations, sensitivities, mix = _approximations(fitted, weighted, job, calibration, progress)
-    dtypes = _stored_dtypes(approximations, job, calibration.rig, progress)
+    dtypes = _stored_dtypes(approximations, job, calibration.trial_model, progress)
     matrices, stored = [], []
     for choice in choices:
         name = choice.matrix.name
@@ -109,10 +109,10 @@ def compress_calibrated(
         matrices.append(matrix)
         stored += [approximation] if approximation is not None else []
     report = _calibration_report(calibration, survey, weighted, mix)
-    if calibration.rig is not None:
+    if calibration.trial_model is not None:
         _notify(progress, "measuring", 0, 1)
         tensors = updated_tensors(stored) | _dense_tensors(plain.values(), job)
-        report = _with_divergence(report, calibration.rig, tensors)
+        report = _with_divergence(report, calibration.trial_model, tensors)
     if report.divergence == BEYOND:
         survey = dataclasses.replace(survey, unmet=(*survey.unmet, NOT_COMPARABLE))
     wide = [name for name, dtype in dtypes.items() if job.dtype == INT8 and dtype != INT8]
@@ -120,7 +120,7 @@ def compress_calibrated(
         survey=survey,
         matrices=tuple(matrices),
         biases=_biases(stored, job),
-        notes=tuple(f"{name} is stored in {INSTEAD_OF_INT8}: int8 would move the outputs too far." for name in wide),
+        notes=tuple(f"{name} is stored in {INSTEAD_OF_INT8}: int8 would change the outputs too much." for name in wide),
         calibration=report,
     )
 
@@ -153,18 +153,19 @@ def _approximations(
         matrix = weighted[name]
         sites = choice.sites or low_rank(*matrix.matrix.shape)
         approximations[name] = approximate(matrix, matrix.fitted(sites, choice.bonds))
-    rig = calibration.rig
-    if rig is None or not approximations:
+    trial_model = calibration.trial_model
+    if trial_model is None or not approximations:
         return approximations, {}, NO_REFIT
     sensitivities = {
-        name: divergence_with(rig, updated_tensors([approximation])) for name, approximation in approximations.items()
+        name: divergence_with(trial_model, updated_tensors([approximation]))
+        for name, approximation in approximations.items()
     }
     if job.target.error_limit is not None or not _has_shifted_inputs(approximations.values()):
         return approximations, sensitivities, NO_REFIT  # a refit would increase the weighted errors of the target
-    mix = _best_mix(approximations, calibration, rig, progress)
+    mix = _best_mix(approximations, calibration, trial_model, progress)
     if mix != NO_REFIT:
         _notify(progress, "refitting", 0, 1)
-        approximations = _refitted(approximations, calibration, rig, rig.batches.learning, mix)
+        approximations = _refitted(approximations, calibration, trial_model, trial_model.batches.learning, mix)
     return approximations, sensitivities, mix
 
 
@@ -175,21 +176,28 @@ def _has_shifted_inputs(approximations: Iterable[Approximation]) -> bool:
 
 
 def _best_mix(
-    approximations: Mapping[str, Approximation], calibration: Calibration, rig: Rig, progress: Progress | None
+    approximations: Mapping[str, Approximation],
+    calibration: Calibration,
+    trial_model: TrialModel,
+    progress: Progress | None,
 ) -> float:
     """Return the mix whose refit gives the smallest divergence, on other inputs than those it was fitted to."""
-    divergences = {NO_REFIT: divergence_with(rig, updated_tensors(approximations.values()))}
+    divergences = {NO_REFIT: divergence_with(trial_model, updated_tensors(approximations.values()))}
     for done, mix in enumerate(MIXES):
         _notify(progress, "choosing a refit", done, len(MIXES))
         if mix == MIXES[-1] and min(divergences, key=divergences.__getitem__) == MIXES[-2]:
             break  # the last mix lies between the first and none, and the one below the first is the best
-        tensors = updated_tensors(_refitted(approximations, calibration, rig, rig.rest, mix).values())
-        divergences[mix] = divergence_with(rig, tensors)
+        tensors = updated_tensors(_refitted(approximations, calibration, trial_model, trial_model.rest, mix).values())
+        divergences[mix] = divergence_with(trial_model, tensors)
     return min(divergences, key=divergences.__getitem__)
 
 
 def _refitted(
-    first: Mapping[str, Approximation], calibration: Calibration, rig: Rig, batches: Sequence[Batch], mix: float
+    first: Mapping[str, Approximation],
+    calibration: Calibration,
+    trial_model: TrialModel,
+    batches: Sequence[Batch],
+    mix: float,
 ) -> dict[str, Approximation]:
     """Refit all matrices, in the order in which they run, to the inputs that the compressed model gives them."""
     by_unit: dict[str, list[str]] = {}
@@ -210,12 +218,15 @@ def _refitted(
         return updated_tensors(approximations[name] for name in by_unit[unit.name])
 
     units = [unit for unit in calibration.units if unit.name in by_unit]
-    refit(rig, units, batches, updated_tensors(first.values()), fit_unit)
+    refit(trial_model, units, batches, updated_tensors(first.values()), fit_unit)
     return approximations
 
 
 def _stored_dtypes(
-    approximations: Mapping[str, Approximation], job: CompressionJob, rig: Rig | None, progress: Progress | None
+    approximations: Mapping[str, Approximation],
+    job: CompressionJob,
+    trial_model: TrialModel | None,
+    progress: Progress | None,
 ) -> dict[str, str]:
     """Return the dtype of the stored cores of every matrix: float16 in place of an int8 that costs too much."""
     dtypes = {
@@ -224,8 +235,10 @@ def _stored_dtypes(
     }
     if job.dtype != INT8:
         return dtypes
-    unrounded = divergence_with(rig, updated_tensors(approximations.values())) if rig is not None else 0.0
-    free = ROUNDING_FREE * rig.scale if rig is not None else 0.0
+    unrounded = (
+        divergence_with(trial_model, updated_tensors(approximations.values())) if trial_model is not None else 0.0
+    )
+    free = ROUNDING_FREE * trial_model.scale if trial_model is not None else 0.0
     error_limit = job.target.error_limit
     for done, (name, approximation) in enumerate(approximations.items()):
         _notify(progress, "rounding", done, len(approximations))
@@ -235,9 +248,9 @@ def _stored_dtypes(
             for candidate in (approximation, coarse)
         )
         before, after = error**2, coarse_error**2
-        if rig is not None:
+        if trial_model is not None:
             before = unrounded
-            after = divergence_with(rig, updated_tensors({**approximations, name: coarse}.values()))
+            after = divergence_with(trial_model, updated_tensors({**approximations, name: coarse}.values()))
         # Written so that a NaN counts as too much.
         exceeds = error_limit is not None and not coarse_error <= error_limit
         if exceeds or not after - before <= max(ROUNDING_COST * before, free):
@@ -325,15 +338,17 @@ def _calibration_report(
     )
 
 
-def _with_divergence(report: CalibrationReport, rig: Rig, tensors: Mapping[str, Tensor]) -> CalibrationReport:
+def _with_divergence(
+    report: CalibrationReport, trial_model: TrialModel, tensors: Mapping[str, Tensor]
+) -> CalibrationReport:
     """Add the divergence of the outputs of the compressed model, on inputs that nothing was fitted to."""
-    with rig.holding(tensors):
-        comparison = rig.compared(rig.held_out)
+    with trial_model.holding(tensors):
+        comparison = trial_model.compared(trial_model.held_out)
     return dataclasses.replace(
         report,
-        held_out_samples=rig.batches.held_out_samples,
+        held_out_samples=trial_model.batches.held_out_samples,
         divergence=comparison.divergence,
-        unrelated_divergence=rig.unrelated(rig.held_out),
+        unrelated_divergence=trial_model.unrelated(trial_model.held_out),
         agreement=comparison.agreement,
     )
 

@@ -6,16 +6,16 @@ import dataclasses
 from pathlib import Path
 
 from mpocompress.calibration.calibrate import calibration_for
-from mpocompress.calibration.file import check_calibration_file, write_calibration
+from mpocompress.calibration.calibration_file import check_calibration_file, write_calibration
 from mpocompress.checkpoint.output import Output
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.format import compressed_tensors, shards_of, shards_of_cores
+from mpocompress.compression.build_report import outcome_report
+from mpocompress.compression.compress_matrices import compress_matrices
+from mpocompress.compression.core_tensors import compressed_tensors, shards_of, shards_of_cores
 from mpocompress.compression.job import CompressionJob
 from mpocompress.compression.options import CompressOptions
-from mpocompress.compression.reporting import outcome_report
-from mpocompress.compression.run import compress_matrices
-from mpocompress.jobs import available_cores
+from mpocompress.parallel import available_cores
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath
 from mpocompress.user.model import resolve_model

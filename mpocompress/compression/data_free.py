@@ -1,4 +1,4 @@
-"""Compress every matrix of a checkpoint by its weights alone."""
+"""Compress every matrix of a checkpoint without calibration data."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
+from mpocompress.compression.build_report import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.job import CompressedMatrix, CompressionJob, Outcome, spool_matrix
-from mpocompress.compression.reporting import compressed_report, dense_report, reason_to_keep_dense
 from mpocompress.compression.survey import (
     FLOAT32_BYTES,
     LayerSurvey,
@@ -19,11 +19,11 @@ from mpocompress.compression.survey import (
     survey_layer,
     working_bytes,
 )
-from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.specs import LayerSpec
 from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.quantisation import quantise, rounded
 from mpocompress.mpo.tt_svd import FiniteMatrix, factorise, factorise_within, measured_error
+from mpocompress.parallel import Progress, run_jobs
 from mpocompress.planning.bond_choice import BondChoice, check_globs, choose_bonds
 from mpocompress.planning.curves import MatrixCurves
 from mpocompress.reports.matrix import INT8, ROUNDING_TOLERANCE

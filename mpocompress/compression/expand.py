@@ -15,11 +15,11 @@ from mpocompress.checkpoint.output import Output
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.checkpoint.writing.in_place import write_replaced
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.format import dense_tensors, shards_of, shards_of_members
+from mpocompress.compression.core_tensors import dense_tensors, shards_of, shards_of_members
 from mpocompress.compression.options import ExpandOptions
-from mpocompress.compression.stored_report import stored_report
+from mpocompress.compression.read_report import read_report
 from mpocompress.errors import CheckpointError, OutputError
-from mpocompress.jobs import one_blas_thread
+from mpocompress.parallel import one_blas_thread
 from mpocompress.reports.compression import Report
 from mpocompress.text import StrPath, shown
 from mpocompress.user.options import with_keywords
@@ -45,7 +45,7 @@ def expand(source: StrPath, target: StrPath, options: ExpandOptions) -> Report:
         OutputError: the target cannot be written, or the disk is too small for the dense tensors.
     """
     with open_checkpoint(Path(source)) as checkpoint:
-        report = stored_report(checkpoint)
+        report = read_report(checkpoint)
         output = Output.named(target, overwrite=options.overwrite, layout=checkpoint.layout)
         if options.like is not None:  # one file in the form of the original, whatever that is
             output = dataclasses.replace(output, container=TORCH_ZIP)
@@ -85,9 +85,9 @@ def _expand_like(
         copies = tuple(note.partition(":")[0] for note in original.notes if "copy of the weights" in note)
     notes = []
     if not is_same:
-        notes.append(f"{Path(like).name} has other bytes than the file that was compressed, but its tensors fit")
+        notes.append(f"{Path(like).name} differs from the file that was compressed, but its tensors match")
     if copies:
-        notes.append(f"left as they were, since only the state dict is replaced: {', '.join(copies)}")
+        notes.append(f"unchanged, because only the state dict is replaced: {', '.join(copies)}")
     return dataclasses.replace(report, notes=tuple(notes))
 
 
@@ -115,5 +115,6 @@ def _check_room(report: Report, target: Path) -> None:
             where=target.name,
             found=f"{needed:,} bytes needed for the dense weights, in the output and in a temporary file",
             why=f"the disk has {free:,} bytes free",
-            action="Free some space, or write to another disk. A file from others may be crafted to fill disks.",
+            action="Free some space, or write to another disk. A file from an untrusted source may be crafted to fill "
+            "the disk.",
         )

@@ -8,12 +8,12 @@ from mpocompress._version import __version__
 from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.options import InspectOptions
-from mpocompress.compression.stored_report import stored_report
+from mpocompress.compression.read_report import read_report
 from mpocompress.errors import SitesError
 from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.specs import LayerSpec, MatrixSpec
 from mpocompress.mpo.sites import SitesChoice, candidates
-from mpocompress.planning.target import TruncationTarget
+from mpocompress.planning.targets import TruncationTarget
 from mpocompress.reports.compression import Report
 from mpocompress.reports.overview import DtypeTotals, EligibleTensor, Estimate, Overview
 from mpocompress.text import StrPath
@@ -44,7 +44,7 @@ def inspect(source: StrPath, options: InspectOptions) -> Report | Overview:
         ReportError: figures in it that do not add up.
     """
     with open_checkpoint(source, key=options.key, allow_pickle=options.allow_pickle) as checkpoint:
-        return _overview(checkpoint, options) if checkpoint.document is None else stored_report(checkpoint)
+        return _overview(checkpoint, options) if checkpoint.document is None else read_report(checkpoint)
 
 
 def _overview(checkpoint: Checkpoint, options: InspectOptions) -> Overview:

@@ -1,4 +1,4 @@
-"""What the engines take and return: a compression job, compressed matrices in the spool, and the outcome."""
+"""Arguments and results of the engines: a compression job, compressed matrices in the spool, and the outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mpocompress.layers.selection import Selection
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import QuantisedMPO, restore
 from mpocompress.mpo.sites import Sites, SitesChoice
-from mpocompress.planning.target import TruncationTarget
+from mpocompress.planning.targets import TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
 from mpocompress.reports.matrix import MatrixReport
 from mpocompress.user.model import UserModel

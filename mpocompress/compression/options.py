@@ -14,7 +14,7 @@ from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.errors import TargetError
 from mpocompress.layers.selection import Selection
 from mpocompress.mpo.sites import SitesChoice, check_choice
-from mpocompress.planning.target import PLAN_TARGETS, Truncation
+from mpocompress.planning.targets import PLAN_TARGETS, Truncation
 from mpocompress.reports.matrix import STORED_DTYPES
 from mpocompress.text import StrPath
 from mpocompress.user.common_options import OverwriteOptions, ProgressOptions, SourceOptions
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TargetOptions:
-    """What a compression must reach."""
+    """The target of a compression."""
 
     truncation: Truncation = field(
         metadata=required(Option(flag=None, help="The target, such as `Truncation(max_bond=16)`."))
@@ -38,14 +38,12 @@ class TargetOptions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerOptions:
-    """Which layers are compressed, and in what form."""
+    """The layers to compress, and their site shapes."""
 
     sites: SitesChoice = option(
         "auto", syntax="sites", help="Site shape of the MPOs: auto, lowrank, or a number of sites."
     )
-    selection: Selection = option(
-        Selection(), help="Which layers are compressed, and as what kind of layer.", parts=Selection
-    )
+    selection: Selection = option(Selection(), help="The layers to compress, and their kinds.", parts=Selection)
 
     def __post_init__(self) -> None:
         """Check the site shape."""
@@ -59,10 +57,10 @@ class MatrixOptions(LayerOptions):
     calibration: CalibrationSource | None = option(
         None,
         parts=CalibrationInputs,
-        help="Calibration data, to compress by what the outputs of the model depend on.",
-        details="Batches, or `file.py:name` or `package.module:name` of them, or `CalibrationInputs`; or a "
-        "`Calibration`, or the path object of a file with one. A string always names code, which is imported and run.",
-        default_text="weights alone count",
+        help="Calibration data.",
+        details="Batches, `CalibrationInputs`, a `Calibration`, or the path object of a calibration file. A string "
+        "always names code, `file.py:name` or `package.module:name`, which is imported and run.",
+        default_text="no calibration",
     )
     dtype: str | torch.dtype | None = option(
         None,
@@ -76,7 +74,7 @@ class MatrixOptions(LayerOptions):
         metavar="N",
         minimum=1,
         help="Matrices processed at the same time.",
-        details="The result does not depend on it.",
+        details="The result does not depend on their number.",
         default_text="the number of cores",
     )
 
@@ -95,12 +93,12 @@ class MatrixOptions(LayerOptions):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelOptions(SourceOptions):
-    """How a checkpoint is read, and the model it belongs to."""
+    """How a checkpoint is read, and its model."""
 
     model: UserModel | None = option(
         None,
         metavar="PLACE:NAME",
-        help="Your model, to recognise layers by their classes and to calibrate; `file.py:name` or "
+        help="The model, for the classes of its layers and for calibration; `file.py:name` or "
         "`package.module:name` is imported and run.",
         details="Or a module, or a mapping of module paths to classes.",
     )
@@ -108,12 +106,12 @@ class ModelOptions(SourceOptions):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FileOptions(ModelOptions, MatrixOptions):
-    """Options of everything that surveys the weights of a checkpoint file."""
+    """Options of functions that survey the weights of a checkpoint file."""
 
     save_calibration: StrPath | None = option(
         None,
         metavar="FILE",
-        help="File to store the calibration in, for other targets; its name ends in .safetensors.",
+        help="File to save the calibration in, for other targets; its name ends in .safetensors.",
     )
 
 
@@ -177,7 +175,7 @@ class ExpandOptions(OverwriteOptions):
     like: StrPath | None = option(
         None,
         metavar="ORIGINAL",
-        help="The original checkpoint: write a copy of it with the new weights.",
-        details="The target then has the form of the original and all that it holds (a whole module, a TorchScript "
-        "archive, hyperparameters of any class); only the values of its tensors are new. No code in it is run.",
+        help="The original checkpoint; the output is a copy of it with the new weights.",
+        details="The output then has the form and all contents of the original (a whole module, a TorchScript archive, "
+        "hyperparameters of any class); only the values of its tensors are new. No code in it is run.",
     )

@@ -7,16 +7,16 @@ import math
 
 from mpocompress.calibration.calibrate import calibration_for
 from mpocompress.calibration.calibration import Calibration
-from mpocompress.calibration.file import check_calibration_file, write_calibration
+from mpocompress.calibration.calibration_file import check_calibration_file, write_calibration
 from mpocompress.checkpoint.reader import open_checkpoint
+from mpocompress.compression.build_report import checkpoint_report, no_fewer_bytes, target_outcome, untouched_reports
 from mpocompress.compression.options import PlanOptions
-from mpocompress.compression.reporting import checkpoint_report, no_fewer_bytes, target_outcome, untouched_reports
 from mpocompress.compression.sensitivity import planned_divergence, weighted_survey
 from mpocompress.compression.survey import CheckpointSurvey, survey_checkpoint
 from mpocompress.errors import TargetError
-from mpocompress.jobs import available_cores
+from mpocompress.parallel import available_cores
 from mpocompress.planning.bond_choice import BondChoice, choose_bonds
-from mpocompress.planning.target import TruncationTarget
+from mpocompress.planning.targets import TruncationTarget
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import StrPath
 from mpocompress.user.model import resolve_model
@@ -160,11 +160,11 @@ def _planned_matrix(choice: BondChoice) -> PlannedMatrix:
 def _divergence_note(calibration: Calibration) -> str:
     how = (
         "measured on calibration inputs, before any refit"
-        if calibration.rig is not None
-        else "the sum of what each matrix costs alone"
+        if calibration.trial_model is not None
+        else "the sum of the sensitivities"
     )
     return f"Divergence is {how}: {calibration.measure} ({calibration.kind}, since {calibration.kind_from})."
 
 
 def _dtype_note(dtype: str) -> str:
-    return f"counted for cores in {dtype}; what rounding to it adds to the errors is measured when they are made"
+    return f"sizes are those of cores in {dtype}; errors do not include the rounding, which is measured later"

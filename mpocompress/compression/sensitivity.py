@@ -1,4 +1,4 @@
-"""Measure how much the outputs of the model lose if one matrix alone is compressed, for several bonds."""
+"""Measure the divergence of the model's outputs if only one matrix is compressed, for several bonds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mpocompress.calibration.calibration import Calibration, Point
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.compression.survey import CheckpointSurvey, read_matrix
 from mpocompress.compression.weighted_matrix import (
@@ -23,13 +23,13 @@ from mpocompress.compression.weighted_matrix import (
     with_metric,
 )
 from mpocompress.errors import TargetError
-from mpocompress.jobs import Progress
 from mpocompress.mpo.memory import to_dtype
 from mpocompress.mpo.sites import low_rank
 from mpocompress.mpo.weighted_svd import WeightedProduct
+from mpocompress.parallel import Progress
 from mpocompress.planning.bond_choice import choose_bonds
 from mpocompress.planning.curves import ErrorCurve, MatrixCurves
-from mpocompress.planning.target import TruncationTarget
+from mpocompress.planning.targets import TruncationTarget
 from mpocompress.reports.calibration import BEYOND
 
 FRACTIONS = (1 / 1.5, 1 / 2.5, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -115,7 +115,7 @@ def _points(
     """Return the divergence of the outputs with this matrix alone truncated, by bond; measure missing ones."""
     name, label = weighted.matrix.name, curve.sites.label
     caps = {curve.cap_for_parameters(int(share * curve.dense_parameters)) for share in FRACTIONS} - {0}
-    if calibration.rig is not None:
+    if calibration.trial_model is not None:
         for cap in sorted(caps):
             key = (name, label, cap)
             if key not in calibration.points:
@@ -124,21 +124,21 @@ def _points(
                     if product is not None
                     else weighted.fitted(curve.sites, curve.sites.capped(cap), QUICK_STEPS)
                 )
-                divergence = divergence_with(calibration.rig, updated_tensors([approximate(weighted, mpo)]))
+                divergence = divergence_with(calibration.trial_model, updated_tensors([approximate(weighted, mpo)]))
                 calibration.points[key] = Point(matrix=name, sites=label, bond=cap, divergence=divergence)
     points = calibration.points.values()
     return {point.bond: point.divergence for point in points if (point.matrix, point.sites) == (name, label)}
 
 
-def divergence_with(rig: Rig, tensors: Mapping[str, Tensor]) -> float:
+def divergence_with(trial_model: TrialModel, tensors: Mapping[str, Tensor]) -> float:
     """Return the divergence of the model's outputs from the original ones if some tensors have other values.
 
     Args:
-        rig: the model.
+        trial_model: the model.
         tensors: name in the checkpoint -> values.
     """
-    with rig.holding(tensors):
-        return rig.divergence(rig.validation)
+    with trial_model.holding(tensors):
+        return trial_model.divergence(trial_model.validation)
 
 
 def _losses(curve: ErrorCurve, points: Mapping[int, float], total: float) -> NDArray[np.float64]:
@@ -183,14 +183,14 @@ def planned_divergence(
     except TargetError:
         return None
     choices = tuple(choice for choice in choices if choice.matrix.name in weighted_matrices)
-    if calibration.rig is not None:
+    if calibration.trial_model is not None:
         approximations = []
         for choice in choices:
             if choice.sites is not None:
                 weighted = weighted_matrices[choice.matrix.name]
                 mpo = weighted.fitted(choice.sites, choice.bonds, QUICK_STEPS)
                 approximations.append(approximate(weighted, mpo))
-        divergence = divergence_with(calibration.rig, updated_tensors(approximations))
+        divergence = divergence_with(calibration.trial_model, updated_tensors(approximations))
         return divergence if math.isfinite(divergence) else None
     if not calibration.points:
         return None

@@ -13,21 +13,21 @@ from torch import Tensor
 
 from mpocompress.checkpoint.checkpoint import Checkpoint, TensorInfo
 from mpocompress.errors import CheckpointError, DecompositionError, SitesError
-from mpocompress.jobs import Progress, run_jobs
 from mpocompress.layers.discovery import Discovery, discover_layers
 from mpocompress.layers.selection import Selection
 from mpocompress.layers.specs import LayerSpec, MatrixSpec, Skipped
 from mpocompress.mpo.memory import keeping_memory
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.mpo.tt_svd import FiniteMatrix, finite_matrix
+from mpocompress.parallel import Progress, run_jobs
 from mpocompress.planning.curves import MatrixCurves, competing_shapes, error_curves, unknown_curve
 from mpocompress.planning.shortlist import shortlist
-from mpocompress.planning.target import TruncationTarget
+from mpocompress.planning.targets import TruncationTarget
 from mpocompress.reports.compression import Source
 from mpocompress.user.model import UserModel
 
 NOT_FINITE = "holds NaN or Inf, or entries too large to square"
-LEFT_BEHIND = "small, and the weight it would be joined with holds NaN or Inf"
+LEFT_BEHIND = "small, and the weight that it would be joined with holds NaN or Inf"
 FLOAT32_BYTES = 4
 SURVEY_COPIES = 3
 """Copies in float32 of the largest matrix of a layer that exist at once while several forms are surveyed."""
@@ -108,7 +108,7 @@ def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel |
             where=checkpoint.path.name,
             found="a state dict with keys that are not strings",
             why="layers are recognised by the names of their tensors",
-            action="Save the tensors under names, as model.state_dict() does.",
+            action="Save the tensors with names, as model.state_dict() does.",
         )
     discovery = discover_layers(checkpoint, selection, model)
     if not discovery.layers:
@@ -116,7 +116,7 @@ def find_layers(checkpoint: Checkpoint, selection: Selection, model: UserModel |
             where=checkpoint.path.name,
             found=f"{len(checkpoint.tensors)} tensors, none of them a weight that can be compressed",
             why=_common_reasons(discovery),
-            action="Save the weights in a plain form, as described, and compress that file."
+            action="Save plain weights, as described, and compress that file."
             if discovery.unsupported
             else "Lower the smallest side, select other layers, or pass a checkpoint with LSTM or Linear weights.",
         )
@@ -200,7 +200,7 @@ def join_surveys(checkpoint: Checkpoint, discovery: Discovery, layers: Sequence[
         size_bytes=sum(info.size_bytes for info in checkpoint.own_tensors),
         aliases=checkpoint.aliases,
         notes=(*checkpoint.notes, *discovery.notes),
-        unmet=(f"Left alone because of NaN or Inf: {names} ({len(broken)} in all).",) if broken else (),
+        unmet=(f"Not compressed because of NaN or Inf: {names} ({len(broken)} in all).",) if broken else (),
     )
 
 

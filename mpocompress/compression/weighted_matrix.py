@@ -148,10 +148,10 @@ def with_metric(
         calibration: the calibration.
         bias_of: returns a bias by name; None if it cannot be changed.
     """
-    found = calibration.unit_of(matrix.member_names)
-    if found is None:
+    unit_and_span = calibration.unit_of(matrix.member_names)
+    if unit_and_span is None:
         return None
-    unit, span = found
+    unit, span = unit_and_span
     return WeightedMatrix(
         matrix=matrix,
         weight=weight,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from mpocompress.errors import FinetuneError
-from mpocompress.reports.documents import Count
+from mpocompress.reports.json_documents import Count
 from mpocompress.user.batches import Batch, BatchFormat, parse_batch, passes_over
 from mpocompress.user.code import data_passes
 from mpocompress.user.pytree import map_leaves, tensors

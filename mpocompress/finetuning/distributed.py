@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from mpocompress.errors import FinetuneError
-from mpocompress.finetuning.rank import world_size
+from mpocompress.finetuning.process_rank import world_size
 
 Value = TypeVar("Value")
 
@@ -91,7 +91,7 @@ def join_team(device: torch.device) -> Team:
             raise FinetuneError(
                 where="distributed training",
                 found=str(error).splitlines()[0],
-                why="WORLD_SIZE announces several processes, which could not be joined",
+                why="WORLD_SIZE is larger than 1, but the processes could not connect",
                 action="Start them with torchrun, or unset WORLD_SIZE.",
             ) from error
     return Team(rank=distributed.get_rank(), size=distributed.get_world_size())

@@ -166,7 +166,7 @@ class Evaluator:
                 raise FinetuneError(
                     where="score",
                     found=shown(describe_error(error)),
-                    why="a score is a number, higher being better",
+                    why="a score is a number; higher is better",
                     action="Fix the error above: return a float from the function that evaluates the model.",
                 ) from error
 
@@ -175,7 +175,7 @@ class Evaluator:
         return FinetuneError(
             where=type(self._model).__name__,
             found=f"a score of {evaluation.score}" if is_score else "outputs that are NaN or Inf",
-            why="no improvement over it could be recognised",
+            why="improvements could not be measured from it",
             action="Check the held-out batches and the weights; a score must be finite.",
         )
 

@@ -12,11 +12,11 @@ import torch
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.output import Output
 from mpocompress.checkpoint.reader import open_checkpoint
-from mpocompress.compression.stored_report import stored_report
+from mpocompress.compression.read_report import read_report
 from mpocompress.errors import FinetuneError, MPOCompressError, OutputExistsError
 from mpocompress.finetuning.finetune_module import train_model
 from mpocompress.finetuning.options import FinetuneOptions
-from mpocompress.finetuning.rank import is_rank_zero
+from mpocompress.finetuning.process_rank import is_rank_zero
 from mpocompress.finetuning.resume import SnapshotOptions
 from mpocompress.finetuning.teacher_file import Teacher, find_original, load_teacher
 from mpocompress.finetuning.trained_file import TrainedFile
@@ -70,7 +70,7 @@ def finetune(source: StrPath, target: StrPath, options: FinetuneOptions) -> Repo
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source_path))
         advice = f"Compress it first: mpocompress {shown(source_path.name)} --keep 1/8 -o small.pt"
-        report = stored_report(checkpoint, otherwise=advice)
+        report = read_report(checkpoint, otherwise=advice)
         output = _checked_output(target, snapshot, checkpoint, report, options)
         build = model_factory(options.model)
         device = _usable_device(options.device)
@@ -134,7 +134,7 @@ def _is_of_interrupted_run(path: Path, report: Report) -> bool:
         return False
     try:
         with open_checkpoint(path) as checkpoint:
-            other = stored_report(checkpoint)
+            other = read_report(checkpoint)
     except MPOCompressError:
         return False
     is_same = (other.source, other.finetuning[:-1]) == (report.source, report.finetuning)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from mpocompress.finetuning.build_report import finetuning_report
 from mpocompress.finetuning.options import FinetuneModuleOptions, RunOptions
-from mpocompress.finetuning.rank import is_rank_zero
-from mpocompress.finetuning.reporting import finetuning_report
+from mpocompress.finetuning.process_rank import is_rank_zero
 from mpocompress.finetuning.resume import SnapshotOptions, name_of
 from mpocompress.finetuning.setup import set_up
 from mpocompress.finetuning.trainer import Trainer

@@ -101,7 +101,7 @@ class Objective:
                     where="outputs",
                     found=f"shape {tuple(rows.shape)}, but {tuple(expected.shape)} from the teacher",
                     why="they are compared with each other",
-                    action="Give a teacher with the same outputs, or train on targets alone.",
+                    action="Give a teacher with the same outputs, or train only on targets.",
                 )
             compared = flat_rows(expected, mask), flat_rows(rows, mask)
         distance, total = None, torch.zeros((), device=rows.device)
@@ -198,7 +198,7 @@ def choose_objective(
         raise FinetuneError(
             where=type(teacher or model).__name__,
             found="NaN or Inf in its output for the first batch",
-            why="there is nothing to learn from it",
+            why="a model cannot be trained towards such outputs",
             action="Check this batch and the weights.",
         )
     with as_finetune_error():

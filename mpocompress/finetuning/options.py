@@ -50,7 +50,7 @@ class TrainingOptions(OutputOptions):
         None,
         flag="--eval",
         metavar=PLACE,
-        help="Function that takes the model and returns its score, higher is better; the best model is kept.",
+        help="Function that returns the score of the model, higher is better; the best weights are kept.",
         details="A callable, or `file.py:name` or `package.module:name` of one.",
         default_text="the loss on held-out batches",
     )
@@ -62,9 +62,9 @@ class TrainingOptions(OutputOptions):
         default_text="the loss that the model computes itself, or one that suits the outputs",
     )
     steps: int | None = option(
-        None, metavar="N", minimum=1, help="Steps at most.", default_text="1000 if no minutes are given"
+        None, metavar="N", minimum=1, help="Maximum number of steps.", default_text="1000 if no minutes are given"
     )
-    minutes: float | None = option(None, metavar="M", above=0, help="Minutes at most.")
+    minutes: float | None = option(None, metavar="M", above=0, help="Maximum duration in minutes.")
     lr: float | None = option(
         None,
         metavar="LR",
@@ -72,11 +72,9 @@ class TrainingOptions(OutputOptions):
         help="Largest learning rate of AdamW.",
         default_text="each tensor has its own",
         details="By default the learning rate of a tensor is a share of the root mean square of its entries at the "
-        "start, or of 0.01 where they are smaller; it grows with the distance of the outputs from the teacher's.",
+        "start, at least of 0.01; it grows with the distance of the outputs from the teacher's.",
     )
-    train: Trained = option(
-        "all", choices=get_args(Trained), help="Which parameters are trained: all, or the cores alone."
-    )
+    train: Trained = option("all", choices=get_args(Trained), help="Parameters to train: all, or only the cores.")
     teacher_share: float | None = option(
         None,
         metavar="F",
@@ -89,7 +87,7 @@ class TrainingOptions(OutputOptions):
         None,
         metavar=PLACE,
         help="Batches to evaluate on.",
-        details="An iterable, or `file.py:name` or `package.module:name` of one. The default ones are not trained on.",
+        details="An iterable, or `file.py:name` or `package.module:name` of one. Default batches are not trained on.",
         default_text="one in eight of the first batches",
     )
     carry_state: bool = option(
@@ -101,19 +99,19 @@ class TrainingOptions(OutputOptions):
         None,
         metavar="N",
         minimum=1,
-        help="Batches of every step, over all processes.",
-        default_text="1 for every process",
+        help="Batches per step, over all processes.",
+        default_text="1 per process",
     )
     precision: Precision = option(
         "auto",
         choices=get_args(Precision),
-        help="Precision of the matrix products; auto is bfloat16 where a step is clearly faster with it.",
+        help="Precision of the matrix products; auto is bfloat16 if it makes a step clearly faster.",
     )
     seed: int = option(
         0,
         metavar="N",
         minimum=0,
-        help="Seed of the random numbers.",
+        help="Seed of the random number generators.",
         details="The same seed, data and precision give the same result if `steps` is given.",
     )
 
@@ -128,12 +126,12 @@ class RunOptions(TrainingOptions):
 
     resume: bool = option(
         False,
-        help="Continue the run that was stopped.",
-        details="The result is that of a run without a stop. Without it, a stopped run is restarted only with "
-        "`overwrite`.",
+        help="Continue a stopped run.",
+        details="The result is that of an uninterrupted run. Without this option, a stopped run is restarted only "
+        "with `overwrite`.",
     )
     progress: Callable[[FinetuneProgress], None] | None = option(
-        None, flag=None, help="Called with the progress of the run."
+        None, flag=None, help="Function that is called with the progress of the run."
     )
 
 
@@ -153,19 +151,19 @@ class FinetuneModuleOptions(RunOptions):
         None,
         flag=None,
         help="The original model, whose outputs are the target; it is not changed.",
-        details="None trains on targets alone.",
+        details="None trains only on targets.",
     )
     snapshot: str | PathLike[str] | None = option(
         None,
         flag=None,
-        help="File that stores the run while it lasts, for `resume`; it is removed at the end.",
+        help="File for the state of the run, for `resume`; it is removed at the end.",
         default_text="no file",
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataOptions:
-    """The model that is trained, and what it learns from."""
+    """The model, the training data and the teacher."""
 
     model: str | nn.Module | Callable[[], nn.Module] = field(
         metadata=required(
@@ -183,7 +181,7 @@ class DataOptions:
                 help="Batches to train on: inputs, or pairs of inputs and a target.",
                 details="An iterable that can be passed over several times, a function that returns one and is called "
                 "for every pass, `file.py:name` or `package.module:name` of either, or `SelfGenerated`. An input is "
-                "what the model is called with: a tensor, a mapping of named arguments, or a tuple of other than two.",
+                "a tensor, a mapping of named arguments, or a tuple whose length is not two.",
             )
         )
     )
@@ -191,8 +189,8 @@ class DataOptions:
         True,
         metavar="FILE",
         help="The original checkpoint, whose outputs are the target.",
-        details="True looks for it in the folder of the source, False trains on targets alone.",
-        default_text="looked for in the folder of the compressed file",
+        details="True looks for it in the folder of the source, False trains only on targets.",
+        default_text="read from the folder of the compressed file",
     )
 
 
@@ -211,8 +209,8 @@ class FinetuneOptions(OverwriteOptions, PickleOptions, RunOptions, DataOptions):
     device: str | torch.device | None = option(
         None,
         metavar="DEVICE",
-        help="Where to train, such as cpu or cuda:1.",
-        default_text="a GPU if there is one; under torchrun one for every process",
+        help="Device to train on, such as cpu or cuda:1.",
+        default_text="a GPU if available; under torchrun, one per process",
     )
 
     def __post_init__(self) -> None:

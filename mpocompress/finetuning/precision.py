@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 
-from mpocompress.reports.documents import choice
+from mpocompress.reports.json_documents import choice
 
 MatmulDtype = Annotated[str, choice("float32", "bfloat16")]
 

@@ -1,4 +1,4 @@
-"""Progress of a run, as it is passed to `progress=`."""
+"""Progress of a run, the argument of the `progress` function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resuming a run: where it is stored, and the settings that a resumed run must share with it."""
+"""Resuming a run: its snapshot, and the settings that a resumed run must share with it."""
 
 from __future__ import annotations
 

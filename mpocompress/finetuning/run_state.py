@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.schedule import PATIENCE
-from mpocompress.reports.documents import Count, NonNegative, Number
 from mpocompress.reports.finetuning import Evaluation
+from mpocompress.reports.json_documents import Count, NonNegative, Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Set-up of a run: everything that a trainer works with, built from the models, the data and the options."""
+"""Set-up of a run: the parts of a trainer, built from the models, the data and the options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from mpocompress.errors import FinetuneError
-from mpocompress.finetuning.autotune import Autotuner
 from mpocompress.finetuning.data import TrainingData
 from mpocompress.finetuning.distributed import Team, join_team
 from mpocompress.finetuning.evaluation import Evaluator
@@ -19,6 +18,7 @@ from mpocompress.finetuning.objective import Objective, choose_objective
 from mpocompress.finetuning.optimizer import trained_parameters
 from mpocompress.finetuning.options import RunOptions, TrainingOptions
 from mpocompress.finetuning.precision import MatmulDtypes
+from mpocompress.finetuning.precision_trials import PrecisionTrials
 from mpocompress.finetuning.recurrent_state import StatefulRNN
 from mpocompress.finetuning.resume import SnapshotOptions, name_of, run_settings
 from mpocompress.finetuning.self_generated import GeneratedTexts, SelfGenerated
@@ -125,7 +125,7 @@ def set_up(
         }
         resumed = snapshot.read(settings)
         mode.enable()
-        autotuner = Autotuner(model, teacher, objective, first, stateful, device)
+        autotuner = PrecisionTrials(model, teacher, objective, first, stateful, device)
         dtypes = team.broadcast(
             lambda: autotuner.fastest(options.precision) if resumed is None else resumed.header.dtypes
         )

@@ -17,7 +17,7 @@ from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FinetuneError, FormatError
 from mpocompress.finetuning.precision import MatmulDtypes
 from mpocompress.finetuning.run_state import RunState
-from mpocompress.reports.documents import Count, Document
+from mpocompress.reports.json_documents import Count, Document
 from mpocompress.text import listed, shown
 
 
@@ -126,7 +126,7 @@ def read_snapshot(path: str | PathLike[str], settings: Mapping[str, str]) -> Sna
         there, now = header.settings.get(first, "none"), settings.get(first, "none")
         raise FinetuneError(
             where=source.name,
-            found=f"a run with another {listed(different)} ({first}: {shown(there)} there, {shown(now)} now)",
+            found=f"a run with another {listed(different)} ({first}: {shown(there)} in the snapshot, {shown(now)} now)",
             why="a resumed run must have the same settings",
             action="Resume with the same settings, or start again without resuming.",
         )
@@ -174,8 +174,8 @@ def checked_values(values: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         if value is None or model is None or (value.shape, value.dtype) != (model.shape, model.dtype):
             raise FormatError(
                 where=Path(where).name,
-                found=f"{shown(name)}, on one side only or of another shape or dtype",
-                why="the run is of another model",
+                found=f"{shown(name)}, which is missing on one side, or has another shape or dtype",
+                why="the run belongs to another model",
                 action="Resume with the same model, or start again without resuming.",
             )
     for name, value in values.items():

@@ -23,7 +23,7 @@ class TeacherCache:
 
     A teacher is dense, and may take most of the time of a step. A list of batches is the same in every pass, and so are
     the outputs for them. Batches are identified by a digest of their inputs. If the third pass has a new batch, batches
-    are drawn anew in every pass, and caching stops.
+    are drawn again in every pass, and caching stops.
 
     Args:
         teacher: the teacher, in evaluation mode.

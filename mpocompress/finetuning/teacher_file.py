@@ -75,9 +75,9 @@ def find_original(source: Path, report: Report) -> Path:
             return folder / name
     raise FinetuneError(
         where=source.name,
-        found=f"no {shown(name) or 'original'} in its folder, from which it was compressed",
+        found=f"no {shown(name) or 'original'} in its folder",
         why="the outputs of the original are the target of the training",
-        action="Give the original checkpoint as the teacher, or train on targets alone, without a teacher.",
+        action="Give the original checkpoint as the teacher, or train only on targets, without a teacher.",
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.torch_dtypes import torch_dtype
-from mpocompress.compression.format import core_tensors
+from mpocompress.compression.core_tensors import core_tensors
 from mpocompress.errors import FinetuneError
 from mpocompress.modules.load import Loaded
 from mpocompress.modules.provenance import provenance_of

@@ -17,19 +17,12 @@ from mpocompress._version import __version__
 from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.data import Position
 from mpocompress.finetuning.interrupt import stop_requests
+from mpocompress.finetuning.learning_rate import relative_learning_rate, schedule_factor, warm_up_steps
 from mpocompress.finetuning.optimizer import Optimizer
 from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.finetuning.recurrent_state import flatten_states, unflatten_states
 from mpocompress.finetuning.run_state import RunState
-from mpocompress.finetuning.schedule import (
-    LEARNING_RATE_CUT,
-    MOST_CUTS,
-    Length,
-    relative_learning_rate,
-    schedule_factor,
-    steps_between,
-    warm_up_steps,
-)
+from mpocompress.finetuning.schedule import LEARNING_RATE_CUT, MOST_CUTS, Length, steps_between
 from mpocompress.finetuning.setup import RunSetup
 from mpocompress.finetuning.snapshot import RunHeader, Snapshot, checked_values, write_snapshot
 from mpocompress.finetuning.teacher_cache import TeacherCache
@@ -124,7 +117,7 @@ class Trainer:
             raise FinetuneError(
                 where="training",
                 found=stopped,
-                why="not a single step could be made",
+                why="no step could be completed",
                 action="Check the data and the loss; give fewer batches per step, or a smaller learning rate.",
             )
         return stopped

@@ -98,7 +98,7 @@ def build_layer(key: LayerKey, parts: LayerParts, selection: Selection) -> tuple
         with_joint = (joint, *(matrix for matrix in separate if matrix.members[0] not in joined))
         forms = [with_joint, separate] if selection.lstm == "auto" else [with_joint]
     reasons = {
-        member.name: f"a side of {min(member.shape)}, under the smallest that is compressed ({selection.min_side})"
+        member.name: f"a side of {min(member.shape)}, below the smallest that is compressed ({selection.min_side})"
         for member in small
     }
     return (LayerSpec(name=key.layer, kind=parts.kind, forms=tuple(forms)) if forms else None), reasons

@@ -1,4 +1,4 @@
-"""What the user asks for: which layers, in what form, and what they are to be taken for."""
+"""The user's selection: the layers to compress, their forms, and their kinds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Selection:
         syntax="kinds",
         choices=get_args(ForcedKind),
         help="Treat tensors as weights of lstm, linear, conv1d or embedding layers.",
-        details="A mapping of globs of tensor names to kinds; it overrides what names and shapes suggest.",
+        details="A mapping of globs of tensor names to kinds; it overrides the kinds from names and shapes.",
     )
     min_side: int = option(MIN_SIDE, metavar="N", minimum=1, help="Leave matrices with a smaller side dense.")
     lstm: LSTMChoice = option(
@@ -91,7 +91,7 @@ def _nothing_matches(where: str, what: str, names: list[str]) -> SelectionError:
     return SelectionError(
         where=where,
         found=f"matches {what}",
-        why="a pattern that selects nothing is a mistake",
+        why="a pattern must match at least one",
         action=f"Names look like {', '.join(names[:3])}.",
     )
 
@@ -125,8 +125,8 @@ def unwanted(names: Collection[str], selection: Selection) -> str:
         The reason; empty when it was asked for.
     """
     if selection.include and not any(_matches(selection.include, name) for name in names):
-        return "not among the layers asked for"
-    return "left out as asked" if any(_matches(selection.exclude, name) for name in names) else ""
+        return "not among the selected layers"
+    return "excluded by the user" if any(_matches(selection.exclude, name) for name in names) else ""
 
 
 def _matches(globs: Collection[str], name: str) -> bool:

@@ -10,14 +10,14 @@ from mpocompress.checkpoint.checkpoint import TensorInfo
 _PARAMETRIZED = re.compile(r"^(?:(?P<layer>.*)\.)?parametrizations\.(?P<base>[^.]+)\.")
 _LORA = re.compile(r"^(?:(?P<layer>.*)\.)?lora_(?:A|B|embedding_A|embedding_B|magnitude_vector|bias)(?:\.|$)")
 _BITSANDBYTES = re.compile(r"^(?P<base>.*)\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)$")
-_PLAIN = "in the program that made the model, then save it again"
+_PLAIN = "in the program that built the model, then save it again"
 
 PARAMETRIZED = f"parametrized: call torch.nn.utils.parametrize.remove_parametrizations {_PLAIN}"
 WEIGHT_NORM = f"weight-normed: call torch.nn.utils.remove_weight_norm {_PLAIN}"
 SPECTRAL_NORM = f"spectral-normed: call torch.nn.utils.remove_spectral_norm {_PLAIN}"
 PRUNED = f"pruned under a mask: call torch.nn.utils.prune.remove {_PLAIN}"
-LORA = f"a LoRA adapter, or under one: merge it (merge_and_unload) {_PLAIN}"
-_QUANTIZED = "compress the model as it was before, or save it again in float16 or wider"
+LORA = f"a LoRA adapter or its base weight: merge it (merge_and_unload) {_PLAIN}"
+_QUANTIZED = "compress the model before quantisation, or save it again in float16 or wider"
 BITSANDBYTES = f"quantized by bitsandbytes: {_QUANTIZED}"
 GPTQ = f"quantized by GPTQ or AWQ: {_QUANTIZED}"
 FLOAT8 = f"float8: {_QUANTIZED}"

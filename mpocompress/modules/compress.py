@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from mpocompress.calibration.calibrate import calibration_for
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.writing.spool import Spool
+from mpocompress.compression.build_report import outcome_report
+from mpocompress.compression.compress_matrices import compress_matrices
 from mpocompress.compression.job import CompressionJob
-from mpocompress.compression.reporting import outcome_report
-from mpocompress.compression.run import compress_matrices
 from mpocompress.compression.survey import find_layers
 from mpocompress.errors import ModelError
-from mpocompress.jobs import available_cores
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compatibility import check_changeable, replaceable
 from mpocompress.modules.live_checkpoint import live_checkpoint
@@ -28,6 +27,7 @@ from mpocompress.modules.options import CompressModuleOptions
 from mpocompress.modules.swap import Replacement, new_weights, plan_replacements, replaced
 from mpocompress.nn import MPOWeight
 from mpocompress.nn.execution import checked
+from mpocompress.parallel import available_cores
 from mpocompress.reports.compression import Report
 from mpocompress.text import shown
 from mpocompress.user.name_alignment import strip_wrappers
@@ -60,7 +60,7 @@ def compress_module(model: nn.Module, options: CompressModuleOptions) -> tuple[n
         ReportError: figures that do not add up; this is a bug.
 
     Example:
-        >>> from mpocompress.planning.target import Truncation
+        >>> from mpocompress.planning.targets import Truncation
         >>> small, report = compress_module(nn.Sequential(nn.Linear(64, 128)), truncation=Truncation(max_bond=8))
         >>> small[0].weight.bonds == report.compressed[0].bonds
         True

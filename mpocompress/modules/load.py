@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.contents.extras import state_extras
 from mpocompress.checkpoint.reader import open_checkpoint
-from mpocompress.compression.format import check_cores, stored_mpo
-from mpocompress.compression.stored_report import stored_report
+from mpocompress.compression.core_tensors import check_cores, stored_mpo
+from mpocompress.compression.read_report import read_report
 from mpocompress.errors import ModelError
 from mpocompress.modules.compatibility import check_changeable, check_replaceable
 from mpocompress.modules.name_matching import EXTRA_STATE, match_tensors, parameter_refs, stored_tensors
@@ -101,7 +101,7 @@ def load_into(
         MPOCompressError: as for `load`.
     """
     execution = checked(execution)
-    report = stored_report(checkpoint, otherwise="Load it with model.load_state_dict, or compress it first.")
+    report = read_report(checkpoint, otherwise="Load it with model.load_state_dict, or compress it first.")
     where = checkpoint.path.name
     check_cores(report, checkpoint.tensors, where=where)
     check_changeable(model)

@@ -12,7 +12,8 @@ from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.errors import ModelError
 from mpocompress.layers.kinds import full_name, short_class
 from mpocompress.layers.specs import member_shapes
-from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
+from mpocompress.nn import MPOWeight
+from mpocompress.nn.layer import MPOLayer
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import MatrixReport
 from mpocompress.text import listed, shown
@@ -21,8 +22,6 @@ from mpocompress.user.name_alignment import common_prefixes, map_names, rename
 EXTRA_STATE = "_extra_state"
 """Name of the extra state of a module in a state dict of torch."""
 _MOST_SHOWN = 5
-
-MPOLayer = MPOLSTM | MPOLSTMCell | MPOLinear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""Record on an MPO weight which compression it came from, so that its model can be saved again."""
+"""Record on an MPO weight the compression that produced it, so that its model can be saved again."""
 
 from __future__ import annotations
 

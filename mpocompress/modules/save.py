@@ -16,7 +16,7 @@ from mpocompress.checkpoint.writing.writer import check_output, left_out, write_
 from mpocompress.errors import ModelError
 from mpocompress.modules.live_checkpoint import live_checkpoint
 from mpocompress.modules.provenance import provenance_of
-from mpocompress.modules.saved_report import SavedWeight, saved_report
+from mpocompress.modules.updated_report import SavedWeight, updated_report
 from mpocompress.nn import MPOWeight
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import FLOAT_DTYPES
@@ -54,7 +54,7 @@ def save(
 
     Example:
         >>> from mpocompress.modules.compress import compress_module
-        >>> from mpocompress.planning.target import Truncation
+        >>> from mpocompress.planning.targets import Truncation
         >>> small, _ = compress_module(nn.Sequential(nn.Linear(64, 128)), truncation=Truncation(max_bond=8))
         >>> save(small, "small-net.safetensors").compressed[0].bonds
         (8,)
@@ -66,11 +66,11 @@ def save(
     live = live_checkpoint(inner)
     tensors = _stored_tensors(weights, live)
     _check_values(weights, tensors)
-    report = saved_report(weights, live.tensors, tensors, live.notes)
+    report = updated_report(weights, live.tensors, tensors, live.notes)
     extra_states = state_extras(live.extras, "")
     dropped = left_out(output.container, extras=live.extras, metadata={})
     if dropped:
-        note = f"left out, since a {output.container} file cannot hold them: {listed(dropped, _MOST_SHOWN)}"
+        note = f"not stored, because a {output.container} file cannot hold them: {listed(dropped, _MOST_SHOWN)}"
         report = dataclasses.replace(report, notes=(*report.notes, note))
     report.check()
     size = write_checkpoint(

@@ -1,4 +1,4 @@
-"""Memory of large temporary tensors: allocated on huge pages, and reused while a block lasts.
+"""Memory of large temporary tensors: allocated on huge pages, and reused within a block.
 
 This matters for matrices of 16 MiB and more, for two reasons. numpy requests huge pages; torch does not, unless
 THP_MEM_ALLOC_ENABLE=1 was set before the process started. And the system clears memory before it hands it out, which

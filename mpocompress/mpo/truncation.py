@@ -30,7 +30,7 @@ def tail_weights(
     return np.cumsum(squares[::-1])[::-1]
 
 
-def choose_bond(
+def smallest_bond(
     tails: NDArray[np.float64],  # shape: (n + 1,), from `tail_weights`
     *,
     max_bond: int | None = None,
@@ -47,7 +47,7 @@ def choose_bond(
         Oseledets 2011, "Tensor-Train Decomposition", SIAM J. Sci. Comput. 33(5), doi:10.1137/090752286.
 
     Example:
-        >>> choose_bond(tail_weights(np.array([2.0, 1.0, 0.5])), discarded_budget=0.25)
+        >>> smallest_bond(tail_weights(np.array([2.0, 1.0, 0.5])), discarded_budget=0.25)
         2
     """
     largest = len(tails) - 1

@@ -26,7 +26,7 @@ from mpocompress.mpo.svd import (
     truncated_svd,
 )
 from mpocompress.mpo.tensorly_backend import tensorly_on_torch
-from mpocompress.mpo.truncation import choose_bond, tail_weights
+from mpocompress.mpo.truncation import smallest_bond, tail_weights
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -173,7 +173,7 @@ def factorise(
             else:
                 values = spectrum(unfolding)
                 share = max(allowance - sum(discarded), 0.0) / (len(dims) - 1 - cut)
-                bond = choose_bond(tail_weights(values.values, values.residual), discarded_budget=share)
+                bond = smallest_bond(tail_weights(values.values, values.residual), discarded_budget=share)
             u, s, v = tensorly.tenalg.svd_interface(unfolding, method=truncated_svd, n_eigenvecs=bond, flip_sign=False)
             rest = s[:, None] * v
             kept_weight = squared_norm(s)

@@ -1,8 +1,10 @@
 """Layers that hold MPO cores in place of dense weights.
 
 `MPOLinear`, `MPOLSTM` and `MPOLSTMCell` take the arguments and return the outputs of the torch layers they replace.
-They run from the cores or from the materialised weight, whichever is faster. The choices measured in `execution` are
-shared by all layers of the process, under a lock.
+They run from the cores or from the materialised weight; `execution` and `cost` choose the faster one, and its
+measured choices are shared by all layers of the process, under a lock. An LSTM runs level by level (`level`), in one
+direction at a time (`direction`): with gradients in `recurrence`, without in `inference_loop`, one step in
+`single_step`.
 """
 
 from mpocompress.nn.execution import Execution

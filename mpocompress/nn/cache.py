@@ -1,4 +1,4 @@
-"""Cache of values derived from the parameters of a layer: operands, dense weights, choices of how to run."""
+"""Cache of values derived from the parameters of a layer: operands, dense weights, and chosen execution modes."""
 
 from __future__ import annotations
 

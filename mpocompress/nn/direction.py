@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mpocompress.errors import ModelError
 from mpocompress.layers.names import JOINT, LSTM_GATES
 from mpocompress.nn.operands import Product, split_columns, split_layout
-from mpocompress.nn.steps import Operands
+from mpocompress.nn.step_products import Operands
 from mpocompress.nn.weight import MPOWeight
 
 LayerWeight = Tensor | MPOWeight

@@ -15,12 +15,12 @@ from mpocompress.nn.cost import Work, sequence_seconds
 from mpocompress.nn.direction import DirectionWeights
 from mpocompress.nn.execution import MODELLED, Candidate, bucket, choose
 from mpocompress.nn.gates import gate_scale, uses_numpy
-from mpocompress.nn.loop import Loop
+from mpocompress.nn.inference_loop import Loop
 from mpocompress.nn.operands import Product
 from mpocompress.nn.packed import Rows, State, run_over
 from mpocompress.nn.recurrence import recur, recur_plainly
 from mpocompress.nn.single_step import DenseStep, SingleStep
-from mpocompress.nn.steps import Operands
+from mpocompress.nn.step_products import Operands
 
 Variant = Literal["factorised", "fused", "loop"]
 """How a level runs: from the cores; or from materialised weights, in torch's kernel (fused) or step by step (loop)."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mpocompress.nn.buffer_pool import BufferPool
 from mpocompress.nn.gates import GateUpdate, gate_update, uses_numpy
-from mpocompress.nn.loop import Loop
+from mpocompress.nn.inference_loop import Loop
 from mpocompress.nn.operands import Product
-from mpocompress.nn.steps import SCALED_ENTRIES, Operands
+from mpocompress.nn.step_products import SCALED_ENTRIES, Operands
 
 Fill = Callable[[Tensor, Tensor], None]
 """Takes an input and the output of the previous step, and writes the pre-activations."""

@@ -17,7 +17,7 @@ from mpocompress.planning.curves import (
     best_under_parameters,
     best_within_error,
 )
-from mpocompress.planning.target import Budget, TruncationTarget
+from mpocompress.planning.targets import Budget, TruncationTarget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def _under_caps(layer: LayerSpec, curves: Mapping[str, MatrixCurves], target: Tr
         for matrix in form:
             cap = min((cap for cap in _caps(layer, matrix, target) if cap is not None), default=None)
             curve = None if cap is None else best_under_cap(curves[matrix.name].curves, cap)
-            reason = "no bond was asked for it" if cap is None else _no_smaller(matrix, f"at bond {cap}")
+            reason = "no bond was requested for it" if cap is None else _no_smaller(matrix, f"at bond {cap}")
             bonds = curve.sites.capped(cap) if curve is not None and cap is not None else ()
             choices.append(_choice(layer, matrix, curve, bonds, reason, curves))
         forms.append(choices)

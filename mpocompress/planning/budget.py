@@ -15,8 +15,8 @@ from mpocompress.planning.curves import ErrorCurve
 
 PROTECTED_SHARE = 0.5
 """Share of a budget that the first layers of stacks may take, stored dense."""
-PROTECTED = "the first of a stack of layers: what it loses, all later ones get"
-WHOLE = "the budget is best spent on keeping it whole"
+PROTECTED = "the first of a stack of layers: its errors reach all later layers"
+WHOLE = "under this budget, keeping it dense is best"
 LOWEST_PRICE, HIGHEST_PRICE, PRICE_STEPS = -60.0, 10.0, 60
 """Range of the price per parameter, as powers of ten, and the number of bisections of it."""
 LEAST_ENERGY = 1e-6

@@ -15,7 +15,7 @@ from torch import Tensor
 from mpocompress.mpo.contraction import to_site_tensor
 from mpocompress.mpo.sites import Sites, low_rank
 from mpocompress.mpo.svd import spectrum, squared_norm, truncated_svd
-from mpocompress.mpo.truncation import choose_bond, tail_weights
+from mpocompress.mpo.truncation import smallest_bond, tail_weights
 from mpocompress.mpo.tt_svd import FiniteMatrix, check_sites, finite_matrix
 
 TIE = 1e-3
@@ -99,7 +99,7 @@ class ErrorCurve:
     def bonds_for_error(self, relative_error: float) -> tuple[int, ...]:
         """Return the smallest bonds within a relative error (see `error`), of which every cut gets an even share."""
         share = relative_error**2 / len(self.tails)
-        return tuple(choose_bond(tail, discarded_budget=share) for tail in self.tails)
+        return tuple(smallest_bond(tail, discarded_budget=share) for tail in self.tails)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.sites import Sites, SitesChoice, candidates
 from mpocompress.mpo.tt_svd import factorise, factorise_within, finite_matrix
 from mpocompress.planning.curves import best_under_cap, best_under_parameters, best_within_error, error_curves
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 
 
 def decompose(
@@ -35,7 +35,7 @@ def decompose(
 
     Example:
         >>> import torch
-        >>> from mpocompress.planning.target import Truncation
+        >>> from mpocompress.planning.targets import Truncation
         >>> weight = torch.outer(torch.arange(1.0, 9.0), torch.arange(1.0, 7.0))
         >>> mpo = decompose(weight, truncation=Truncation(max_bond=1), sites="lowrank")
         >>> mpo.bonds, mpo.parameters, bool(torch.allclose(mpo.to_matrix(), weight))

@@ -1,4 +1,4 @@
-"""Reports as plain values: what was compressed, planned, timed or fine-tuned, and their JSON documents.
+"""Reports as plain values: what was compressed, planned, timed or fine-tuned, their verdicts and JSON documents.
 
 Nothing here imports torch.
 """

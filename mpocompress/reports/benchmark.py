@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from mpocompress.reports.documents import LARGEST, Count, Document, NonNegative, Positive, contradiction
+from mpocompress.reports.json_documents import LARGEST, Count, Document, NonNegative, Positive, contradiction
 
 ContenderKind = Literal["dense", "int8", "compressed"]
 """A layer of torch, the same with weights of 8 bits, or an MPO layer."""
@@ -24,8 +24,8 @@ class ContenderResult:
         kind: whether it has dense weights, dense weights of 8 bits, or cores.
         times_s: duration of one call in every sample; empty if it did not run.
         calls_per_sample: number of calls in a sample, whose duration is divided by it.
-        size_bytes: size of its weights and of what is cached beside them to run faster.
-        largest_difference: largest absolute difference of its outputs to those of the first dense contender; None if
+        size_bytes: size of its weights and of the data cached for speed.
+        largest_difference: largest absolute difference of its outputs from those of the first dense contender; None if
             some are not finite.
         unavailable: why it did not run; empty if it did.
         median_s: median of `times_s`; None if it did not run.
@@ -181,7 +181,7 @@ class BenchReport(Document):
         model: name of the user's own model; empty if layers were timed alone.
         machine: the machine.
         results: one result for each layer that differs from the others, or one for the model.
-        notes: further notes for the reader, in sentences.
+        notes: further notes, as sentences.
     """
 
     __module__ = "mpocompress"

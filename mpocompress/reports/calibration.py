@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from mpocompress.reports.documents import LARGEST, Count, Fraction, NonNegative, Positive
+from mpocompress.reports.json_documents import LARGEST, Count, Fraction, NonNegative, Positive
 
 OutputKind = Literal["classification", "embedding", "regression"]
 """What a model outputs: scores or probabilities, directions, or values."""
@@ -26,8 +26,12 @@ BEYOND = 1e100
 VERDICTS = (
     (0.02, "hardly changed", "Evaluate the model on your own task before you use it."),
     (0.1, "changed a little", "Evaluate the model on your own task; fine-tuning recovers most of the loss."),
-    (0.3, "changed clearly", "Keep more, or fine-tune before use."),
-    (math.inf, "changed too much to be useful", "Keep more, leave the most sensitive layers dense, or fine-tune."),
+    (0.3, "changed clearly", "Keep more parameters, or fine-tune before use."),
+    (
+        math.inf,
+        "changed too much to be useful",
+        "Keep more parameters, leave the most sensitive layers dense, or fine-tune.",
+    ),
 )
 """Largest output change (see `output_change`) -> meaning, advice."""
 
@@ -75,8 +79,8 @@ class CalibrationReport:
     Args:
         kind: kind of the outputs: scores or probabilities, directions, or values.
         measure: name of the divergence.
-        kind_from: source of `kind`, in words.
-        samples: number of samples that were learnt from.
+        kind_from: description of the source of `kind`.
+        samples: number of samples that were fitted to.
         held_out_samples: number of other samples that the divergence was measured on; 0 if it was measured on the same
             ones, or not at all.
         divergence: divergence of the compressed model's outputs from those of the original; 1e100 if some are not
@@ -130,6 +134,6 @@ class CalibrationReport:
         if self.divergence is not None and self.divergence >= BEYOND:
             return "some are not finite, or have another shape"
         if self.kind != "classification":
-            return f"{change:.1%} of the divergence between outputs for different inputs"
+            return f"{change:.1%} of the divergence between unrelated outputs"
         same = f", the same answer for {self.agreement:.1%}" if self.agreement is not None else ""
         return f"a KL divergence of {self.divergence:.2g} nats{same}"

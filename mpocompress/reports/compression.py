@@ -1,4 +1,4 @@
-"""The report of a compression: figures that are checked against each other, and what they mean."""
+"""The report of a compression: figures that are checked against each other, and the verdict."""
 
 import math
 from collections import Counter
@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from mpocompress.layers.specs import Skipped
 from mpocompress.reports.calibration import CalibrationReport
-from mpocompress.reports.documents import Count, Document, Number, Positive, Sha256, contradiction
 from mpocompress.reports.finetuning import FinetuningReport
+from mpocompress.reports.json_documents import Count, Document, Number, Positive, Sha256, contradiction
 from mpocompress.reports.matrix import MatrixReport
 
 FRAGILE_ERROR = 0.3
@@ -98,8 +98,8 @@ class Report(Document):
         skipped: every other tensor, with the reason.
         aliases: tied tensors: a name that is not stored, to the name that holds its values.
         totals: sums over the checkpoint.
-        unmet: what was requested and not met, in sentences; the exit code is 3 if there is any.
-        notes: further notes for the reader, in sentences.
+        unmet: requests that were not met, as sentences; the exit code is 3 if there are any.
+        notes: further notes, as sentences.
         calibration: divergence of the outputs; None without calibration inputs.
         finetuning: every fine-tuning since the compression, in order; all other figures are those of the compression.
     """
@@ -141,7 +141,7 @@ class Report(Document):
     def verdict(self) -> tuple[str, ...]:
         """Return one or two sentences on what the figures mean; a weight error is never called a quality figure."""
         if not self.compressed:
-            return ("Nothing was compressed: every matrix was kept dense, for the reason given.",)
+            return ("Nothing was compressed: every matrix was kept dense, for the reasons given.",)
         if self.finetuning:
             return self.finetuning[-1].verdict()
         if self.calibration is not None:
@@ -157,7 +157,7 @@ class Report(Document):
             if is_ruinous
             else f"above about {FRAGILE_ERROR}, some trained models fail without fine-tuning"
         )
-        advice = "Keep more (a larger bond or fraction), leave that layer dense, or fine-tune before use."
+        advice = "Keep more parameters (a larger bond or fraction), leave that layer dense, or fine-tune before use."
         return (warning, f"{largest}; {limit}. {advice}")
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The fine-tuning section of a report: how the model was trained, its evaluations, and the verdict."""
+"""The fine-tuning section of a report: the settings of the training, its evaluations, and the verdict."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from mpocompress.reports.calibration import (
     meaning_of,
     output_change,
 )
-from mpocompress.reports.documents import Count, Fraction, NonNegative, Number, Positive
+from mpocompress.reports.json_documents import Count, Fraction, NonNegative, Number, Positive
 
 FINISHED = "finished"
 INTERRUPTED = "interrupted"
@@ -57,7 +57,7 @@ class FinetuningReport:
         teacher: name of the teacher; empty without one.
         loss: name of the loss.
         kind: kind of the outputs; empty if the loss does not depend on it.
-        kind_from: source of `kind`, in words; empty if `kind` is.
+        kind_from: description of the source of `kind`; empty if `kind` is.
         trained: which parameters were trained.
         trained_parameters: number of parameters that were trained.
         steps: number of steps done.
@@ -67,17 +67,17 @@ class FinetuningReport:
         learning_rate: largest learning rate; None if every tensor had its own.
         precision: dtype of the products, `float32` or another.
         seed: seed of the random numbers.
-        selection_metric: what the best weights were selected by, in words.
+        selection_metric: description of the criterion that selected the best weights.
         held_out_samples: number of samples of the held-out loss; 0 if it was measured on training batches.
         best_step: number of steps after which the selected weights were reached; 0 if none were better than the first.
         evaluations: every evaluation, from step 0 on.
-        stop_reason: `finished`, `interrupted`, `early stopping`, `end of data`, or the failure in words.
+        stop_reason: `finished`, `interrupted`, `early stopping`, `end of data`, or a description of the failure.
         relative_learning_rate: largest learning rate of each tensor as a share of the root mean square of its entries
             at the start; None if all tensors had the same learning rate.
         as_stored: evaluation of the selected weights after rounding to the dtypes of the file; None if that changed
             none.
         unrelated_divergence: divergence between the teacher's outputs for different inputs; None if it is not known.
-        notes: further notes for the reader, in sentences.
+        notes: further notes, as sentences.
     """
 
     __module__ = "mpocompress"
@@ -143,7 +143,7 @@ class FinetuningReport:
         return self.stop_reason not in (FINISHED, INTERRUPTED, ENDED_EARLY, DATA_ENDED)
 
     def inconsistency(self) -> str:
-        """Return which figures contradict each other, in words; empty if none do."""
+        """Return a description of contradicting figures; empty if there are none."""
         steps = [evaluation.step for evaluation in self.evaluations]
         if not steps or steps[0] != 0 or steps != sorted(set(steps)):
             return "evaluations are not in order from step 0 on"

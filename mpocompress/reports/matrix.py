@@ -10,7 +10,7 @@ import msgspec
 from mpocompress.layers.names import core_name, scale_name
 from mpocompress.layers.specs import KindFrom, LayerKind
 from mpocompress.mpo.sites import Sites
-from mpocompress.reports.documents import NonNegative, Number, Positive, choice, contradiction
+from mpocompress.reports.json_documents import NonNegative, Number, Positive, choice, contradiction
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 INT8 = "int8"
@@ -21,7 +21,7 @@ Kind = Annotated[str, choice(*get_args(LayerKind))]
 KindSource = Annotated[str, choice(*get_args(KindFrom))]
 
 SUM_TOLERANCE = 1e-5
-"""Largest difference of the discarded weights to the squared relative error, as a share of the squared norm."""
+"""Largest difference between the discarded weights and the squared relative error, as a share of the squared norm."""
 
 ROUNDING_TOLERANCE = {**dict.fromkeys(FLOAT_DTYPES, SUM_TOLERANCE), "bfloat16": 1e-4, INT8: 1e-2}
 """Largest squared error from storing the cores in a dtype, as a share of the squared norm.
@@ -36,8 +36,8 @@ class MatrixReport:
     """A matrix that was compressed, or considered and kept dense.
 
     Args:
-        name: prefix of the names of its cores (`NAME.core.0`, ...); of a joint LSTM matrix a name of its own; of a
-            dense matrix the name of the first member.
+        name: prefix of the names of its cores (`NAME.core.0`, ...), a new name for a joint LSTM matrix; for a dense
+            matrix, the name of its first member.
         layer: path of the module.
         kind: kind of the layer.
         members: names of the original tensors, left to right; two for a joint LSTM matrix.
@@ -49,8 +49,8 @@ class MatrixReport:
         bonds: bond of each cut between two sites; empty if dense.
         dense_parameters: number of entries of the dense matrix.
         parameters: number of entries of the cores, without scales; of the dense matrix if it was kept dense.
-        relative_error: Frobenius norm of the difference of the stored cores' product to the dense matrix, over the
-            norm of the dense matrix.
+        relative_error: Frobenius norm of the difference between the product of the stored cores and the dense matrix,
+            divided by the norm of the dense matrix.
         squared_norm: squared Frobenius norm of the dense matrix.
         discarded_weights: for each cut the sum of the squared singular values that were dropped; empty for cores that
             were fitted to calibration inputs.

@@ -1,11 +1,11 @@
-"""The overview of an uncompressed checkpoint, from names and shapes alone."""
+"""The overview of an uncompressed checkpoint, from names and shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from mpocompress.layers.specs import Skipped
-from mpocompress.reports.documents import Count, Document, Fraction, Positive
+from mpocompress.reports.json_documents import Count, Document, Fraction, Positive
 from mpocompress.reports.matrix import Kind, KindSource
 
 
@@ -92,7 +92,7 @@ class Overview(Document):
         aliases: tied tensors: a name that is not stored, to the name that holds its values.
         estimates: the result of some targets.
         estimated_sites: site shape of the estimates.
-        notes: further notes for the reader, in sentences.
+        notes: further notes, as sentences.
     """
 
     __module__ = "mpocompress"

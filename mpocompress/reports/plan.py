@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mpocompress.reports.compression import Report, Target
-from mpocompress.reports.documents import Count, Document, NonNegative, Positive
+from mpocompress.reports.json_documents import Count, Document, NonNegative, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class PlannedTarget:
     Args:
         target: the target; `achieved` is None if it cannot be met.
         problem: why the target cannot be met; empty if it can.
-        unmet: what would not be met, in sentences.
+        unmet: requests that would not be met, as sentences.
         parameters: number of parameters of the whole model.
         eligible_parameters_after: number of parameters of all matrices.
         relative_error: relative error over all matrices together.

@@ -59,7 +59,7 @@ _MODEL = _Role(
 _INPUTS = _Role(
     error=InputsError,
     named="a function",
-    missing="a function that makes the inputs is needed",
+    missing="a function that returns the inputs is needed",
     failed="the inputs could not be made",
     alternative="a function of a batch size and a length",
 )
@@ -82,7 +82,7 @@ _SCORE = _Role(
     named="a function",
     missing="a function that evaluates the model is needed",
     failed="the score could not be computed",
-    alternative="a function of the model that returns a number, higher being better",
+    alternative="a function of the model that returns a number; higher is better",
 )
 _LOSS = _Role(
     error=CalibrationError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mpocompress.user.options import option
 
 if TYPE_CHECKING:
-    from mpocompress.jobs import Progress
+    from mpocompress.parallel import Progress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,8 +27,8 @@ class SourceOptions(PickleOptions):
     key: str | None = option(
         None,
         metavar="NAME",
-        help="Where the state dict sits in a nested checkpoint.",
-        default_text="found if only one place is possible",
+        help="Key of the state dict in a nested checkpoint.",
+        default_text="found if only one is possible",
     )
 
 
@@ -49,5 +49,7 @@ class ProgressOptions:
     """Progress of the work."""
 
     progress: Progress | None = option(
-        None, flag=None, help="Called with the name of a step, the items done and their number."
+        None,
+        flag=None,
+        help="Function that is called with the name of a step, the number of finished items and their total.",
     )

@@ -47,7 +47,7 @@ class Option:
         above: number that the value must exceed.
         below: number that the value must stay below.
         choices: values allowed; of a mapping, for every value.
-        default_text: the default in words, where the value in the signature does not say it.
+        default_text: description of the default, if the value in the signature is not enough.
         syntax: name of a syntax of the command line, for values that are more than a number or a text.
         parts: option class whose fields the command line shows in place of this one.
     """
@@ -95,7 +95,7 @@ def option(
         above: exclusive lower limit.
         below: exclusive upper limit.
         choices: values allowed.
-        default_text: the default in words.
+        default_text: description of the default.
         syntax: syntax on the command line.
         parts: option class shown in place of this option.
 
@@ -165,7 +165,7 @@ def flag_of(declared: Field[Any]) -> str | None:
 
 
 def type_words(declared: Field[Any]) -> frozenset[str]:
-    """Return the words of a field's annotation, which is never evaluated: it may name classes of torch.
+    """Return the text of a field's annotation, which is never evaluated: it may name classes of torch.
 
     Args:
         declared: the field.
@@ -264,7 +264,7 @@ def _problem(declared: Field[Any], value: object) -> str:
 
 
 def _limits(declared: Field[Any]) -> str:
-    """Return the limits of a number in words; empty for an option without limits."""
+    """Return a description of the limits of a number; empty for an option without limits."""
     description = option_of(declared)
     least, most, above, below = description.minimum, description.maximum, description.above, description.below
     noun = "an integer" if "int" in type_words(declared) else "a number"

@@ -116,7 +116,7 @@ def test_half_weights_are_measured_in_float32_and_that_is_said(tmp_path: Path, k
 
     report = bench(tmp_path / "small.pt")
 
-    assert report.notes == (f"Layers alone run in float32; their cores are stored as {kind}.",)
+    assert report.notes == (f"Layers are measured in float32; their cores are stored as {kind}.",)
     assert report.results[0].cases[0].contenders[0].size_bytes == 4 * 64 * 64
 
 
@@ -323,7 +323,7 @@ def test_layers_are_chosen_by_their_names_or_those_of_tensors(small: Path, glob:
         ({"threads": 0}, BenchmarkError, "threads: got 0; it must be an integer of 1 or more"),
         ({"repeats": 1.5}, BenchmarkError, "repeats: got 1.5"),
         ({"device": "tpu"}, BenchmarkError, "device: got 'tpu'; it must be one of cpu, cuda. Pass"),
-        ({"inputs": len}, BenchmarkError, "inputs: inputs without a model; layers alone get random inputs"),
+        ({"inputs": len}, BenchmarkError, "inputs: inputs without a model; without a model, layers get random inputs"),
         (
             {"model": Net(), "layers": ("a",)},
             BenchmarkError,
@@ -454,7 +454,9 @@ def test_a_model_that_does_not_take_the_inputs_says_where_it_failed(small: Path)
         bench(small, model=Net(), inputs=lambda batch, length: torch.ones(batch, length, 7))
 
     assert "Net: test_bench.py, line " in str(refused.value)
-    assert "the model does not accept the inputs, the given inputs. Give a function that makes" in str(refused.value)
+    assert "the model does not accept the inputs, the given inputs. Give a function of a batch size" in str(
+        refused.value
+    )
 
 
 def test_a_state_dict_is_made_dense_again() -> None:
@@ -534,16 +536,16 @@ def raising(batch: int, length: int) -> object:
         (lambda: guessed_inputs(nn.Sequential(nn.LayerNorm(4))), "its first layer with weights is 0, a LayerNorm"),
         (
             lambda: guessed_inputs(Bag()),
-            "Bag: its first layer with weights is the model itself, a Bag; inputs can be guessed",
+            "Bag: its first layer with weights is the model itself, a Bag; inputs can be derived",
         ),
         (lambda: guessed_inputs(nn.ReLU()), "the model itself, a ReLU"),
-        (lambda: given_inputs("net.py"), "net.py: no name after a colon; a function that makes the inputs is needed"),
+        (lambda: given_inputs("net.py"), "net.py: no name after a colon; a function that returns the inputs is needed"),
         (lambda: given_inputs("none.py:a"), "FileNotFoundError: no file none.py; the inputs could not be made"),
         (
             lambda: given_inputs("math:pi"),
             "math:pi: a float; inputs of several sizes are needed. Name a function of a batch size and a length",
         ),
-        (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; a function that makes the inputs is needed"),
+        (lambda: given_inputs("math:zz"), "math:zz: no 'zz' in math; a function that returns the inputs is needed"),
         (lambda: given_inputs("math:gcd").make(1, "a"), "TypeError: 'str' object"),  # type: ignore[arg-type]
         (
             lambda: make_inputs(given_inputs(max), 1, 2, "cpu"),

@@ -27,7 +27,7 @@ def numbers(rows: int, cols: int, seed: int = 0) -> Tensor:
 MASKED = numbers(8, 5).masked_fill(torch.arange(5) > 2, -math.inf)
 
 INFERRED: dict[str, tuple[Tensor, str, str, bool, str]] = {
-    "logits": (numbers(8, 5), "logits", "classification", False, "it calls its outputs logits"),
+    "logits": (numbers(8, 5), "logits", "classification", False, "its outputs are named logits"),
     "scores": (10 * numbers(8, 5), "", "classification", False, "its outputs look like the scores of a classifier"),
     "log": (numbers(8, 5).log_softmax(1), "", "classification", False, "its outputs are log-probabilities"),
     "probabilities": (numbers(8, 5).softmax(1), "", "classification", True, "its outputs are probabilities"),

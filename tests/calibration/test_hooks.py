@@ -20,7 +20,7 @@ from mpocompress.calibration.hooks import (
     observing,
     recording_calls,
 )
-from tests.calibration.rigs import Calls
+from tests.calibration.trial_models import Calls
 from tests.draw import random_matrix
 
 ROUNDING = 1e-6

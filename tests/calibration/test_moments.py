@@ -14,7 +14,7 @@ from mpocompress.calibration.batches import sample_total
 from mpocompress.calibration.hooks import NOT_RUN
 from mpocompress.calibration.moments import NOT_FINITE, collect
 from mpocompress.errors import CalibrationError
-from tests.calibration.rigs import Calls, inputs, numbers, rig_of, seeded, two_layers
+from tests.calibration.trial_models import Calls, inputs, numbers, rig_of, seeded, two_layers
 
 CLOSE = 1e-5
 """Activations are in float32, their moments in float64."""
@@ -22,9 +22,9 @@ CLOSE = 1e-5
 
 def test_moments_are_those_of_the_activations(tmp_path: Path) -> None:
     model = seeded(two_layers)
-    rig = rig_of(tmp_path, model)
-    found = collect(rig)
-    x = torch.cat([batch.inputs for batch in rig.rest if isinstance(batch.inputs, Tensor)])
+    trial_model = rig_of(tmp_path, model)
+    found = collect(trial_model)
+    x = torch.cat([batch.inputs for batch in trial_model.rest if isinstance(batch.inputs, Tensor)])
     hidden = model[:2](x).detach()  # type: ignore[index]
 
     assert [unit.name for unit in found.units] == ["0.weight", "2.weight"]
@@ -43,9 +43,9 @@ def squared(output: Tensor, target: Tensor) -> Tensor:
 def test_gradients_of_a_loss_are_those_of_autograd(tmp_path: Path) -> None:
     model = seeded(two_layers)
     pairs = [(x, numbers(6, 10, seed=7)) for x in inputs()]
-    rig = rig_of(tmp_path, model, pairs, targets=True)
-    found = collect(rig, loss=squared)
-    rest: Any = [(batch.inputs, batch.target) for batch in rig.rest]
+    trial_model = rig_of(tmp_path, model, pairs, targets=True)
+    found = collect(trial_model, loss=squared)
+    rest: Any = [(batch.inputs, batch.target) for batch in trial_model.rest]
     gradients = torch.cat([2 * (model(x) - y).detach() for x, y in rest]).double()
     whole = gradients.T @ gradients
     kept = len(gradients) / (len(gradients) + 10)
@@ -56,9 +56,9 @@ def test_gradients_of_a_loss_are_those_of_autograd(tmp_path: Path) -> None:
 
 
 def test_a_pass_is_the_same_every_time_and_draws_no_number_of_others(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers), kind="classification")
+    trial_model = rig_of(tmp_path, seeded(two_layers), kind="classification")
     state = torch.get_rng_state()
-    one, other = collect(rig), collect(rig)
+    one, other = collect(trial_model), collect(trial_model)
 
     assert torch.get_rng_state().equal(state)
     for name, metric in one.metrics.items():
@@ -90,8 +90,8 @@ def test_a_unit_without_gradients_is_measured_by_its_inputs(tmp_path: Path) -> N
         out: Tensor = m.second(y)
         return out
 
-    rig = rig_of(tmp_path, Calls(call, first=nn.Linear(12, 10), second=nn.Linear(10, 10)))
-    found = collect(rig)
+    trial_model = rig_of(tmp_path, Calls(call, first=nn.Linear(12, 10), second=nn.Linear(10, 10)))
+    found = collect(trial_model)
 
     assert found.metrics["first.weight"].outputs.moment.equal(torch.ones(10, dtype=torch.float64))
     assert not found.metrics["second.weight"].outputs.moment.equal(torch.ones(10, dtype=torch.float64))
@@ -99,17 +99,17 @@ def test_a_unit_without_gradients_is_measured_by_its_inputs(tmp_path: Path) -> N
 
 def test_shared_modules_count_every_call(tmp_path: Path) -> None:
     model = Calls(lambda m, x: m.fc(m.fc(x)), fc=seeded(lambda: nn.Linear(12, 12)))
-    rig = rig_of(tmp_path, model)
+    trial_model = rig_of(tmp_path, model)
 
-    assert collect(rig).metrics["fc.weight"].count == 2 * sample_total(rig.rest)
+    assert collect(trial_model).metrics["fc.weight"].count == 2 * sample_total(trial_model.rest)
 
 
 def test_batches_are_counted_while_they_run(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    rig = rig_of(tmp_path, seeded(two_layers))
-    collect(rig, progress=lambda *step: told.append(step))
+    trial_model = rig_of(tmp_path, seeded(two_layers))
+    collect(trial_model, progress=lambda *step: told.append(step))
 
-    assert told == [("calibrating", done, len(rig.rest)) for done in range(len(rig.rest) + 1)]
+    assert told == [("calibrating", done, len(trial_model.rest)) for done in range(len(trial_model.rest) + 1)]
 
 
 def test_a_model_that_keeps_its_state_between_calls_is_refused(tmp_path: Path) -> None:
@@ -120,13 +120,13 @@ def test_a_model_that_keeps_its_state_between_calls_is_refused(tmp_path: Path) -
         y: Tensor = out
         return y
 
-    rig = rig_of(tmp_path, Calls(call, lstm=nn.LSTM(12, 8)))
+    trial_model = rig_of(tmp_path, Calls(call, lstm=nn.LSTM(12, 8)))
     with pytest.raises(
         CalibrationError,
         match=r"Calls: RuntimeError: Trying to backward through the graph a second time .*; gradients could not be "
         r"taken through the model\. Do not keep tensors from one call of the model's forward to the next\.",
     ):
-        collect(rig)
+        collect(trial_model)
 
 
 class Target:
@@ -170,15 +170,15 @@ def broken(output: Tensor, target: Tensor) -> Tensor:
     ],
 )
 def test_a_loss_that_is_none_is_refused(tmp_path: Path, loss: Any, message: str) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers), [(x, x) for x in inputs()], targets=True)
+    trial_model = rig_of(tmp_path, seeded(two_layers), [(x, x) for x in inputs()], targets=True)
     with pytest.raises(CalibrationError, match=message):
-        collect(rig, loss=loss)
+        collect(trial_model, loss=loss)
 
-    assert not any(module._forward_hooks for module in rig.model.modules())
+    assert not any(module._forward_hooks for module in trial_model.model.modules())
 
 
 def test_a_loss_that_depends_on_nothing_is_no_gradient(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers), [(x, x) for x in inputs()], targets=True)
-    found = collect(rig, loss=lambda output, target: torch.tensor(1.0))
+    trial_model = rig_of(tmp_path, seeded(two_layers), [(x, x) for x in inputs()], targets=True)
+    found = collect(trial_model, loss=lambda output, target: torch.tensor(1.0))
 
     assert found.metrics["0.weight"].outputs.moment.equal(torch.ones(16, dtype=torch.float64))

@@ -16,7 +16,7 @@ from mpocompress.calibration.batches import sample_total
 from mpocompress.calibration.hooks import WeightGroup
 from mpocompress.calibration.moments import collect
 from mpocompress.calibration.refit import RIDGE, CrossMoments, refit, shifted_target
-from tests.calibration.rigs import Calls, inputs, numbers, rig_of, seeded
+from tests.calibration.trial_models import Calls, inputs, numbers, rig_of, seeded
 from tests.draw import random_matrix
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -98,19 +98,19 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_without_a_change_nothing_is_moved_and_both_inputs_are_the_same(tmp_path: Path, name: str) -> None:
-    rig = rig_of(tmp_path, seeded(MODELS[name]))
-    units = collect(rig).units
+    trial_model = rig_of(tmp_path, seeded(MODELS[name]))
+    units = collect(trial_model).units
     seen: dict[str, CrossMoments] = {}
 
     def fit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
         seen[unit.name] = moments
         return {}
 
-    before = {name: tensor.clone() for name, tensor in rig.model.state_dict().items()}
-    assert refit(rig, units, rig.batches.learning, {}, fit) == {}
-    assert all(tensor.equal(before[name]) for name, tensor in rig.model.state_dict().items())
+    before = {name: tensor.clone() for name, tensor in trial_model.model.state_dict().items()}
+    assert refit(trial_model, units, trial_model.batches.learning, {}, fit) == {}
+    assert all(tensor.equal(before[name]) for name, tensor in trial_model.model.state_dict().items())
     assert list(seen) == [unit.name for unit in units if "_hr_" not in unit.name]
-    wanted = collect(rig).metrics
+    wanted = collect(trial_model).metrics
     for unit, moments in seen.items():
         torch.testing.assert_close(moments.cross, moments.second, rtol=CLOSE, atol=CLOSE)
         torch.testing.assert_close(moments.mean_before, moments.mean_after, rtol=CLOSE, atol=CLOSE)
@@ -119,9 +119,9 @@ def test_without_a_change_nothing_is_moved_and_both_inputs_are_the_same(tmp_path
 
 @pytest.mark.parametrize("name", MODELS)
 def test_later_layers_get_what_earlier_ones_make_of_their_inputs(tmp_path: Path, name: str) -> None:
-    rig = rig_of(tmp_path, seeded(MODELS[name]))
-    units = collect(rig).units
-    parameters = dict(rig.model.named_parameters())
+    trial_model = rig_of(tmp_path, seeded(MODELS[name]))
+    units = collect(trial_model).units
+    parameters = dict(trial_model.model.named_parameters())
     first = {member: 0.8 * parameters[member] for unit in units for member in unit.members}
     seen: dict[str, CrossMoments] = {}
 
@@ -131,7 +131,7 @@ def test_later_layers_get_what_earlier_ones_make_of_their_inputs(tmp_path: Path,
 
     made = {member: 0.5 * parameters[member].clone() for unit in units for member in unit.members}
     projections = {member: value for member, value in first.items() if "_hr_" in member}
-    found = refit(rig, units, rig.batches.learning, first, fit)
+    found = refit(trial_model, units, trial_model.batches.learning, first, fit)
     for member, value in found.items():
         torch.testing.assert_close(value, {**made, **projections}[member])
 
@@ -158,15 +158,15 @@ def test_later_layers_get_what_earlier_ones_make_of_their_inputs(tmp_path: Path,
 def test_a_weight_in_two_modules_is_fitted_to_the_inputs_of_both(tmp_path: Path) -> None:
     first, second = nn.Linear(12, 12), nn.Linear(12, 12)
     second.weight = first.weight
-    rig = rig_of(tmp_path, nn.Sequential(first, nn.Tanh(), second))
+    trial_model = rig_of(tmp_path, nn.Sequential(first, nn.Tanh(), second))
     seen: list[int] = []
 
     def fit(unit: WeightGroup, moments: CrossMoments) -> Mapping[str, Tensor]:
         seen.append(moments.count)
         return {}
 
-    refit(rig, collect(rig).units, rig.batches.learning, {}, fit)
-    assert seen == [2 * sample_total(rig.batches.learning)]
+    refit(trial_model, collect(trial_model).units, trial_model.batches.learning, {}, fit)
+    assert seen == [2 * sample_total(trial_model.batches.learning)]
 
 
 def test_calls_that_cannot_be_matched_leave_the_first_fit(tmp_path: Path) -> None:
@@ -178,9 +178,11 @@ def test_calls_that_cannot_be_matched_leave_the_first_fit(tmp_path: Path) -> Non
             y = m.second(y)
         return y
 
-    rig = rig_of(tmp_path, Calls(call, first=nn.Linear(12, 10), second=nn.Linear(10, 10)), inputs())
-    units = collect(rig).units
+    trial_model = rig_of(tmp_path, Calls(call, first=nn.Linear(12, 10), second=nn.Linear(10, 10)), inputs())
+    units = collect(trial_model).units
     first = {"first.weight": torch.zeros(10, 12), "second.weight": numbers(10, 10)}
-    found = refit(rig, units, rig.batches.learning, first, lambda unit, _: {unit.name: first[unit.name] + 0})
+    found = refit(
+        trial_model, units, trial_model.batches.learning, first, lambda unit, _: {unit.name: first[unit.name] + 0}
+    )
 
     assert found["second.weight"] is first["second.weight"]

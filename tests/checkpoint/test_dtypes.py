@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mpocompress.checkpoint.dtypes import DTYPES, SAFETENSORS_DTYPES
+from mpocompress.checkpoint.dtypes import DTYPES, SAFETENSORS_DTYPES, DType
 from mpocompress.checkpoint.torch_dtypes import dtype_of, torch_dtype
+from mpocompress.errors import CheckpointError
 
 OF_TORCH = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
 
@@ -25,3 +26,12 @@ def test_names_are_given_once() -> None:
     assert all(name == dtype.name for name, dtype in DTYPES.items())
     assert all(name == dtype.safetensors for name, dtype in SAFETENSORS_DTYPES.items())
     assert len(SAFETENSORS_DTYPES) == sum(dtype.safetensors is not None for dtype in DTYPES.values())
+
+
+def test_a_dtype_that_this_torch_lacks_is_refused() -> None:
+    message = (
+        r"^dtype float9: torch .*; this version of torch does not have the dtype\. Install a newer version of torch\.$"
+    )
+
+    with pytest.raises(CheckpointError, match=message):
+        torch_dtype(DType("float9", 2, "float"))

@@ -113,9 +113,9 @@ def test_many_shards_need_few_open_files(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("others", "note"),
     [
-        (["pytorch_model.bin"], "model.safetensors was read, and not pytorch_model.bin beside it"),
+        (["pytorch_model.bin"], "model.safetensors was read; ignored beside it: pytorch_model.bin"),
         (["training_args.bin", "optimizer.pt"], None),  # of the training run
-        (["adapter.safetensors"], "model.safetensors was read, and not adapter.safetensors beside it"),
+        (["adapter.safetensors"], "model.safetensors was read; ignored beside it: adapter.safetensors"),
     ],
 )
 def test_the_usual_name_and_safetensors_come_first(others: list[str], note: str | None, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_usual_torch_file_comes_before_unusual_safetensors(tmp_path: Path) -> 
     save_file({"other.weight": torch.ones(2, 2)}, tmp_path / "adapter_model.safetensors")
     with open_checkpoint(tmp_path) as checkpoint:
         assert_same(contents(checkpoint), weights())
-        assert checkpoint.notes == ("pytorch_model.bin was read, and not adapter_model.safetensors beside it",)
+        assert checkpoint.notes == ("pytorch_model.bin was read; ignored beside it: adapter_model.safetensors",)
 
 
 def test_safetensors_come_before_torch_files_of_the_same_name(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_safetensors_come_before_torch_files_of_the_same_name(tmp_path: Path) ->
     make_folder(tmp_path, [{"other.weight": torch.ones(2, 2)}], stem="unet_model", ending="bin")
     with open_checkpoint(tmp_path) as checkpoint:
         assert_same(contents(checkpoint), weights())
-        assert checkpoint.notes == ("unet_model.safetensors was read, and not unet_model.bin beside it",)
+        assert checkpoint.notes == ("unet_model.safetensors was read; ignored beside it: unet_model.bin",)
 
 
 def test_an_index_of_safetensors_comes_before_one_of_torch_files(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_an_index_of_safetensors_comes_before_one_of_torch_files(tmp_path: Path)
     with open_checkpoint(tmp_path) as checkpoint:
         assert_same(contents(checkpoint), weights())
         assert checkpoint.notes == (
-            "model.safetensors.index.json was read, and not pytorch_model.bin.index.json beside it",
+            "model.safetensors.index.json was read; ignored beside it: pytorch_model.bin.index.json",
         )
 
 
@@ -171,7 +171,7 @@ def test_tensors_that_the_index_does_not_name_are_taken_with_a_note(tmp_path: Pa
     edit_index(tmp_path, weight_map={name: at for name, at in weight_map(tmp_path).items() if name != "steps"})
     with open_checkpoint(tmp_path) as checkpoint:
         assert_same(contents(checkpoint), weights())
-        assert checkpoint.notes == ("1 tensor is in the shards and not in the index, and taken along (steps)",)
+        assert checkpoint.notes == ("1 tensor is in the shards but not in the index, and included (steps)",)
 
 
 def test_a_key_that_no_shard_has_is_refused(tmp_path: Path) -> None:

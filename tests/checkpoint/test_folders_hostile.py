@@ -153,7 +153,7 @@ def test_many_missing_shards_are_counted_and_some_named(tmp_path: Path) -> None:
 def test_a_huge_index_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, PARTS)
     monkeypatch.setattr(index, "MAX_INDEX_BYTES", 100)
-    with pytest.raises(CheckpointError, match=r"more than 100 bytes; no index of shards is that large"):
+    with pytest.raises(CheckpointError, match=r"more than 100 bytes; no valid index of shards is that large"):
         open_checkpoint(tmp_path)
 
 

@@ -144,12 +144,12 @@ def test_tied_names_are_kept_and_written_out_for_loaders(shards: int, tmp_path: 
 def test_the_files_beside_the_weights_go_along_and_the_report_says_so(model: Path, tmp_path: Path) -> None:
     report = small(model)
 
-    assert "copied along unchanged: config.json, tokenizer.json" in report.notes
-    assert "not copied (only small files without weights, beside them, are): optimizer.pt" in report.notes
+    assert "copied unchanged: config.json, tokenizer.json" in report.notes
+    assert "not copied (only small files without weights are copied): optimizer.pt" in report.notes
     for name in ("config.json", "tokenizer.json"):
         assert (tmp_path / "small" / name).read_bytes() == (model / name).read_bytes()
     notes = compress(model, tmp_path / "small.pt", truncation=BOND).notes
-    assert "not in the one file that is written: config.json, tokenizer.json" in notes
+    assert "not included in the single output file: config.json, tokenizer.json" in notes
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -112,13 +112,16 @@ def test_bytes_of_the_other_order_stay_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda tensors: tensors.pop("fc.bias"), "fc.bias is in it and not in the compressed file"),
-        (lambda tensors: tensors.update(x=torch.ones(1)), "x is in the compressed file and not in it"),
+        (lambda tensors: tensors.pop("fc.bias"), "fc.bias is in it but not in the compressed file"),
+        (lambda tensors: tensors.update(x=torch.ones(1)), "x is in the compressed file but not in it"),
         (
             lambda tensors: tensors.update({"fc.bias": torch.ones(7)}),
-            r"fc\.bias is \(6,\) float32 in it and \(7,\)",
+            r"fc\.bias is \(6,\) float32 in it but \(7,\)",
         ),
-        (lambda tensors: tensors.update({"fc.bias": torch.ones(6).half()}), r"and \(6,\) float16 here"),
+        (
+            lambda tensors: tensors.update({"fc.bias": torch.ones(6).half()}),
+            r"but \(6,\) float16 in the compressed file",
+        ),
     ],
     ids=["missing", "unknown", "shape", "dtype"],
 )
@@ -175,8 +178,8 @@ def test_an_original_that_was_changed_is_noted(tmp_path: Path) -> None:
     mpocompress.compress(tmp_path / "model.pt", tmp_path / "small.pt", truncation=mpocompress.Truncation(max_bond=8))
     report = mpocompress.expand(tmp_path / "small.pt", tmp_path / "back.pt", like=tmp_path / "later.pt")
     assert report.notes == (
-        "later.pt has other bytes than the file that was compressed, but its tensors fit",
-        "left as they were, since only the state dict is replaced: ema",
+        "later.pt differs from the file that was compressed, but its tensors match",
+        "unchanged, because only the state dict is replaced: ema",
     )
 
 

@@ -229,7 +229,7 @@ def test_too_many_instructions_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_calls_that_mean_harm_are_refused_by_name(name: str) -> None:
     module, _, function = name.rpartition(".")
-    with pytest.raises(CheckpointError, match=rf"asks to call {name}; no model needs that"):
+    with pytest.raises(CheckpointError, match=rf"calls {name}; no model needs this call"):
         _read(f"c{module}\n{function}\n(S'true'\ntR.".encode())
 
 

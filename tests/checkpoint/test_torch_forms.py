@@ -277,8 +277,8 @@ def _last_count(data: bytes, count: int, lie: int) -> bytes:
     [
         (lambda data: _last_count(data, 9, 10), "does not match its description"),
         (lambda data: _last_count(data, 9, -1), "does not match its description"),
-        (lambda data: data[:-1], "and the file ends before"),
-        (lambda data: data.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1), "a head that torch.save never writes"),
+        (lambda data: data[:-1], "but the file ends before that"),
+        (lambda data: data.replace(b"M\xe9\x03.", b"M\xe8\x03.", 1), "a header that torch.save never writes"),
         (lambda data: data.replace(b"K\x09", b"K\x08", 1), "does not match its description|needs"),
     ],
     ids=["more", "negative", "cut off", "version", "fewer"],
@@ -303,7 +303,7 @@ def test_only_when_allowed_is_a_pickle_run(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model.pt") as inert,
         open_checkpoint(tmp_path / "model.pt", allow_pickle=True) as run,
     ):
-        assert run.notes[0] == "the file was loaded by running the code it names, as allowed"
+        assert run.notes[0] == "the file was loaded by running the code that it names, as requested"
         assert run.notes[1:] == inert.notes
         assert run.classes == inert.classes
         assert_same(contents(run), contents(inert))
@@ -373,7 +373,7 @@ def test_a_copy_of_the_weights_deep_inside_takes_only_itself_along(tmp_path: Pat
 def test_what_an_exported_program_leaves_behind_is_said(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.ones(1, 3),)), tmp_path / "model.pt2")
     with open_checkpoint(tmp_path / "model.pt2") as checkpoint:
-        assert checkpoint.notes == ("its weights are taken; the program and its constants are not carried over",)
+        assert checkpoint.notes == ("its weights are read; the program and its constants are not carried over",)
 
 
 @pytest.mark.parametrize("names", [b"]X\x01\x00\x00\x00aa(K\x01le.", b"]" * 5000 + b"a" * 4999 + b"."])
@@ -381,5 +381,5 @@ def test_a_list_of_pieces_that_are_no_names_is_refused(names: bytes, tmp_path: P
     whole = _stream({"w": torch.ones(3, 3)})
     start = whole.rindex(b"\x80\x02]")
     (tmp_path / "model.pt").write_bytes(whole[: start + 2] + names + whole[whole.index(b".", start) + 1 :])
-    with pytest.raises(CheckpointError, match=r"no list of its pieces of memory|cannot be read"):
+    with pytest.raises(CheckpointError, match=r"no list of its storages|cannot be read"):
         open_checkpoint(tmp_path / "model.pt")

@@ -98,7 +98,7 @@ def test_expand_says_what_it_wrote_and_what_it_left_out(run: Run) -> None:
 
     assert code == 0
     assert out == "Wrote dense.safetensors: 39,520 parameters, 3 weights rebuilt.\n"
-    assert err == "Note: left out, since a safetensors file cannot hold them: epoch\n"
+    assert err == "Note: not stored, because a safetensors file cannot hold them: epoch\n"
 
 
 def test_plan_and_dry_run_write_nothing(run: Run, folder: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_dry_run_counts_the_dtype_of_the_cores(run: Run) -> None:
     code, out, _ = run("half.pt", "--bond", "20", "--dtype", "float32", "--dry-run")
 
     assert code == run("half.pt", "--bond", "20", "--dtype", "float32", "-o", "x.pt")[0] == 3
-    assert "counted for cores in float32" in out
+    assert "sizes are those of cores in float32" in out
     assert re.search(r"^bond 20 +4,096 +1.00x", out, re.MULTILINE)
 
 
@@ -198,7 +198,7 @@ def test_a_broken_weight_is_left_alone_and_said(run: Run) -> None:
     code, out, _ = run("nan.pt", "--bond", "4", "-o", "small.pt")
 
     assert code == 3
-    assert "Not met: Left alone because of NaN or Inf: bad.weight (1 in all)." in out
+    assert "Not met: Not compressed because of NaN or Inf: bad.weight (1 in all)." in out
     assert "1 x holds NaN or Inf" in out
 
 
@@ -256,15 +256,15 @@ def test_no_target_is_a_usage_error_that_names_the_targets_and_plan(run: Run) ->
         (["model.pt", "--max-error", "1", "-o", "x.pt"], "'1' is not a number from 0 to below 1."),
         (["model.pt", "--sites", "6", "--bond", "4", "-o", "x.pt"], "'6' is not auto, lowrank or a number from 2 to 5"),
         (["model.pt", "--as", "gru=*", "--bond", "4", "-o", "x.pt"], "'gru=*' is not KIND=GLOB with a KIND of lstm"),
-        (["model.pt", "--bond", "4"], "Where to? Give -o FILE, or --dry-run."),
+        (["model.pt", "--bond", "4"], "No output. Give -o FILE, or --dry-run."),
         (["model.pt", "--bogus"], "No such option"),
         (["expand", "small.pt"], "Missing option '-o'"),
         (["bench", "small.pt", "--batch", "1,0"], "'1,0' is not a list of integers of 1 or more, such as 1,32."),
         (["bench", "small.pt", "--length", "9999999999"], "'9999999999' is not a list of integers"),
         (["bench", "small.pt", "--threads", "0"], "0 is not in the range x>=1"),
         (["bench", "small.pt", "--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
-        (["bench", "small.pt", "--input", "net.py:batch"], "--input is what --model is called with: give both."),
-        (["bench", "small.pt", "--model", "net.py:a", "--layer", "b"], "--model runs as a whole, --layer chooses"),
+        (["bench", "small.pt", "--input", "net.py:batch"], "--input needs --model: give both."),
+        (["bench", "small.pt", "--model", "net.py:a", "--layer", "b"], "--model measures the whole model, --layer"),
     ],
 )
 def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: list[str], message: str) -> None:
@@ -286,19 +286,19 @@ def test_a_wrong_command_line_is_exit_2_and_says_what_is_wrong(run: Run, words: 
         (["model.pt", "--bond", "4", "-o", "text.pt"], "--force replaces it."),
         (["model.pt", "--bond", "4", "-o", "no/x.pt"], "no folder"),
         (["model.pt", "--bond", "zz*=4", "-o", "x.pt"], "matches no layer that can be compressed"),
-        (["model.pt", "--bond", "4", "--include", "zz*", "-o", "x.pt"], "Patterns are given with --include"),
+        (["model.pt", "--bond", "4", "--include", "zz*", "-o", "x.pt"], "Patterns are the values of --include"),
         (["inspect", "none.pt"], "none.pt: no such file"),
-        (["inspect", "model.pt", "--include", "zz*"], "Patterns are given with --include"),
-        (["inspect", "model.pt", "--model", "none.py:build"], "The model is given with --model."),
+        (["inspect", "model.pt", "--include", "zz*"], "Patterns are the values of --include"),
+        (["inspect", "model.pt", "--model", "none.py:build"], "Give the model with --model."),
         (["plan", "model.pt", "--dry-run", "--model", "none.py"], "no name after a colon"),
         (["expand", "model.pt", "-o", "x.pt"], "the checkpoint is not compressed"),
         (["bench", "none.pt"], "none.pt: no such file"),
         (["bench", "broken.pt"], "Error: broken.pt: "),
         (["bench", "small.safetensors", "--layer", "zz"], "and --layer."),
-        (["bench", "small.safetensors", "--model", "os:zz"], "The model is given with --model."),
+        (["bench", "small.safetensors", "--model", "os:zz"], "Give the model with --model."),
         (
             ["bench", "small.safetensors", "--model", "torch.nn:ReLU", "--input", "os:zz"],
-            "made with --input net.py:batch.",
+            "returns inputs with --input net.py:batch.",
         ),
         (["bench", "model.pt"], "model.pt: the checkpoint is not compressed; it has no compression report"),
     ],
@@ -418,10 +418,8 @@ def test_a_report_that_cannot_be_printed_does_not_undo_the_work(
         assert (outcome.code, outcome.err) == (1 if full else 0, error)
         return
     output = command[command.index("-o") + 1]
-    note = "Note: left out, since a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
-    error = (
-        f"{output} was written; what is to be said of it cannot be printed (No space left on device).\n" if full else ""
-    )
+    note = "Note: not stored, because a safetensors file cannot hold them: epoch\n" if command[0] == "expand" else ""
+    error = f"{output} was written, but its report cannot be printed (No space left on device).\n" if full else ""
     assert (outcome.code, outcome.err) == (code, note + error)
     assert Path(output).stat().st_size > 1000
 
@@ -443,7 +441,7 @@ def test_a_note_cannot_speak_to_the_terminal(run: Run) -> None:
     torch.save({"model": {"fc.weight": torch.randn(64, 64)}, name: 3}, "evil.pt")
     run("evil.pt", "--bond", "4", "-o", "small.pt")
 
-    note = "Note: left out, since a safetensors file cannot hold them: x\\x1b[31m\\nError: none\n"
+    note = "Note: not stored, because a safetensors file cannot hold them: x\\x1b[31m\\nError: none\n"
     assert run("expand", "small.pt", "-o", "dense.safetensors")[2] == note
     document = json.loads(run("evil.pt", "--bond", "4", "-o", "small.safetensors", "--json")[1])
     assert document["notes"] == [note.removeprefix("Note: ").strip()]

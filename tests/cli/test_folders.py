@@ -38,7 +38,7 @@ def test_a_folder_goes_through_every_command(run: Run, tmp_path: Path) -> None:
     assert "Wrote small." in shown
     assert run("inspect", "small") == (0, shown[: shown.index("\nWrote")], "")
     code, out, err = run("expand", "small", "-o", "dense")
-    assert (code, err) == (0, "Note: copied along unchanged: config.json\n")
+    assert (code, err) == (0, "Note: copied unchanged: config.json\n")
     assert out == "Wrote dense: 39,521 parameters, 3 weights rebuilt.\n"
     assert set(tree(tmp_path / "dense")) == set(tree(tmp_path / "model"))
 
@@ -62,5 +62,8 @@ def test_force_replaces_what_was_written_here_only(run: Run, tmp_path: Path) -> 
     before = tree(tmp_path)
     code, _, err = run("expand", "small", "-o", "model", "--force")
     assert code == 1
-    assert "a folder that was not written by mpocompress; replacing the folder would remove it" in err
+    assert (
+        "a folder that was not written by mpocompress; replacing the folder would delete files that it did not write"
+        in err
+    )
     assert tree(tmp_path) == before

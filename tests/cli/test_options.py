@@ -19,7 +19,7 @@ from mpocompress.compression.options import CompressOptions, ExpandOptions, Insp
 from mpocompress.finetuning.options import FinetuneModuleOptions, FinetuneOptions
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.options import CompressModuleOptions
-from mpocompress.planning.target import TARGETS, Truncation
+from mpocompress.planning.targets import TARGETS, Truncation
 from mpocompress.user.options import Option, default_of, flag_of, option_of
 
 OPTIONS: dict[str, type] = {
@@ -92,7 +92,8 @@ def test_help_and_default_are_those_of_the_declaration(command: str) -> None:
 @pytest.mark.parametrize("command", OPTIONS)
 def test_a_command_line_without_options_means_the_defaults(command: str) -> None:
     words = ["in.pt", *(["-o", "out.pt"] if command == "expand" else [])]
-    values = cli.commands[command].make_context(command, words).params
+    parent = click.Context(cli, info_name="mpocompress", **cli.context_settings)
+    values = cli.commands[command].make_context(command, words, parent=parent).params
     with_default = [each for each in fields(OPTIONS[command]) if default_of(each) is not MISSING]
     required = {each.name: 1 for each in fields(OPTIONS[command]) if each not in with_default}
 

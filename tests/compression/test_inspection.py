@@ -21,7 +21,7 @@ from mpocompress.layers.specs import LayerSpec, MatrixSpec, Member
 from mpocompress.mpo.sites import SitesChoice, candidates
 from mpocompress.planning.bond_choice import choose_bonds
 from mpocompress.planning.curves import MatrixCurves, error_curves
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.reports.overview import Overview
 from tests.inspecting import overview_of

@@ -20,9 +20,9 @@ from mpocompress.compression.plan import plan
 from mpocompress.errors import CheckpointError, FormatError
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules.save import save
-from mpocompress.modules.saved_report import ROUNDED
+from mpocompress.modules.updated_report import ROUNDED
 from mpocompress.mpo.quantisation import channels
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from mpocompress.reports.matrix import ROUNDING_TOLERANCE
 from tests.checkpoint.folders import make_folder, split, weight_map, weights

@@ -14,7 +14,7 @@ from mpocompress.compression.compress import compress
 from mpocompress.compression.inspection import inspect
 from mpocompress.compression.plan import plan
 from mpocompress.errors import TargetError
-from mpocompress.planning.target import TARGETS, Budget, Matrices, Truncation, TruncationTarget
+from mpocompress.planning.targets import TARGETS, Budget, Matrices, Truncation, TruncationTarget
 from tests.draw import decaying
 
 

@@ -31,7 +31,7 @@ from mpocompress.mpo.metric import Metric, OutputWeights
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.sites import Sites, balanced, candidates, folded, low_rank
 from mpocompress.planning.curves import ErrorCurve, MatrixCurves
-from tests.calibration.rigs import inputs, saved, seeded, two_layers
+from tests.calibration.trial_models import inputs, saved, seeded, two_layers
 from tests.draw import random_matrix
 
 EXACT = 1e-5
@@ -91,9 +91,9 @@ def test_losses_go_through_what_was_measured_and_fall(case: Case) -> None:
     assert {point.bond for point in points} == {4, 2, 1}
     for point in points:
         stand = approximate(weighted, weighted.fitted(low_rank(10, 16), (point.bond,)))
-        rig = case.calibration.rig
-        assert rig is not None
-        assert point.divergence == pytest.approx(divergence_with(rig, updated_tensors([stand])))
+        trial_model = case.calibration.trial_model
+        assert trial_model is not None
+        assert point.divergence == pytest.approx(divergence_with(trial_model, updated_tensors([stand])))
         assert curve.losses[point.bond - 1] == pytest.approx(max(point.divergence, 1e-12), rel=1e-9)
     assert all(np.isfinite(curve.losses))
 
@@ -102,7 +102,7 @@ def test_points_are_measured_once(case: Case) -> None:
     weighted = case.weighted("2.weight")
     weighted_curves(weighted, curves_of(weighted), case.calibration, measure=True)
     before = dict(case.calibration.points)
-    without_model = dataclasses.replace(case.calibration, rig=None)
+    without_model = dataclasses.replace(case.calibration, trial_model=None)
     (curve,) = weighted_curves(weighted, curves_of(weighted), without_model, measure=True).curves
 
     assert without_model.points == before
@@ -111,7 +111,7 @@ def test_points_are_measured_once(case: Case) -> None:
 
 def test_without_points_the_loss_is_the_weighted_square(case: Case) -> None:
     weighted = case.weighted("2.weight")
-    unmeasured = dataclasses.replace(case.calibration, rig=None, points={})
+    unmeasured = dataclasses.replace(case.calibration, trial_model=None, points={})
     (curve,) = weighted_curves(weighted, curves_of(weighted), unmeasured, measure=True).curves
     product = weighted.product()
 
@@ -124,7 +124,7 @@ def test_points_beyond_comparison_say_nothing(case: Case) -> None:
         Point(matrix="2.weight", sites=low_rank(10, 16).label, bond=bond, divergence=divergence)
         for bond, divergence in ((1, 1e100), (3, 0.5), (99, 0.1))
     ]
-    known = dataclasses.replace(case.calibration, rig=None, points={point.key: point for point in points})
+    known = dataclasses.replace(case.calibration, trial_model=None, points={point.key: point for point in points})
     (curve,) = weighted_curves(weighted, curves_of(weighted), known, measure=True).curves
 
     assert curve.losses[2] == pytest.approx(0.5)
@@ -149,9 +149,9 @@ def test_a_bias_takes_up_the_mean_error(case: Case) -> None:
     weighted = case.weighted("0.weight")
     stand = approximate(weighted, weighted.fitted(low_rank(16, 12), (2,)))
     values = updated_tensors([stand])
-    rig = case.calibration.rig
-    assert rig is not None
-    x = torch.cat([batch.inputs for batch in rig.rest if isinstance(batch.inputs, Tensor)]).double()
+    trial_model = case.calibration.trial_model
+    assert trial_model is not None
+    x = torch.cat([batch.inputs for batch in trial_model.rest if isinstance(batch.inputs, Tensor)]).double()
     state = case.model.state_dict()
     before = x @ state["0.weight"].double().T + state["0.bias"]
     after = x @ values["0.weight"].double().T + values["0.bias"]

@@ -15,8 +15,8 @@ from mpocompress.finetuning.finetune_module import FinetuneResult, finetune_modu
 from mpocompress.finetuning.progress import FinetuneProgress
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
-from mpocompress.planning.target import Truncation
-from tests.calibration.rigs import inputs, numbers
+from mpocompress.planning.targets import Truncation
+from tests.calibration.trial_models import inputs, numbers
 
 WIDTH, OUTPUTS = 12, 10
 

@@ -20,7 +20,7 @@ from mpocompress.finetuning.options import Score
 from mpocompress.finetuning.recurrent_state import StatefulRNN
 from mpocompress.reports.calibration import OutputKind
 from mpocompress.user.batches import Batch
-from tests.calibration.rigs import Calls, numbers
+from tests.calibration.trial_models import Calls, numbers
 from tests.finetuning.runs import Texts, batches, pair, texts
 
 
@@ -221,12 +221,12 @@ def fails(model: nn.Module) -> object:
         (lambda model: "good", "score: .*ValueError: could not convert string to float: 'good'; a score is a number"),
         (
             lambda model: None,
-            "score: .*TypeError: .*; a score is a number, higher being better. Fix the error above: return a float",
+            "score: .*TypeError: .*; a score is a number; higher is better. Fix the error above: return a float",
         ),
         (lambda model: torch.ones(3), "score: .*Error: .*; a score is a number"),
         (fails, r"score: test_evaluation.py, line \d+: RuntimeError: no answers here"),
-        (lambda model: math.nan, r"a score of nan; no improvement over it could be recognised"),
-        (lambda model: math.inf, "a score of inf; no improvement over it could be recognised"),
+        (lambda model: math.nan, r"a score of nan; improvements could not be measured from it"),
+        (lambda model: math.inf, "a score of inf; improvements could not be measured from it"),
     ],
 )
 def test_a_score_that_is_no_number_is_refused(score: Score, message: str) -> None:
@@ -242,7 +242,7 @@ def test_outputs_of_nan_are_refused_at_the_start_and_reported_later() -> None:
     evaluates = evaluator(student, teacher, of_sizes(4))
 
     with pytest.raises(
-        FinetuneError, match="Sequential: outputs that are NaN or Inf; no improvement over it could be recognised"
+        FinetuneError, match="Sequential: outputs that are NaN or Inf; improvements could not be measured from it"
     ):
         evaluates.evaluate(0)
     later = evaluates.evaluate(3).evaluation

@@ -23,7 +23,7 @@ from mpocompress.finetuning.objective import BatchLoss, Objective, choose_object
 from mpocompress.finetuning.target_loss import model_loss
 from mpocompress.reports.calibration import OutputKind
 from mpocompress.user.batches import Batch
-from tests.calibration.rigs import Calls, numbers
+from tests.calibration.trial_models import Calls, numbers
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 """Losses are computed in float32."""

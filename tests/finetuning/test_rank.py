@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mpocompress.finetuning.rank import is_rank_zero, world_size
+from mpocompress.finetuning.process_rank import is_rank_zero, world_size
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,8 @@ def test_ranks_are_read_from_the_environment(
 
 
 def test_ranks_are_known_without_torch() -> None:
-    script = "import sys, mpocompress.finetuning.rank as rank; rank.is_rank_zero(); sys.exit('torch' in sys.modules)"
+    script = (
+        "import sys, mpocompress.finetuning.process_rank as rank; rank.is_rank_zero(); sys.exit('torch' in sys.modules)"
+    )
 
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0

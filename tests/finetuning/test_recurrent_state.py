@@ -14,8 +14,8 @@ from mpocompress.finetuning.recurrent_state import StatefulRNN, flatten_states, 
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.nn import MPOLSTM
-from mpocompress.planning.target import Truncation
-from tests.calibration.rigs import numbers
+from mpocompress.planning.targets import Truncation
+from tests.calibration.trial_models import numbers
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 PARTS = [numbers(3, 4, 8, seed=seed) for seed in range(3)]

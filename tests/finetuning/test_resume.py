@@ -169,7 +169,9 @@ def test_a_run_with_other_settings_is_not_resumed(change: dict[str, Any], name: 
     student, teacher = pair(Odd)
     before = values(student)
 
-    with pytest.raises(FinetuneError, match=rf"small.run: a run with another {name} \({name}: .* there, .* now\)"):
+    with pytest.raises(
+        FinetuneError, match=rf"small.run: a run with another {name} \({name}: .* in the snapshot, .* now\)"
+    ):
         tuned(
             student,
             random_rows,
@@ -183,7 +185,9 @@ def test_a_run_with_other_settings_is_not_resumed(change: dict[str, Any], name: 
 def test_a_run_of_another_model_is_not_resumed(tmp_path: Path) -> None:
     path = stopped(tmp_path)
     student = nn.Sequential(pair(Odd)[0])
-    with pytest.raises(FormatError, match=r"small.run: .*, on one side only or of another shape or dtype"):
+    with pytest.raises(
+        FormatError, match=r"small.run: .*, which is missing on one side, or has another shape or dtype"
+    ):
         tuned(student, random_rows, teacher=pair(Odd)[1], steps=STEPS, lr=0.01, snapshot=path, resume=True)
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpocompress.finetuning.schedule import Length, schedule_factor, warm_up_steps
+from mpocompress.finetuning.learning_rate import schedule_factor, warm_up_steps
+from mpocompress.finetuning.schedule import Length
 
 
 @pytest.mark.parametrize(

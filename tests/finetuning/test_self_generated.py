@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mpocompress.errors import FinetuneError
 from mpocompress.finetuning.self_generated import GeneratedTexts, SelfGenerated
-from tests.calibration.rigs import Calls
+from tests.calibration.trial_models import Calls
 from tests.finetuning.runs import Texts, same, values
 
 CPU = torch.device("cpu")

@@ -104,10 +104,13 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({**SETTINGS, "seed": "1"}, r"small.run: a run with another seed \(seed: 0 there, 1 now\); a resumed run must"),
-        ({"seed": "0"}, r"a run with another data \(data: a list there, none now\)"),
-        ({**SETTINGS, "lr": "0.1"}, r"a run with another lr \(lr: none there, 0.1 now\)"),
-        ({}, r"a run with another seed, data \(seed: 0 there, none now\)"),
+        (
+            {**SETTINGS, "seed": "1"},
+            r"small.run: a run with another seed \(seed: 0 in the snapshot, 1 now\); a resumed run must",
+        ),
+        ({"seed": "0"}, r"a run with another data \(data: a list in the snapshot, none now\)"),
+        ({**SETTINGS, "lr": "0.1"}, r"a run with another lr \(lr: none in the snapshot, 0.1 now\)"),
+        ({}, r"a run with another seed, data \(seed: 0 in the snapshot, none now\)"),
     ],
 )
 def test_a_run_of_other_settings_is_refused(tmp_path: Path, settings: dict[str, str], message: str) -> None:
@@ -267,7 +270,9 @@ OF_MODEL = {"weight": torch.ones(2, 3), "mask": MASK}
     ],
 )
 def test_values_of_another_model_are_refused(values: dict[str, Tensor], different: str) -> None:
-    with pytest.raises(FormatError, match=rf"small.run: {different}, on one side only or of another shape or dtype"):
+    with pytest.raises(
+        FormatError, match=rf"small.run: {different}, which is missing on one side, or has another shape or dtype"
+    ):
         checked_values(values, OF_MODEL, "folder/small.run")
 
 

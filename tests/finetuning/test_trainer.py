@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mpocompress.errors import FinetuneError, OutputError
 from mpocompress.finetuning.progress import FinetuneProgress
-from tests.calibration.rigs import Calls, numbers
+from tests.calibration.trial_models import Calls, numbers
 from tests.finetuning.runs import (
     CrashError,
     Odd,
@@ -310,7 +310,7 @@ def test_data_that_end_early_end_the_run() -> None:
 
     assert (result.steps, result.stopped, result.report.requested_steps) == (8, "end of data", 50)
     assert result.history[-1].step == 8
-    assert "The data can be passed over only once, and ended before the steps did." in result.report.notes
+    assert "The data can be passed over only once, and ended before the last step." in result.report.notes
 
 
 def test_a_single_batch_is_trained_and_evaluated_on() -> None:
@@ -326,7 +326,7 @@ def test_too_few_batches_for_a_step_are_refused() -> None:
     student, teacher = pair()
     before = values(student)
 
-    with pytest.raises(FinetuneError, match="training: end of data; not a single step could be made"):
+    with pytest.raises(FinetuneError, match="training: end of data; no step could be completed"):
         tuned(student, iter(batches(3)), teacher=teacher, batches_per_step=4)
     assert same(values(student), before)
 

@@ -20,7 +20,7 @@ def whole(folder: Path) -> Path:
     return saved(model(), folder / "model.pt")
 
 
-@group.read("the same where its class cannot be imported", "torch-zip", classes=True, note="it is not needed")
+@group.read("the same if its class cannot be imported", "torch-zip", classes=True, note="it is not needed")
 def unimportable(folder: Path) -> Path:
     with gone_afterwards("train_script") as script:
         return saved(model(put(script, type("Net", (Net,), {}))), folder / "model.pt")
@@ -56,7 +56,7 @@ def subclassed(folder: Path) -> Path:
 
 
 @group.read(
-    "a module in a training dict, its average beside it empty",
+    "a module in a training dict, with an empty average",
     "torch-zip",
     classes=True,
     note="as YOLO saves it: `{'model': module, 'ema': None, 'epoch': 3}`",
@@ -65,7 +65,7 @@ def in_a_dict(folder: Path) -> Path:
     return saved({"model": model(), "ema": None, "epoch": 3, "optimizer": None}, folder / "model.pt")
 
 
-@group.read("a module with hooks and values of its own", "torch-zip", classes=True)
+@group.read("a module with hooks and additional values", "torch-zip", classes=True)
 def with_hooks(folder: Path) -> Path:
     net: Any = model()
     net.fc.register_forward_hook(_hook)

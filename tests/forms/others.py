@@ -55,7 +55,7 @@ def zipped(folder: Path) -> Path:
     return folder / "model.zip"
 
 
-@group.refused("the tar form of torch before 0.1.10", "a tar archive as torch.save wrote it", "save it again with")
+@group.refused("the tar form of torch before 0.1.10", "a tar archive in the format of torch.save", "save it again with")
 def tar_of_torch(folder: Path) -> Path:
     with tarfile.open(folder / "model.pt", "w", format=tarfile.PAX_FORMAT) as archive:
         for name in ("sys_info", "pickle", "tensors", "storages"):

@@ -77,7 +77,7 @@ def parameters(folder: Path) -> Path:
     return saved(dict(model().named_parameters()), folder / "model.pt")
 
 
-@group.read("tensors that ask for a gradient", "torch-zip")
+@group.read("tensors with `requires_grad`", "torch-zip")
 def with_gradient(folder: Path) -> Path:
     return saved({name: tensor.clone().requires_grad_() for name, tensor in state().items()}, folder / "model.pt")
 
@@ -133,7 +133,7 @@ def compiled(folder: Path) -> Path:
     return saved(compiled_model.state_dict(), folder / "model.pt")
 
 
-@group.read("the state dict of `swa_utils.AveragedModel`", "torch-zip", prefix="module.", note="beside it `n_averaged`")
+@group.read("the state dict of `swa_utils.AveragedModel`", "torch-zip", prefix="module.", note="with `n_averaged`")
 def averaged(folder: Path) -> Path:
     return saved(AveragedModel(model()).state_dict(), folder / "model.pt")
 
@@ -154,7 +154,7 @@ def quantized_beside(folder: Path) -> Path:
     return saved({**state(), "table": table}, folder / "model.pt")
 
 
-@group.read("a list of state dicts", "torch-zip", key="0", note="which one is meant is given as its place: `0`")
+@group.read("a list of state dicts", "torch-zip", key="0", note="the key is the position of the state dict, `0`")
 def listed(folder: Path) -> Path:
     return saved([state(), {name: 2 * tensor for name, tensor in state().items()}], folder / "model.pt")
 
@@ -164,7 +164,7 @@ def class_and_state(folder: Path) -> Path:
     return saved([Net, state(), {"hidden": 64}], folder / "model.pt")
 
 
-@group.read("an OrderedDict with attributes of its own", "torch-zip")
+@group.read("an OrderedDict with additional attributes", "torch-zip")
 def with_attributes(folder: Path) -> Path:
     tensors = OrderedDict(state())
     tensors.version = (1, "a")  # type: ignore[attr-defined]

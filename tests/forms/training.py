@@ -135,7 +135,7 @@ def with_average(folder: Path) -> Path:
     return saved({"ema": {name: 2 * one for name, one in state().items()}, "model": state()}, folder / "model.pt")
 
 
-@group.read("the averaged copy itself", "torch-zip", key="ema", note="an average is taken only when its key is given")
+@group.read("the averaged copy itself", "torch-zip", key="ema", note="an average is used only if its key is given")
 def the_average(folder: Path) -> Path:
     return saved({"model": {name: 2 * one for name, one in state().items()}, "ema": state()}, folder / "model.pt")
 

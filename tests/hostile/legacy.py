@@ -102,7 +102,7 @@ def named_twice(folder: Path, canary: Path) -> Path:
     return written(folder, data[: ends[3]] + pickle.dumps([names[0]] * 2, 2) + data[ends[4] :])
 
 
-@cases.refused("another version", "a head that torch.save never writes")
+@cases.refused("another version", "a header that torch.save never writes")
 def other_version(folder: Path, canary: Path) -> Path:
     data = whole(folder)
     ends = parts(data)

@@ -26,25 +26,25 @@ def script(canary: Path) -> str:
 # What would run something is made into a value that does nothing, and said.
 
 
-@cases.refused("os.system as a value", r"asks to call posix\.system; no model needs that")
+@cases.refused("os.system as a value", r"calls posix\.system; no model needs this call")
 def system(folder: Path, canary: Path) -> Path:
     return saved(folder, {"x": Calls(os.system, f"touch {canary}"), "model": weights()})
 
 
 for function in (eval, exec, compile, __import__):
 
-    @cases.refused(f"builtins.{function.__name__} as a value", rf"asks to call builtins\.{function.__name__}; no model")
+    @cases.refused(f"builtins.{function.__name__} as a value", rf"calls builtins\.{function.__name__}; no model")
     def builtin(folder: Path, canary: Path, function: Any = function) -> Path:
         return saved(folder, {"x": Calls(function, script(canary), "x", "exec"), "model": weights()})
 
 
-@cases.refused("a program started by subprocess", r"asks to call subprocess\.check_call")
+@cases.refused("a program started by subprocess", r"calls subprocess\.check_call")
 def program(folder: Path, canary: Path) -> Path:
     value = {"x": Calls(subprocess.check_call, ["touch", str(canary)]), "model": weights()}
     return saved(folder, value, pickle_protocol=4)
 
 
-@cases.refused("a module imported by name", r"asks to call importlib\.import_module; no model needs that")
+@cases.refused("a module imported by name", r"calls importlib\.import_module; no model needs this call")
 def imported(folder: Path, canary: Path) -> Path:
     (folder / "evil_module.py").write_text(script(canary))
     return saved(folder, {"x": Calls(importlib.import_module, "evil_module"), "model": weights()})
@@ -68,34 +68,34 @@ def loads_another(folder: Path, canary: Path) -> Path:
     return beside(folder, call("torch", "load", "inner.pt"))
 
 
-@cases.refused("a state for an object that would run it", r"asks to call builtins\.exec")
+@cases.refused("a state for an object that would run it", r"calls builtins\.exec")
 def with_state(folder: Path, canary: Path) -> Path:
     return saved(folder, {"x": Calls(Exception, state={"a": Calls(exec, script(canary))}), "model": weights()})
 
 
-@cases.refused("a function hidden in an OrderedDict", r"asks to call builtins\.exec")
+@cases.refused("a function hidden in an OrderedDict", r"calls builtins\.exec")
 def hidden(folder: Path, canary: Path) -> Path:
     return beside(
         folder, name("collections", "OrderedDict") + b"(]" + call("builtins", "exec", script(canary)) + b"atR"
     )
 
 
-@cases.refused("the old instruction INST", r"asks to call posix\.system")
+@cases.refused("the old instruction INST", r"calls posix\.system")
 def inst(folder: Path, canary: Path) -> Path:
     return beside(folder, b"(" + text(f"touch {canary}") + b"iposix\nsystem\n")
 
 
-@cases.refused("the old instruction OBJ", r"asks to call posix\.system")
+@cases.refused("the old instruction OBJ", r"calls posix\.system")
 def obj(folder: Path, canary: Path) -> Path:
     return beside(folder, b"(" + name("posix", "system") + text(f"touch {canary}") + b"o")
 
 
-@cases.refused("NEWOBJ on a function", r"asks to call posix\.system")
+@cases.refused("NEWOBJ on a function", r"calls posix\.system")
 def newobj(folder: Path, canary: Path) -> Path:
     return beside(folder, name("posix", "system") + b"(" + text(f"touch {canary}") + b"t\x81")
 
 
-@cases.refused("a name put together on the stack", r"asks to call posix\.system")
+@cases.refused("a name put together on the stack", r"calls posix\.system")
 def stack_global(folder: Path, canary: Path) -> Path:
     return beside(folder, text("posix") + text("system") + b"\x93(" + text(f"touch {canary}") + b"tR")
 
@@ -118,12 +118,12 @@ def rebuilt_by(folder: Path, canary: Path) -> Path:
     return beside(folder, name("torch._tensor", "_rebuild_from_type_v2") + b"(" + arguments + b"tR")
 
 
-@cases.refused("the whole file is one call of os.system", r"asks to call posix\.system")
+@cases.refused("the whole file is one call of os.system", r"calls posix\.system")
 def only_a_call(folder: Path, canary: Path) -> Path:
     return saved(folder, Calls(os.system, f"touch {canary}"))
 
 
-@cases.refused("a bare pickle that calls os.system", r"asks to call posix\.system")
+@cases.refused("a bare pickle that calls os.system", r"calls posix\.system")
 def bare(folder: Path, canary: Path) -> Path:
     (folder / "model.pkl").write_bytes(pickle.dumps(Calls(os.system, f"touch {canary}"), 4))
     return folder / "model.pkl"
@@ -138,7 +138,7 @@ def oldest(folder: Path, canary: Path) -> Path:
 for number, part in enumerate(["version", "system", "values", "names of the storages"]):
 
     @cases.refused(
-        f"the legacy form with a call in its {part}", r"asks to call posix|a head that torch.save never|no list of"
+        f"the legacy form with a call in its {part}", r"calls posix|a header that torch.save never|no list of"
     )
     def legacy(folder: Path, canary: Path, number: int = number) -> Path:
         evil = pickle.dumps(Calls(os.system, f"touch {canary}"), 2)

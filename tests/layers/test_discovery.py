@@ -99,14 +99,14 @@ def test_a_small_input_goes_with_the_other_weight_or_beside_it() -> None:
     assert list(forms(find(*weights, lstm="joint")).values()) == [[["weight_joint_l0"]]]
     apart = find(*weights, lstm="separate")
     assert list(forms(apart).values()) == [[["weight_hh_l0"]]]
-    assert reasons(apart) == {"weight_ih_l0": "a side of 28, under the smallest that is compressed (64)"}
+    assert reasons(apart) == {"weight_ih_l0": "a side of 28, below the smallest that is compressed (64)"}
 
 
 def test_a_small_projection_is_left_and_the_rest_is_joined() -> None:
     discovery = find(*infos_of(nn.LSTM(96, 128, proj_size=48, bias=False)))
 
     assert list(forms(discovery).values()) == [[["weight_joint_l0"], ["weight_ih_l0", "weight_hh_l0"]]]
-    assert reasons(discovery) == {"weight_hr_l0": "a side of 48, under the smallest that is compressed (64)"}
+    assert reasons(discovery) == {"weight_hr_l0": "a side of 48, below the smallest that is compressed (64)"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_lstm_weights_that_do_not_belong_together_are_left() -> None:
             "complex64: only float16, bfloat16, float32 and float64 weights are compressed",
         ),
         (info("fc.weight", 0, 64), "empty"),
-        (info("fc.weight", 10, 64), "a side of 10, under the smallest that is compressed (64)"),
+        (info("fc.weight", 10, 64), "a side of 10, below the smallest that is compressed (64)"),
         (info("attn.in_proj_weight", 192, 64), "not an LSTM or Linear weight by its name"),
         (info("fc.weight_v", 64, 64), "not an LSTM or Linear weight by its name"),
         (info("tok_embeddings.weight", 1000, 64), "an embedding"),
@@ -566,7 +566,10 @@ def test_patterns_select_layers_or_tensors(selection: dict[str, object], layers:
 def test_what_was_not_asked_for_says_so() -> None:
     discovery = find(*LINEARS, include=("a", "b"), exclude=("b",))
 
-    assert reasons(discovery) == {"b.weight": "left out as asked", "layers[0].weight": "not among the layers asked for"}
+    assert reasons(discovery) == {
+        "b.weight": "excluded by the user",
+        "layers[0].weight": "not among the selected layers",
+    }
 
 
 def test_a_kind_overrides_the_name() -> None:
@@ -596,7 +599,7 @@ def test_one_weight_of_an_lstm_can_be_asked_for(selection: dict[str, object]) ->
 def test_leaving_the_projection_out_leaves_the_lstm_in() -> None:
     discovery = find(*infos_of(nn.LSTM(96, 128, proj_size=64, bias=False)), exclude=("*weight_hr*",))
 
-    assert reasons(discovery) == {"weight_hr_l0": "left out as asked"}
+    assert reasons(discovery) == {"weight_hr_l0": "excluded by the user"}
     assert len(discovery.layers) == 1
 
 
@@ -609,7 +612,7 @@ def test_leaving_the_projection_out_leaves_the_lstm_in() -> None:
         ),
         (
             {"exclude": ("a", "zz")},
-            "exclude pattern 'zz': matches no layer and no tensor; a pattern that selects nothing",
+            "exclude pattern 'zz': matches no layer and no tensor; a pattern must match at least one",
         ),
         ({"kinds": {"zz": "linear"}}, "kind pattern 'zz': matches no tensor"),
         ({"kinds": {"a": "linear"}}, "kind pattern 'a': matches no tensor"),

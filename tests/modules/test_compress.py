@@ -17,7 +17,7 @@ from mpocompress.errors import CheckpointError, ExecutionError, ModelError, Sele
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules import compress as compressing
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOWeight
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from tests.inspecting import report_in
 from tests.models import BOND, WORDS, Net, compressed, filled, load, same_report, state_of

@@ -19,7 +19,7 @@ from mpocompress.compression.compress import compress
 from mpocompress.layers.names import LSTM_GATES
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.nn import MPOLSTM, MPOLinear, MPOLSTMCell, MPOWeight
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from tests.inspecting import report_in
 from tests.models import BOND, WORDS, Net, close, compressed, expanded, filled, load
 

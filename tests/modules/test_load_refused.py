@@ -369,7 +369,7 @@ CORE = "fc.weight.core.1"
         (lambda document, state: state.update({CORE: torch.ones(1, 2, 3)}), r"bad\.pt, fc\.weight: cores of shapes"),
         (
             lambda document, state: state.update({"fc.weight": torch.ones(2, 2)}),
-            r"both 'fc\.weight' and the cores of it",
+            r"both 'fc\.weight' and its cores",
         ),
         (spoil(CORE), r"bad\.pt, fc\.weight: cores that hold NaN or Inf; mpocompress never writes such values"),
         (spoil("head.weight.core.0"), r"bad\.pt, head\.weight: cores that hold NaN or Inf"),

@@ -19,10 +19,10 @@ from mpocompress.errors import ModelError, MPOCompressError, OutputError, Output
 from mpocompress.layers.selection import LSTMChoice, Selection
 from mpocompress.modules.compress import compress_module
 from mpocompress.modules.save import save
-from mpocompress.modules.saved_report import ADDED, SAVED
+from mpocompress.modules.updated_report import ADDED, SAVED
 from mpocompress.mpo.mpo import MPO
 from mpocompress.nn import MPOLinear, MPOWeight
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from mpocompress.reports.compression import Report
 from tests.inspecting import report_in
 from tests.models import WORDS, Net, close, compressed, expanded, filled, load, same_report
@@ -337,11 +337,11 @@ def test_the_extra_state_of_modules_is_saved_as_far_as_a_file_holds_it(tmp_path:
     report = save(model, tmp_path / "again.pt")
     beside = save(model, tmp_path / "again.safetensors")
 
-    odd = "count._extra_state.odd is left out: a plain file cannot hold a value of type object"
+    odd = "count._extra_state.odd is not stored: a plain file cannot hold a value of type object"
     assert report.notes[-1] == odd
     again: Any = load(tmp_path / "again.pt", build())
     assert again["count"].extra == {"count": 3}
-    assert beside.notes[-2:] == (odd, "left out, since a safetensors file cannot hold them: count._extra_state")
+    assert beside.notes[-2:] == (odd, "not stored, because a safetensors file cannot hold them: count._extra_state")
     assert load(tmp_path / "again.safetensors", build(), strict=False)
 
 

@@ -16,7 +16,7 @@ from mpocompress.errors import DecompositionError, SitesError, TargetError
 from mpocompress.mpo.sites import Sites, SitesChoice, balanced, candidates, folded, low_rank
 from mpocompress.mpo.tt_svd import factorise, measured_error
 from mpocompress.planning.single_matrix import decompose
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from tests.draw import EPS, decaying, random_matrix, shaped_matrices
 
 SUM_SHARE = 1e-5

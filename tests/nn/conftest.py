@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mpocompress.nn import execution, gates, linear, loop, steps
+from mpocompress.nn import execution, gates, inference_loop, linear, step_products
 from tests.nn.builders import assert_close, tensors, wide
 
 
@@ -50,8 +50,8 @@ def sized(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Run states of any size as those of this size, which have other kernels and other lengths of a stretch."""
     if request.param == "large states":
         monkeypatch.setattr(gates, "NUMPY_ENTRIES", -1)
-        monkeypatch.setattr(steps, "STACKED_ENTRIES", 0)
-        monkeypatch.setattr(steps, "SCALED_ENTRIES", 0)
-        monkeypatch.setattr(loop, "STRETCH_ENTRIES", 100)
+        monkeypatch.setattr(step_products, "STACKED_ENTRIES", 0)
+        monkeypatch.setattr(step_products, "SCALED_ENTRIES", 0)
+        monkeypatch.setattr(inference_loop, "STRETCH_ENTRIES", 100)
         monkeypatch.setattr(linear, "CHUNK_ENTRIES", 100)
     return str(request.param)

@@ -17,7 +17,7 @@ from mpocompress.mpo.svd import squared_norm
 from mpocompress.mpo.tt_svd import factorise
 from mpocompress.planning.bond_choice import BondChoice, choose_bonds
 from mpocompress.planning.curves import MatrixCurves, error_curves
-from mpocompress.planning.target import Truncation
+from mpocompress.planning.targets import Truncation
 from tests.draw import decaying, random_matrix
 
 
@@ -148,7 +148,7 @@ def test_bonds_by_layer_leave_the_others_dense() -> None:
     choices = MODEL.choices(bond_by_layer={"fc": 2})
 
     assert [(entry.bonds, entry.reason) for entry in choices][-1] == ((2,), "")
-    assert {entry.reason for entry in choices[:-1]} == {"no bond was asked for it"}
+    assert {entry.reason for entry in choices[:-1]} == {"no bond was requested for it"}
 
 
 def test_bonds_by_layer_come_before_the_cap() -> None:

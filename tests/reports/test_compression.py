@@ -58,7 +58,7 @@ DENSE = MatrixReport(
     rounding_weight=0.0,
     source_dtype="float32",
     dtype="float32",
-    reason="the budget is best spent on keeping it whole",
+    reason="under this budget, keeping it dense is best",
     kind_from="name and shape",
 )
 REPORT = Report(
@@ -417,12 +417,12 @@ def test_the_verdict_warns_above_the_errors_that_models_tolerate(error: float, l
     warning, *more = dataclasses.replace(REPORT, matrices=(matrix, DENSE)).verdict()
 
     assert warning.startswith("Weight errors do not measure quality: ")
-    advice = "Keep more (a larger bond or fraction), leave that layer dense, or fine-tune before use."
+    advice = "Keep more parameters (a larger bond or fraction), leave that layer dense, or fine-tune before use."
     largest = f"The largest relative error is {error:.2f} (lstm.weight_joint_l0); {limit}. {advice}"
     assert more == ([largest] if limit else [])
 
 
 def test_the_verdict_without_compressed_matrices() -> None:
     assert dataclasses.replace(REPORT, matrices=(DENSE,)).verdict() == (
-        "Nothing was compressed: every matrix was kept dense, for the reason given.",
+        "Nothing was compressed: every matrix was kept dense, for the reasons given.",
     )

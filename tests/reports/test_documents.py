@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpocompress.errors import FormatError, ReportError
-from mpocompress.reports.documents import (
+from mpocompress.reports.json_documents import (
     Count,
     Document,
     Fraction,
@@ -28,9 +28,8 @@ from mpocompress.reports.documents import (
     choice,
     contradiction,
     encode,
-    field_descriptions,
-    schema,
 )
+from mpocompress.reports.json_schema import field_descriptions, schema
 
 DIGEST = "0123456789abcdef" * 4
 

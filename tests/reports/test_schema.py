@@ -14,9 +14,9 @@ import torch
 import mpocompress
 from mpocompress.cli.render.formatting import KIND_NAMES, KIND_SOURCES
 from mpocompress.layers.specs import KindFrom, LayerKind
-from mpocompress.reports import documents
+from mpocompress.reports import json_schema
 from mpocompress.reports.benchmark import BenchKind
-from mpocompress.reports.documents import Document, field_descriptions
+from mpocompress.reports.json_documents import Document
 from tests.inspecting import overview_of, report_in
 from tools import json_page, schemas
 from tools.pages import is_current
@@ -110,16 +110,22 @@ def test_a_plan_with_calibration_inputs_follows_its_schema(model: Path, calibrat
 
 def test_a_plan_follows_its_schema(model: Path) -> None:
     targets = (mpocompress.Truncation(keep=0.5), mpocompress.Truncation(keep=1e-9), mpocompress.Truncation(max_bond=4))
-    document = json.loads(mpocompress.plan(model, truncations=targets).to_json())
+    plan = mpocompress.plan(model, truncations=targets)
+    document = json.loads(plan.to_json())
 
     jsonschema.validate(document, schema("plan-1.json"))
+    assert repr(plan) == "<PlanReport: model.pt, 2 of 3 targets possible>"
+    assert mpocompress.PlanReport.from_json(plan.to_json()) == plan
     assert [bool(choice["problem"]) for choice in document["choices"]] == [False, True, False]
 
 
 def test_an_overview_follows_its_schema(model: Path) -> None:
-    document = json.loads(overview_of(model).to_json(indent=2))
+    overview = overview_of(model)
+    document = json.loads(overview.to_json(indent=2))
 
     jsonschema.validate(document, schema("overview-1.json"))
+    assert repr(overview) == "<Overview: model.pt, 38,912 of 40,480 parameters can be compressed>"
+    assert mpocompress.Overview.from_json(overview.to_json()) == overview
     assert document["format"] == "mpocompress-overview"
     assert {weight["kind"] for weight in document["weights"]} == {"lstm", "linear"}
 
@@ -149,6 +155,6 @@ def test_a_schema_is_valid_and_refuses_an_empty_document(name: str) -> None:
 
 @pytest.mark.parametrize("kind", schemas.DOCUMENTS.values())
 def test_descriptions_are_of_fields(kind: type[Document]) -> None:
-    declared = documents.schema(kind)
+    declared = json_schema.schema(kind)
 
-    assert set(field_descriptions(kind)) | {"format", "version"} == set(declared["properties"])
+    assert set(json_schema.field_descriptions(kind)) | {"format", "version"} == set(declared["properties"])

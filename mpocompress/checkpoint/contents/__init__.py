@@ -1,1 +1,4 @@
-"""From what a file held to an open checkpoint: the state dict, its tensors, and the rest."""
+"""Choice of the state dict inside a checkpoint, and what is carried over beside its tensors.
+
+A checkpoint may nest state dicts, modules, optimizer states and hyperparameters; `state_dict_search` finds the weights.
+"""

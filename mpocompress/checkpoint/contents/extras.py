@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpocompress.checkpoint.contents.modules import class_name
-from mpocompress.checkpoint.contents.nesting import (
+from mpocompress.checkpoint.contents.state_dict_search import (
     StateDict,
     is_averaged,
     is_weight,

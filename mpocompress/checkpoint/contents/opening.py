@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from mpocompress.checkpoint.checkpoint import Checkpoint, FileSource, TensorInfo
 from mpocompress.checkpoint.contents.extras import Split, other_models, split
-from mpocompress.checkpoint.contents.nesting import choose
+from mpocompress.checkpoint.contents.state_dict_search import choose_state_dict
 from mpocompress.checkpoint.contents.structure import check_structure, leaves, plain_part, tensors_in
 from mpocompress.checkpoint.lazy_tensors import AnyLazyTensor, LazyMetaTensor, LazyTensor
 from mpocompress.checkpoint.own_format import EXTRAS, MARK, STATE_DICT, check_document, inconsistent, own_key
@@ -60,7 +60,7 @@ def open_contents(
         raise CheckpointError(
             where=str(path),
             found=str(error),
-            why="no model is built like that: the file is damaged or malicious",
+            why="no valid model has this structure: the file is damaged or malicious",
             action="Get the model from a source you trust.",
         ) from error
     tensors = contents.parts.tensors
@@ -100,7 +100,7 @@ def _contents(root: object, where: str, key: str | None) -> _Contents:
             why="layers are found by the names of their tensors",
             action="Save the state dict: torch.save(model.state_dict(), ...).",
         )
-    chosen = choose(root, where, key)
+    chosen = choose_state_dict(root, where, key)
     others = other_models(root, chosen) if key is None else []
     check_structure(chosen.value, where)  # again: the first time, objects were not visited
     for name, value in chosen.value.items():

@@ -216,6 +216,6 @@ def _malformed(where: str, found: str) -> CheckpointError:
     return CheckpointError(
         where=where,
         found=found,
-        why="no checkpoint is built like that: the file is damaged or malicious",
+        why="no valid checkpoint has this structure: the file is damaged or malicious",
         action="Get the model from a source you trust.",
     )

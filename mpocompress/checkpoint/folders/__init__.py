@@ -1,1 +1,1 @@
-"""Models in folders and in shards: reading and writing them."""
+"""Reading and writing of model folders and sharded checkpoints."""

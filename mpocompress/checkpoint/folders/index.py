@@ -111,7 +111,7 @@ def check_contents(index: ShardIndex, contents: Mapping[str, tuple[str, ...]]) -
     if not unnamed:
         return ()
     noun = "tensor is" if len(unnamed) == 1 else "tensors are"
-    return (f"{len(unnamed)} {noun} in the shards and not in the index, and taken along ({shown(unnamed[0])})",)
+    return (f"{len(unnamed)} {noun} in the shards but not in the index, and included ({shown(unnamed[0])})",)
 
 
 def _is_plain(name: str) -> bool:

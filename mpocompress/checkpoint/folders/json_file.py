@@ -31,7 +31,7 @@ def read_json(path: Path, *, largest: int, kind: str, action: str) -> dict[str, 
         with path.open("rb") as stream:
             data = stream.read(largest + 1)
         if len(data) > largest:
-            raise fail(f"more than {shown_size(largest)}", f"no {kind} is that large")
+            raise fail(f"more than {shown_size(largest)}", f"no valid {kind} is that large")
         value = json.loads(data, object_pairs_hook=_unique)
     except OSError as error:
         raise fail(f"it cannot be read ({error.strerror})", f"the {kind} is part of the model") from error

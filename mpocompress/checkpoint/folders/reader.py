@@ -53,7 +53,7 @@ def open_folder(path: Path, key: str | None, open_file: OpenFile) -> Checkpoint:
     """
     path = path if path.name else path.resolve()  # the report calls the model by the name of its folder
     name, ignored = _choose(path)
-    notes = (f"{shown(name)} was read, and not {listed(ignored, _MOST_SHOWN)} beside it",) if ignored else ()
+    notes = (f"{shown(name)} was read; ignored beside it: {listed(ignored, _MOST_SHOWN)}",) if ignored else ()
     if name.endswith(INDEX_SUFFIX):
         return _open_shards(read_index(path / name), path, key, open_file, notes)
     return _open_single(path / name, path, key, open_file, notes)

@@ -69,7 +69,7 @@ def open_shards(
             metadata = {name: text for name, text in opened.metadata.items() if name != SHARD} | metadata
             all_notes += [f"{shown(shard)}: {note}" for note in opened.notes]
             if holds_anything(opened.lazy_extras):
-                all_notes.append(f"{shown(shard)}: what it holds beside its tensors is not carried over")
+                all_notes.append(f"{shown(shard)}: contents other than tensors are not carried over")
             classes |= opened.classes
             container = container or opened.container
     all_notes += check_contents(index, contents)

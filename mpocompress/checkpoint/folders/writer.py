@@ -1,4 +1,4 @@
-"""Write a folder: companion files, weights in one file or in shards, and the index last; all or nothing."""
+"""Write a folder: companion files, weights in one file or in shards, and the index last; completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from mpocompress.checkpoint.checkpoint import SAFETENSORS
 from mpocompress.checkpoint.folders.index import MAX_INDEX_BYTES
-from mpocompress.checkpoint.folders.permission import check_apart, check_folder
+from mpocompress.checkpoint.folders.overwrite_checks import check_apart, check_folder
 from mpocompress.checkpoint.layout import CONFIG, Layout, file_name, index_name
 from mpocompress.checkpoint.own_format import ALIASES, FILES, MARK, SHARD, check_document
 from mpocompress.checkpoint.writing.atomic import replacing, replacing_folder

@@ -1,4 +1,4 @@
-"""The error for a folder without readable weights: what it seems to be, and what to do."""
+"""The error for a folder without readable weights, with its probable kind and what to do."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _looks_like(folder: Path, shards: Sequence[str]) -> tuple[str, str, str]:
     if inner:
         return (
             f"no weights, but some in {listed(inner)}",
-            "folders inside are not searched",
+            "subfolders are not searched",
             "Give one of those.",
         )
     others = [name for name in names if name.endswith(_OTHER_ENDINGS)]

@@ -1,4 +1,4 @@
-"""Read files of pickle.dump: the storages in them are small one-stream files of their own."""
+"""Read files of pickle.dump: each storage in them is a small one-stream file."""
 
 from __future__ import annotations
 

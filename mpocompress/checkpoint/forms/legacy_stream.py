@@ -54,13 +54,13 @@ def read_stream(stream: BinaryIO, buffer: InputFile | bytearray, where: str) -> 
     """
     magic, version, machine = (_unpickle(stream, where, _Pieces(where)) for _ in range(3))
     if magic != MAGIC or version != _VERSION or not isinstance(machine, dict):
-        raise _damaged(where, "a head that torch.save never writes", _DAMAGED)
+        raise _damaged(where, "a header that torch.save never writes", _DAMAGED)
     start = stream.tell()
     pieces = _Pieces(where)  # first pass: sizes of the pieces; second pass: tensors, now that positions are known
     _unpickle(stream, where, pieces)
     names = _unpickle(stream, where, _Pieces(where))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
-        raise _damaged(where, "no list of its pieces of memory", _DAMAGED)
+        raise _damaged(where, "no list of its storages", _DAMAGED)
     pieces.locate(names, stream, buffer, big_endian=machine.get("little_endian") is False)
     stream.seek(start)
     return _unpickle(stream, where, pieces)
@@ -111,7 +111,7 @@ class _Pieces:
             ):
                 raise _damaged(
                     self._where,
-                    f"piece {shown(name)} of its memory does not match its description",
+                    f"storage {shown(name)} does not match its description",
                     "the file is truncated or damaged",
                 )
             size_bytes = count * dtype.itemsize
@@ -119,7 +119,7 @@ class _Pieces:
             if start + size_bytes > end:
                 raise _damaged(
                     self._where,
-                    f"piece {shown(name)} of its memory has {shown_size(size_bytes)} and the file ends before",
+                    f"storage {shown(name)} has {shown_size(size_bytes)}, but the file ends before that",
                     "the file is truncated",
                 )
             storages[name] = Storage(
@@ -128,9 +128,7 @@ class _Pieces:
             start += size_bytes
         missing = next((name for name in self._dtypes if name not in storages), None)
         if missing is not None:
-            raise _damaged(
-                self._where, f"piece {shown(missing)} of its memory is missing", "the file is truncated or damaged"
-            )
+            raise _damaged(self._where, f"storage {shown(missing)} is missing", "the file is truncated or damaged")
         self._storages = storages
 
     def _piece(self, name: str, view: object) -> object:

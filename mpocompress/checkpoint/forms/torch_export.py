@@ -66,7 +66,7 @@ def open_torch_export(path: Path, key: str | None) -> Checkpoint:
         container=TORCH_EXPORT,
         key=key,
         classes=_classes(records, where),
-        notes=("its weights are taken; the program and its constants are not carried over",),
+        notes=("its weights are read; the program and its constants are not carried over",),
     )
 
 
@@ -119,6 +119,6 @@ def _unknown(where: str, found: str) -> CheckpointError:
     return CheckpointError(
         where=where,
         found=found,
-        why="the archive is damaged, or written by a version of torch.export that this release does not know",
+        why="the archive is damaged, or written by a version of torch.export that this release does not support",
         action="Load it with torch.export.load and save its state dict: torch.save(program.state_dict, ...).",
     )

@@ -1,1 +1,1 @@
-"""Pickles read as data: what they hold, how they are followed, what their calls make."""
+"""A reader of pickles that runs nothing: instructions are followed, and calls become plain values."""

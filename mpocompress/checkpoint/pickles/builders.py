@@ -84,8 +84,8 @@ def builder(where: str, others: Mapping[str, Callable[..., object]] | None = Non
         if name in _HARMFUL or name.partition(".")[0] in _HARMFUL:
             raise CheckpointError(
                 where=where,
-                found=f"its pickle asks to call {shown(name)}",
-                why="no model needs that: the file is malicious, and nothing in it was run",
+                found=f"its pickle calls {shown(name)}",
+                why="no model needs this call: the file is malicious; nothing in it was run",
                 action="Get the model from a source you trust.",
             )
         if name in tensors:
@@ -119,7 +119,7 @@ def _tensors(where: str) -> dict[str, Callable[..., object]]:
     def subclass(function: object, kind: object, arguments: object, _: object) -> object:
         """A tensor of a subclass, or with attributes, as the plain tensor it is built of."""
         if not isinstance(function, Global) or not isinstance(kind, Global) or not isinstance(arguments, tuple):
-            raise TypeError("a tensor that is built in no known way")
+            raise TypeError("a tensor that is built in an unknown way")
         plain = kind.name in ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
         make = rebuild.get(function.name)
         return make(*arguments) if plain and make is not None else UnusualTensor(kind=f"a tensor of class {kind.name}")
@@ -241,6 +241,6 @@ def _plain() -> dict[str, Callable[..., object]]:
 _UNUSUAL: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_qtensor": lambda *_: _QUANTIZED,
     "torch._utils._rebuild_nested_tensor": _unusual("a nested tensor"),
-    "torch._utils._rebuild_wrapper_subclass": _unusual("a tensor of a class of its own"),
+    "torch._utils._rebuild_wrapper_subclass": _unusual("a tensor of a custom class"),
     "torch._utils._rebuild_sparse_csr_tensor": _unusual("a sparse tensor"),
 }

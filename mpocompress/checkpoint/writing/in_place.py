@@ -88,10 +88,12 @@ def _targets(original: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[
         if not info.size_bytes:
             continue
         if name not in tensors:
-            raise _mismatch(original, f"{shown(name)} is in it and not in the compressed file")
+            raise _mismatch(original, f"{shown(name)} is in it but not in the compressed file")
         shape, dtype = tuple(tensors[name].shape), dtype_of(tensors[name].dtype)
         if (shape, dtype) != (info.shape, info.dtype):
-            raise _mismatch(original, f"{shown(name)} is {info.shape} {info.dtype} in it and {shape} {dtype} here")
+            raise _mismatch(
+                original, f"{shown(name)} is {info.shape} {info.dtype} in it but {shape} {dtype} in the compressed file"
+            )
         target = original.lazy_tensor(name)
         if not target.in_file:
             raise OutputError(
@@ -103,7 +105,7 @@ def _targets(original: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> dict[
         targets[name] = target
     for name in tensors:
         if name not in original.tensors:
-            raise _mismatch(original, f"{shown(name)} is in the compressed file and not in it")
+            raise _mismatch(original, f"{shown(name)} is in the compressed file but not in it")
         if original.tensors[name].alias_of is not None:
             alias_of = shown(str(original.tensors[name].alias_of))
             raise _mismatch(original, f"{shown(name)} is tied to {alias_of} in it only")

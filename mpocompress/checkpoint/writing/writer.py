@@ -13,7 +13,7 @@ import torch
 
 from mpocompress.checkpoint.checkpoint import SAFETENSORS
 from mpocompress.checkpoint.contents.extras import holds_anything, restore
-from mpocompress.checkpoint.contents.nesting import named_children
+from mpocompress.checkpoint.contents.state_dict_search import named_children
 from mpocompress.checkpoint.own_format import ALIASES, EXTRAS, MARK, STATE_DICT, check_document
 from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.checkpoint.writing.deterministic import Canonicaliser

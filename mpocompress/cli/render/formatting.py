@@ -10,7 +10,7 @@ from rich.text import Text
 
 from mpocompress.layers.specs import Skipped
 from mpocompress.mpo.sites import Sites
-from mpocompress.planning.target import TARGETS
+from mpocompress.planning.targets import TARGETS
 from mpocompress.reports.compression import Report, Target
 from mpocompress.text import printable
 

@@ -22,7 +22,7 @@ from mpocompress.cli.render.formatting import (
     skipped_by_reason,
     times,
 )
-from mpocompress.planning.target import TARGETS
+from mpocompress.planning.targets import TARGETS
 from mpocompress.reports.overview import Overview
 from mpocompress.text import printable, shown_size
 
@@ -117,7 +117,7 @@ def _weights(overview: Overview, width: int) -> tuple[Table, str]:
     table.add_column("kind", no_wrap=True)
     table.add_column("shape", justify="right", no_wrap=True)
     table.add_column("parameters", justify="right", no_wrap=True)
-    table.add_column("known by", no_wrap=True)
+    table.add_column("source", no_wrap=True)
     rows = [
         (
             KIND_NAMES[weight.kind][0],
@@ -127,7 +127,7 @@ def _weights(overview: Overview, width: int) -> tuple[Table, str]:
         )
         for weight in overview.weights
     ]
-    columns = zip(("kind", "shape", "parameters", "known by"), *rows, strict=True)
+    columns = zip(("kind", "shape", "parameters", "source"), *rows, strict=True)
     room = width - sum(max(map(len, cells)) + 2 for cells in columns) - 2
     names, pattern = fit_names([weight.name for weight in overview.weights], max(16, room))
     for name, cells in zip(names, rows, strict=True):

@@ -17,7 +17,7 @@ from mpocompress.cli.render.formatting import (
     skipped_text,
     times,
 )
-from mpocompress.planning.target import TARGETS
+from mpocompress.planning.targets import TARGETS
 from mpocompress.reports.compression import Target
 from mpocompress.reports.plan import PlannedMatrix, PlannedTarget, PlanReport
 from mpocompress.text import printable
@@ -63,9 +63,7 @@ def _is_calibrated(choices: Iterable[PlannedTarget]) -> bool:
 
 def _advice(plan: PlanReport) -> str:
     if _is_calibrated(plan.choices):
-        return (
-            "Compress at two or three targets and evaluate each on your own task, to see which divergence it tolerates."
-        )
+        return "Compress at two or three targets and evaluate each on your own task to find an acceptable divergence."
     advice = (
         "Weight errors do not measure quality: compress at two or three targets and evaluate each on your own task."
     )

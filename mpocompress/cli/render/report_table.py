@@ -117,7 +117,7 @@ def _calibration(report: CalibrationReport) -> Table:
     grid.add_row("outputs", f"{report.kind}: {printable(report.kind_from)}")
     if report.divergence is not None:
         unrelated = report.unrelated_divergence
-        scale = f"; {unrelated:.3g} between outputs for different inputs" if unrelated is not None else ""
+        scale = f"; unrelated outputs {unrelated:.3g}" if unrelated is not None else ""
         grid.add_row("divergence", f"{report.divergence:.3g} ({printable(report.measure)}){scale}")
     if report.agreement is not None:
         grid.add_row("agreement", f"{report.agreement:.1%}")

@@ -6,12 +6,12 @@ import dataclasses
 
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.errors import FormatError
-from mpocompress.planning.target import TARGETS
+from mpocompress.planning.targets import TARGETS
 from mpocompress.reports.compression import Report
 from mpocompress.text import shown
 
 
-def stored_report(
+def read_report(
     checkpoint: Checkpoint, *, otherwise: str = "Pass a file that mpocompress wrote, or compress this one."
 ) -> Report:
     """Return the report inside a compressed file, its sums checked, with the size of the file.

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpocompress.errors import TargetError
-from mpocompress.mpo.truncation import choose_bond, tail_weights
-from mpocompress.planning.target import TARGETS, TargetValues, Truncation
+from mpocompress.mpo.truncation import smallest_bond, tail_weights
+from mpocompress.planning.targets import TARGETS, TargetValues, Truncation
 
 spectra = st.lists(st.floats(0, 1e6), min_size=1, max_size=12).map(lambda values: sorted(values, reverse=True))
 
@@ -43,22 +43,22 @@ def test_the_bond_is_the_smallest_within_the_budget(values: list[float], budget:
     tails = tail_weights(np.array(values))
     within = [bond for bond in range(1, len(tails)) if tails[bond] <= budget]
 
-    bond = choose_bond(tails, max_bond=cap, discarded_budget=budget)
+    bond = smallest_bond(tails, max_bond=cap, discarded_budget=budget)
 
     assert bond == min(within[0], len(values) if cap is None else cap)
 
 
 @given(spectra, st.integers(1, 15))
 def test_a_cap_alone_is_used_up(values: list[float], cap: int) -> None:
-    assert choose_bond(tail_weights(np.array(values)), max_bond=cap) == min(cap, len(values))
+    assert smallest_bond(tail_weights(np.array(values)), max_bond=cap) == min(cap, len(values))
 
 
 def test_a_budget_below_what_is_left_over_takes_all_there_is() -> None:
-    assert choose_bond(tail_weights(np.array([2.0, 1.0]), residual=0.5), discarded_budget=0.1) == 2
+    assert smallest_bond(tail_weights(np.array([2.0, 1.0]), residual=0.5), discarded_budget=0.1) == 2
 
 
 def test_zeros_keep_one_bond() -> None:
-    assert choose_bond(tail_weights(np.zeros(3)), discarded_budget=0.0) == 1
+    assert smallest_bond(tail_weights(np.zeros(3)), discarded_budget=0.0) == 1
 
 
 @pytest.mark.parametrize(

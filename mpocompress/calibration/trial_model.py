@@ -60,7 +60,7 @@ class Comparison:
     agreement: float | None
 
 
-class Rig:
+class TrialModel:
     """A private copy of the user's model, in evaluation mode, with the weights of a checkpoint.
 
     Decisions are measured on the first of the batches to learn from (`validation`), so that they are made on other

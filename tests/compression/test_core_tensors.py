@@ -13,8 +13,8 @@ from torch import Tensor
 from mpocompress.checkpoint.checkpoint import TensorInfo
 from mpocompress.checkpoint.torch_dtypes import dtype_of
 from mpocompress.checkpoint.writing.spool import Spool
-from mpocompress.compression.format import compressed_tensors, core_tensors, dense_tensors
-from mpocompress.compression.reporting import dense_report
+from mpocompress.compression.build_report import dense_report
+from mpocompress.compression.core_tensors import compressed_tensors, core_tensors, dense_tensors
 from mpocompress.errors import FormatError, MPOCompressError
 from mpocompress.layers.names import core_name
 from mpocompress.layers.specs import MatrixSpec, Member

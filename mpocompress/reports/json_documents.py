@@ -1,15 +1,10 @@
-"""JSON documents declared as dataclasses: encoding, strict decoding of untrusted text, and JSON Schemas.
-
-The fields, their types and bounds are the declaration; descriptions come from the `Args:` section of its docstring.
-"""
+"""JSON documents declared as dataclasses: encoding, and strict decoding of untrusted text."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
 import msgspec
@@ -57,7 +52,7 @@ class Document:
 
     FORMAT: ClassVar[str]
     VERSION: ClassVar[int] = 1
-    IF_DAMAGED: ClassVar[str] = "The file is damaged or was edited: run the command again that wrote it."
+    IF_DAMAGED: ClassVar[str] = "The file is damaged or was edited: repeat the command that wrote it."
     """Last sentence of the error about a damaged document."""
 
     def to_json(self, *, indent: int | None = None) -> str:
@@ -122,8 +117,9 @@ def encode(document: Document, *, indent: int | None = None) -> str:
     Raises:
         ValueError: a number is NaN or infinite.
     """
+    header = {"format": document.FORMAT, "version": document.VERSION}
     fields = msgspec.to_builtins(document, enc_hook=_builtin)
-    return json.dumps({**_header(type(document)), **fields}, indent=indent, allow_nan=False)
+    return json.dumps(header | fields, indent=indent, allow_nan=False)
 
 
 def decode(kind: type[D], text: str, *, where: str) -> D:
@@ -173,28 +169,6 @@ def decode(kind: type[D], text: str, *, where: str) -> D:
         ) from error
 
 
-def schema(kind: type[Document]) -> dict[str, Any]:
-    """Return the JSON Schema of the documents that `encode` writes.
-
-    Args:
-        kind: class of the document.
-    """
-    (root,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
-    definitions = {name: _described(cls, components[name]) for name, cls in sorted(_classes(kind).items())}
-    document = definitions.pop(root["$ref"].rpartition("/")[2])
-    header = {
-        "format": {"description": "name of the format", "const": kind.FORMAT},
-        "version": {"description": "version of the format", "const": kind.VERSION},
-    }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **document,
-        "properties": header | document["properties"],
-        "required": [*header, *document["required"]],
-        "$defs": definitions,
-    }
-
-
 def contradiction(where: str, found: str, why: str) -> ReportError:
     """Return the error about figures of a report that contradict each other.
 
@@ -204,29 +178,6 @@ def contradiction(where: str, found: str, why: str) -> ReportError:
         why: what they must fulfil.
     """
     return ReportError(where=where, found=found, why=why, action="Report this as a bug, with the command and the file.")
-
-
-def field_descriptions(kind: type[Any]) -> dict[str, str]:
-    """Return the descriptions in the `Args:` section of a docstring, by name, each on one line.
-
-    Args:
-        kind: a class.
-
-    Example:
-        >>> from mpocompress.mpo.sites import Sites
-        >>> field_descriptions(Sites)["anti_aligned"]
-        "whether the last site's row digit is the slowest"
-    """
-    section = re.search(r"^Args:\n((?: +.*\n?|\n)+)", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
-    entries = re.split(r"^ {4}(\w+): ", section[1] if section else "", flags=re.MULTILINE)[1:]
-    return {
-        name: re.sub(r"\bNone\b", "null", " ".join(text.split()).rstrip("."))
-        for name, text in zip(entries[::2], entries[1::2], strict=True)
-    }
-
-
-def _header(kind: type[Document]) -> dict[str, str | int]:
-    return {"format": kind.FORMAT, "version": kind.VERSION}
 
 
 def _builtin(value: object) -> object:
@@ -251,48 +202,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _classes(kind: type[Any]) -> dict[str, type[Any]]:
-    """Return a dataclass and the dataclasses in its fields, by name."""
-    classes: dict[str, type[Any]] = {}
-    queue: list[Any] = [msgspec.inspect.type_info(kind)]
-    while queue:
-        info = queue.pop()
-        if isinstance(info, msgspec.inspect.DataclassType):
-            if info.cls.__name__ in classes:
-                continue
-            classes[info.cls.__name__] = info.cls
-            queue += [field.type for field in info.fields]
-        else:
-            queue += _inner(info)
-    return classes
-
-
-def _inner(info: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
-    """Yield the types in a type."""
-    for name in ("type", "item_type", "key_type", "value_type"):
-        if isinstance(inner := getattr(info, name, None), msgspec.inspect.Type):
-            yield inner
-    for name in ("item_types", "types"):
-        yield from getattr(info, name, ())
-
-
-def _described(kind: type[Any], component: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of a dataclass with the descriptions of its docstring; every field is required."""
-    descriptions = field_descriptions(kind)
-    properties = {
-        field.name: {"description": descriptions[field.name], **component["properties"][field.name]}
-        for field in dataclasses.fields(kind)
-    }
-    for declared in properties.values():
-        declared.pop("default", None)
-        if "enum" in declared:
-            declared.pop("pattern", None)
-    return {
-        "title": kind.__name__,
-        "description": inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " "),
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-    }

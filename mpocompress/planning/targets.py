@@ -26,7 +26,7 @@ Matrices = Sequence[MatrixReport] | Sequence[PlannedMatrix]
 TARGETS: dict[str, type[TruncationTarget]] = {}
 """Kind -> class, in the order of their definition."""
 
-BUDGET_EXCEEDED = "The budget is exceeded, because matrices that were to be compressed had to be kept dense."
+BUDGET_EXCEEDED = "The budget is exceeded, because some matrices had to be kept dense."
 NOTHING_COMPRESSED = "No matrix could be made smaller under this target; all were kept dense."
 
 _MOST_DIGITS = 15
@@ -73,15 +73,15 @@ class TruncationTarget(ABC):
     help: ClassVar[str]
     """Help text of the command line."""
     allowed: ClassVar[str]
-    """Allowed values, in words."""
+    """Description of the allowed values."""
     takes_globs: ClassVar[bool] = False
-    """Whether single layers can have values of their own, as GLOB=VALUE on the command line."""
+    """Whether individual layers can have different values, as GLOB=VALUE on the command line."""
     is_whole: ClassVar[bool] = False
     """Whether the value is an integer."""
     is_budget: ClassVar[bool] = False
     """Whether the bonds of all matrices are chosen together."""
     is_countable: ClassVar[bool] = False
-    """Whether shapes alone say how many parameters are left."""
+    """Whether the number of remaining parameters follows from shapes alone."""
 
     def __init_subclass__(cls) -> None:
         """Register the class."""
@@ -104,7 +104,7 @@ class TruncationTarget(ABC):
             text: the text.
 
         Raises:
-            ValueError: the allowed values, in words.
+            ValueError: a description of the allowed values.
 
         Example:
             >>> Keep.parse("1/4"), MaxBond.parse("16")
@@ -205,7 +205,7 @@ class MaxBond(TruncationTarget):
     title = "bond"
     flag = "--bond"
     metavar = "N"
-    help = "Largest bond."
+    help = "Maximum bond."
     allowed = "an integer of 1 or more, below 1e15"
     takes_globs = True
     is_whole = True
@@ -292,7 +292,7 @@ class MaxError(TruncationTarget):
     title = "max error"
     flag = "--max-error"
     metavar = "E"
-    help = "Largest relative error of every matrix."
+    help = "Maximum relative error of every matrix."
     allowed = "a number from 0 to below 1"
 
     @classmethod
@@ -368,7 +368,7 @@ class MaxParams(TruncationTarget):
     title = "max parameters"
     flag = "--max-params"
     metavar = "N"
-    help = "Largest number of parameters of the whole model."
+    help = "Maximum number of parameters of the whole model."
     allowed = "an integer of 1 or more, below 1e15"
     is_whole = True
     is_budget = True
@@ -450,7 +450,7 @@ class Truncation:
                 where="truncation",
                 found=f"bond caps of single layers together with {name}",
                 why=f"{name} chooses every bond",
-                action=f"Pass bond_by_layer with {MaxBond.name}, or alone.",
+                action=f"Pass bond_by_layer with {MaxBond.name}, or only bond_by_layer.",
             )
         target = (
             by_name[name](given[name])

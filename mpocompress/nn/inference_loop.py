@@ -12,7 +12,7 @@ from torch import Tensor
 from mpocompress.nn.buffer_pool import BufferPool
 from mpocompress.nn.gates import GateUpdate, Native, as_native, gate_update, step_outputs, uses_numpy
 from mpocompress.nn.operands import Product
-from mpocompress.nn.steps import Operands, StepProducts, steps_of
+from mpocompress.nn.step_products import Operands, StepProducts, steps_of
 
 STRETCH_ENTRIES = 2**18
 """Entries that are prepared at a time, in a stretch of steps, so that they stay in a typical cache."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mpocompress.finetuning.autotune import fastest
 from mpocompress.finetuning.precision import MatmulDtypes, autocast
+from mpocompress.finetuning.precision_trials import fastest
 
 CPU = torch.device("cpu")
 

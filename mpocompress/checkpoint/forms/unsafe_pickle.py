@@ -46,9 +46,9 @@ def open_by_running(path: Path, key: str | None, form: Form) -> Checkpoint:
             where=str(path),
             found=f"running it failed ({type(error).__name__}: {shown(str(error))})",
             why="its objects are built by code that the file only names",
-            action="Run this where that code can be imported, with the versions the file was saved with.",
+            action="Load it where that code can be imported, with the versions with which it was saved.",
         ) from error
-    note = "the file was loaded by running the code it names, as allowed"
+    note = "the file was loaded by running the code that it names, as requested"
     return open_contents(root, path=path, container=_CONTAINERS[form], key=key, notes=(note,))
 
 

@@ -13,7 +13,7 @@ from mpocompress.layers.specs import MatrixSpec
 from mpocompress.mpo.mpo import MPO
 from mpocompress.mpo.quantisation import stored_size_bytes
 from mpocompress.planning.bond_choice import BondChoice
-from mpocompress.planning.target import Matrices, TruncationTarget
+from mpocompress.planning.targets import Matrices, TruncationTarget
 from mpocompress.reports.calibration import CalibrationReport
 from mpocompress.reports.compression import Report, Target, Totals
 from mpocompress.reports.matrix import MatrixReport
@@ -237,7 +237,7 @@ def outcome_report(outcome: Outcome, *, target: TruncationTarget, notes: tuple[s
     matrices = tuple(matrix.report for matrix in outcome.matrices)
     corrected = {matrix.corrected_bias for matrix in matrices}
     skipped = (
-        dataclasses.replace(tensor, reason="a bias, moved by the mean error of its layer")
+        dataclasses.replace(tensor, reason="a bias, corrected by the mean error of its layer")
         if tensor.name in corrected
         else tensor
         for tensor in outcome.survey.skipped

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mpocompress.calibration.calibrate import calibrate, calibration_for
 from mpocompress.calibration.calibration import Calibration, Point
-from mpocompress.calibration.file import CalibrationHeader, read_calibration, write_calibration
+from mpocompress.calibration.calibration_file import CalibrationHeader, read_calibration, write_calibration
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.checkpoint.reader import open_checkpoint
 from mpocompress.compression.compress import compress
@@ -30,8 +30,8 @@ from mpocompress.errors import (
     OutputExistsError,
 )
 from mpocompress.layers.selection import Selection
-from mpocompress.planning.target import Truncation
-from tests.calibration.rigs import inputs, numbers, saved, seeded, two_layers
+from mpocompress.planning.targets import Truncation
+from tests.calibration.trial_models import inputs, numbers, saved, seeded, two_layers
 
 SMALL = Selection(min_side=8)
 KEEP = Truncation(keep=0.5)
@@ -43,34 +43,36 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(source: Path) -> Calibration:
-    found = calibrate(source, inputs(), seeded(two_layers))
+def calibration(source: Path) -> Calibration:
+    measured = calibrate(source, inputs(), seeded(two_layers))
     for bond in (1, 3):
         point = Point(matrix="0.weight", sites="low rank", bond=bond, divergence=0.25 / bond)
-        found.points[point.key] = point
-    return found
+        measured.points[point.key] = point
+    return measured
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path, made: Calibration) -> None:
-    path = tmp_path / "kept.safetensors"
-    write_calibration(made, path)
-    found = read_calibration(path)
+def test_what_is_read_is_what_was_written(tmp_path: Path, calibration: Calibration) -> None:
+    path = tmp_path / "saved.safetensors"
+    write_calibration(calibration, path)
+    loaded = read_calibration(path)
 
     for field in ("sha256", "units", "uncalibrated", "kind", "measure", "kind_from", "samples", "points"):
-        assert getattr(found, field) == getattr(made, field), field
-    assert (found.rig, found.notes) == (None, ())
-    for unit in made.units:
-        one, other = found.metrics[unit.name], made.metrics[unit.name]
-        assert one.second.equal(other.second)
-        assert one.mean.equal(other.mean)
-        assert one.outputs.moment.equal(other.outputs.moment)
-        assert one.count == other.count
+        assert getattr(loaded, field) == getattr(calibration, field), field
+    assert (loaded.trial_model, loaded.notes) == (None, ())
+    for unit in calibration.units:
+        metric, original = loaded.metrics[unit.name], calibration.metrics[unit.name]
+        assert metric.second.equal(original.second)
+        assert metric.mean.equal(original.mean)
+        assert metric.outputs.moment.equal(original.outputs.moment)
+        assert metric.count == original.count
 
 
-def test_it_is_written_the_same_every_time_and_leaves_nothing_beside_it(tmp_path: Path, made: Calibration) -> None:
+def test_it_is_written_the_same_every_time_and_leaves_nothing_beside_it(
+    tmp_path: Path, calibration: Calibration
+) -> None:
     first, second, third = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "third"))
-    write_calibration(made, first)
-    write_calibration(made, second)
+    write_calibration(calibration, first)
+    write_calibration(calibration, second)
     write_calibration(read_calibration(first), third)
 
     assert first.read_bytes() == second.read_bytes() == third.read_bytes()
@@ -78,45 +80,45 @@ def test_it_is_written_the_same_every_time_and_leaves_nothing_beside_it(tmp_path
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
-    tmp_path: Path, made: Calibration, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "kept.safetensors"
+    path = tmp_path / "saved.safetensors"
     path.write_bytes(b"old")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match=r"kept\.safetensors: writing failed \(No space left on device\); "):
-        write_calibration(made, path, overwrite=True)
+    with pytest.raises(OutputError, match=r"saved\.safetensors: writing failed \(No space left on device\); "):
+        write_calibration(calibration, path, overwrite=True)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_permissions_are_those_of_a_new_file_and_a_link_stays(tmp_path: Path, made: Calibration) -> None:
-    path, link = tmp_path / "kept.safetensors", tmp_path / "link.safetensors"
+def test_the_permissions_are_those_of_a_new_file_and_a_link_stays(tmp_path: Path, calibration: Calibration) -> None:
+    path, link = tmp_path / "saved.safetensors", tmp_path / "link.safetensors"
     path.write_bytes(b"old")
     link.symlink_to(path)
     (tmp_path / "new").touch()
-    write_calibration(made, link, overwrite=True)
+    write_calibration(calibration, link, overwrite=True)
 
     assert link.is_symlink()
     assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
-    assert read_calibration(path).samples == made.samples
+    assert read_calibration(path).samples == calibration.samples
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
         (
-            "kept.pt",
+            "saved.pt",
             OutputError,
-            r"kept\.pt: a name that does not end in \.safetensors; .* Call it kept\.safetensors\.",
+            r"saved\.pt: a name that does not end in \.safetensors; .* Call it saved\.safetensors\.",
         ),
         (
-            "no/kept.safetensors",
+            "no/saved.safetensors",
             OutputError,
-            r"kept\.safetensors: its folder does not exist; .* Create the folder first\.",
+            r"saved\.safetensors: its folder does not exist; .* Create the folder first\.",
         ),
         (
             "there.safetensors",
@@ -136,14 +138,14 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(
     assert (tmp_path / "there.safetensors").read_bytes() == b"mine"
 
 
-def test_a_folder_is_never_replaced(tmp_path: Path, made: Calibration) -> None:
+def test_a_folder_is_never_replaced(tmp_path: Path, calibration: Calibration) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(OutputExistsError, match=r"folder\.safetensors: the file exists"):
-        write_calibration(made, tmp_path / "folder.safetensors", overwrite=True)
+        write_calibration(calibration, tmp_path / "folder.safetensors", overwrite=True)
 
 
 @pytest.mark.parametrize("place", ["source", "target"])
-def test_it_is_never_kept_in_the_place_of_a_checkpoint(tmp_path: Path, place: str) -> None:
+def test_it_is_never_saved_in_the_place_of_a_checkpoint(tmp_path: Path, place: str) -> None:
     source, target = tmp_path / "source.safetensors", tmp_path / "target.safetensors"
     save_file(seeded(two_layers).state_dict(), source)
     before = source.read_bytes()
@@ -226,21 +228,21 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], None], st
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_file_that_was_edited_is_refused(tmp_path: Path, made: Calibration, name: str) -> None:
+def test_a_file_that_was_edited_is_refused(tmp_path: Path, calibration: Calibration, name: str) -> None:
     change, problem = DAMAGES[name]
-    path = tmp_path / "kept.safetensors"
-    write_calibration(made, path)
+    path = tmp_path / "saved.safetensors"
+    write_calibration(calibration, path)
     edited(path, change)
 
     with pytest.raises(
         FormatError,
-        match=rf"kept\.safetensors: {re.escape(problem)}.*; .*\. The file is damaged or was edited: calibrate again\.",
+        match=rf"saved\.safetensors: {re.escape(problem)}.*; .*\. The file is damaged or was edited: calibrate again\.",
     ):
         read_calibration(path)
 
 
-def test_any_field_may_be_missing_and_is_named(tmp_path: Path, made: Calibration) -> None:
-    path = tmp_path / "kept.safetensors"
+def test_any_field_may_be_missing_and_is_named(tmp_path: Path, calibration: Calibration) -> None:
+    path = tmp_path / "saved.safetensors"
     for name in (
         "weight_groups",
         "counts",
@@ -252,7 +254,7 @@ def test_any_field_may_be_missing_and_is_named(tmp_path: Path, made: Calibration
         "kind_from",
         "samples",
     ):
-        write_calibration(made, path, overwrite=True)
+        write_calibration(calibration, path, overwrite=True)
         edited(path, lambda document, _, name=name: document.pop(name))  # type: ignore[misc]
         with pytest.raises(FormatError, match=f"object missing required field `{name}`"):
             read_calibration(path)
@@ -267,10 +269,10 @@ def test_any_field_may_be_missing_and_is_named(tmp_path: Path, made: Calibration
     ],
 )
 def test_moments_that_do_not_fit_the_weights_are_refused(
-    tmp_path: Path, source: Path, made: Calibration, change: Any, message: str
+    tmp_path: Path, source: Path, calibration: Calibration, change: Any, message: str
 ) -> None:
-    path = tmp_path / "kept.safetensors"
-    write_calibration(made, path)
+    path = tmp_path / "saved.safetensors"
+    write_calibration(calibration, path)
     edited(path, change)
 
     with pytest.raises(
@@ -280,9 +282,9 @@ def test_moments_that_do_not_fit_the_weights_are_refused(
         compress(source, tmp_path / "small.pt", truncation=KEEP, selection=SMALL, calibration=path)
 
 
-def test_files_of_other_kinds_are_refused(tmp_path: Path, made: Calibration) -> None:
-    path = tmp_path / "kept.safetensors"
-    write_calibration(made, path)
+def test_files_of_other_kinds_are_refused(tmp_path: Path, calibration: Calibration) -> None:
+    path = tmp_path / "saved.safetensors"
+    write_calibration(calibration, path)
     for fields, message in (
         ({"version": 2}, r"format version 2; this release reads version 1\. Upgrade mpocompress"),
         (
@@ -300,24 +302,24 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, made: Calibration) -> 
     with pytest.raises(FormatError, match=r"a safetensors file without a calibration; .* saved when calibrating\."):
         read_calibration(path)
     path.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"kept\.safetensors: .*; the file cannot be read\. Pass a file that"):
+    with pytest.raises(CheckpointError, match=r"saved\.safetensors: .*; the file cannot be read\. Pass a file that"):
         read_calibration(path)
     with pytest.raises(CheckpointError, match="the file cannot be read"):
         read_calibration(tmp_path / "missing.safetensors")
 
 
-def test_it_is_for_one_checkpoint(tmp_path: Path, made: Calibration) -> None:
+def test_it_is_for_one_checkpoint(tmp_path: Path, calibration: Calibration) -> None:
     other = tmp_path / "other.pt"
     torch.save({"0.weight": numbers(16, 12)}, other)
-    for source in (made, tmp_path / "kept.safetensors"):
+    for source in (calibration, tmp_path / "saved.safetensors"):
         if isinstance(source, Path):
-            write_calibration(made, source)
+            write_calibration(calibration, source)
         with (
             open_checkpoint(other) as checkpoint,
             pytest.raises(
                 CalibrationError,
-                match=r"calibration: a calibration of other weights than those of other\.pt; the inputs of a weight "
-                r"depend on all other weights\. Calibrate again with this checkpoint\.",
+                match=r"calibration: a calibration that was made with other weights than those of other\.pt; "
+                r"the inputs of a weight depend on all other weights\. Calibrate again with this checkpoint\.",
             ),
         ):
             calibration_for(source, None, checkpoint)
@@ -330,7 +332,7 @@ def test_inputs_without_a_model_are_refused(source: Path, model: Any) -> None:
         pytest.raises(
             ModelError,
             match=r"calibration: no model that can be run; the inputs of its layers are measured by running it\. Give "
-            r"the model as a module, or as file\.py:name of one or of a function that builds it\.",
+            r"the model as a module, or name it, or a function that builds it, as file\.py:name\.",
         ),
     ):
         calibration_for(inputs(), model, checkpoint)
@@ -344,14 +346,17 @@ def test_a_kind_that_there_is_not_is_refused() -> None:
         CalibrationInputs(batches=[], kind="poetry")  # type: ignore[arg-type]
 
 
-def test_the_repr_shows_no_moments(made: Calibration) -> None:
-    assert repr(made) == f"Calibration(kind={made.kind!r}, samples={made.samples}, weights={len(made.units)})"
+def test_the_repr_shows_no_moments(calibration: Calibration) -> None:
+    assert (
+        repr(calibration)
+        == f"Calibration(kind={calibration.kind!r}, samples={calibration.samples}, weights={len(calibration.units)})"
+    )
 
 
 def test_a_string_never_means_a_calibration_file(tmp_path: Path, source: Path) -> None:
     with pytest.raises(
         CalibrationError,
-        match=r"calibration: the string 'kept\.safetensors'; a string names code to import and run, and a calibration "
-        r"file is passed as a path object\. Pass pathlib\.Path\('kept\.safetensors'\)\.$",
+        match=r"calibration: the string 'saved\.safetensors'; a string names code to import and run, and a calibration "
+        r"file is passed as a path object\. Pass pathlib\.Path\('saved\.safetensors'\)\.$",
     ):
-        compress(source, tmp_path / "small.pt", truncation=KEEP, calibration="kept.safetensors")
+        compress(source, tmp_path / "small.pt", truncation=KEEP, calibration="saved.safetensors")

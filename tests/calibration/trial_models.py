@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.batches import read_batches
-from mpocompress.calibration.rig import Rig
+from mpocompress.calibration.trial_model import TrialModel
 from mpocompress.checkpoint.checkpoint import Checkpoint
 from mpocompress.checkpoint.reader import open_checkpoint
 from tests.draw import random_matrix
@@ -63,11 +63,11 @@ def opened(folder: Path, model: nn.Module | dict[str, Tensor]) -> Checkpoint:
 
 def rig_of(
     folder: Path, model: nn.Module, batches: Iterable[object] | None = None, *, targets: bool = False, **options: Any
-) -> Rig:
-    """A rig of a model with its own weights."""
+) -> TrialModel:
+    """A trial_model of a model with its own weights."""
     calibration = read_batches(inputs() if batches is None else batches, has_targets=targets)
     with opened(folder, model) as checkpoint:
-        return Rig(model, checkpoint, calibration, **options)
+        return TrialModel(model, checkpoint, calibration, **options)
 
 
 def values(model: nn.Module) -> Sequence[Tensor]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from mpocompress.calibration.batches import read_batches, sample_total
-from mpocompress.calibration.rig import VALIDATION_ROWS, VALIDATION_SAMPLES, Rig
+from mpocompress.calibration.trial_model import VALIDATION_ROWS, VALIDATION_SAMPLES, TrialModel
 from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.reports.calibration import BEYOND
-from tests.calibration.rigs import Calls, inputs, numbers, opened, rig_of, seeded, two_layers, values
+from tests.calibration.trial_models import Calls, inputs, numbers, opened, rig_of, seeded, two_layers, values
 
 
 def test_it_is_filled_from_the_checkpoint_and_the_users_model_is_left_alone(tmp_path: Path) -> None:
@@ -22,67 +22,70 @@ def test_it_is_filled_from_the_checkpoint_and_the_users_model_is_left_alone(tmp_
     state = {name: tensor + 1.0 for name, tensor in model.state_dict().items()}
     before = values(model)
     with opened(tmp_path, state) as checkpoint:
-        rig = Rig(model, checkpoint, read_batches(inputs()))
+        trial_model = TrialModel(model, checkpoint, read_batches(inputs()))
 
     assert all(one.equal(other) for one, other in zip(before, values(model), strict=True))
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(one.equal(rig.model.state_dict()[name]) for name, one in state.items())
-    assert not rig.model.training
-    assert not any(parameter.requires_grad for parameter in rig.model.parameters())
+    assert all(one.equal(trial_model.model.state_dict()[name]) for name, one in state.items())
+    assert not trial_model.model.training
+    assert not any(parameter.requires_grad for parameter in trial_model.model.parameters())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.net.", "_orig_mod."])
 def test_prefixes_are_seen_through(tmp_path: Path, prefix: str) -> None:
     model = seeded(two_layers)
     with opened(tmp_path, {prefix + name: tensor for name, tensor in model.state_dict().items()}) as checkpoint:
-        rig = Rig(model, checkpoint, read_batches(inputs()))
+        trial_model = TrialModel(model, checkpoint, read_batches(inputs()))
 
-    assert [unit.name for observed in rig.observed for unit in observed.units.values()] == [
+    assert [unit.name for observed in trial_model.observed for unit in observed.units.values()] == [
         f"{prefix}0.weight",
         f"{prefix}2.weight",
     ]
 
 
 def test_weights_are_held_in_the_block_only(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers))
-    before = values(rig.model)
+    trial_model = rig_of(tmp_path, seeded(two_layers))
+    before = values(trial_model.model)
     with (
         pytest.raises(KeyError, match="mine"),
-        rig.holding({"0.weight": torch.zeros(16, 12).double(), "other": before[0]}),
+        trial_model.holding({"0.weight": torch.zeros(16, 12).double(), "other": before[0]}),
     ):
-        raise KeyError("mine" if not rig.model.state_dict()["0.weight"].any() else "not held")
-    with pytest.raises(RuntimeError), rig.holding({"0.weight": torch.zeros(16, 12), "2.weight": torch.zeros(3, 3)}):
+        raise KeyError("mine" if not trial_model.model.state_dict()["0.weight"].any() else "not held")
+    with (
+        pytest.raises(RuntimeError),
+        trial_model.holding({"0.weight": torch.zeros(16, 12), "2.weight": torch.zeros(3, 3)}),
+    ):
         pass  # pragma: no cover
 
-    assert all(one.equal(other) for one, other in zip(before, values(rig.model), strict=True))
+    assert all(one.equal(other) for one, other in zip(before, values(trial_model.model), strict=True))
 
 
 def test_weights_tied_in_the_checkpoint_alone_are_held_in_both_places(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 12, bias=False))
     weight = numbers(12, 12)
     with opened(tmp_path, {"0.weight": weight, "1.weight": weight}) as checkpoint:
-        rig = Rig(model, checkpoint, read_batches(inputs()))
-    with rig.holding({"0.weight": torch.zeros(12, 12)}):
-        assert not any(tensor.any() for tensor in values(rig.model))
+        trial_model = TrialModel(model, checkpoint, read_batches(inputs()))
+    with trial_model.holding({"0.weight": torch.zeros(12, 12)}):
+        assert not any(tensor.any() for tensor in values(trial_model.model))
 
-    assert all(tensor.equal(weight) for tensor in values(rig.model))
+    assert all(tensor.equal(weight) for tensor in values(trial_model.model))
 
 
 def test_the_same_weights_are_no_way_apart_and_others_are(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers))
+    trial_model = rig_of(tmp_path, seeded(two_layers))
 
-    for reference in (rig.validation, rig.held_out):
-        assert rig.divergence(reference) == 0.0
-        with rig.holding({"2.weight": torch.zeros(10, 16), "2.bias": torch.zeros(10)}):
-            assert rig.divergence(reference) == pytest.approx(1.0)  # nothing is all of it away
+    for reference in (trial_model.validation, trial_model.held_out):
+        assert trial_model.divergence(reference) == 0.0
+        with trial_model.holding({"2.weight": torch.zeros(10, 16), "2.bias": torch.zeros(10)}):
+            assert trial_model.divergence(reference) == pytest.approx(1.0)  # nothing is all of it away
 
 
 def test_outputs_that_are_not_finite_are_beyond_everything(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers))
+    trial_model = rig_of(tmp_path, seeded(two_layers))
     for bad in (math.nan, math.inf):
-        with rig.holding({"2.bias": torch.full((10,), bad)}):
-            assert rig.divergence(rig.held_out) == BEYOND
+        with trial_model.holding({"2.bias": torch.full((10,), bad)}):
+            assert trial_model.divergence(trial_model.held_out) == BEYOND
 
 
 def test_an_output_of_another_shape_is_beyond_everything(tmp_path: Path) -> None:
@@ -90,19 +93,19 @@ def test_an_output_of_another_shape_is_beyond_everything(tmp_path: Path) -> None
         y: Tensor = m.fc(x)
         return y[:, : 3 + int(m.fc.bias[0] > 0)]
 
-    rig = rig_of(tmp_path, Calls(call, fc=seeded(lambda: nn.Linear(12, 10))))
-    flipped = -rig.model.state_dict()["fc.bias"]
-    with rig.holding({"fc.bias": flipped}):
-        assert rig.divergence(rig.held_out) == BEYOND
+    trial_model = rig_of(tmp_path, Calls(call, fc=seeded(lambda: nn.Linear(12, 10))))
+    flipped = -trial_model.model.state_dict()["fc.bias"]
+    with trial_model.holding({"fc.bias": flipped}):
+        assert trial_model.divergence(trial_model.held_out) == BEYOND
 
 
 def test_how_far_outputs_for_other_inputs_are(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers))
-    outputs = rig.held_out.outputs
+    trial_model = rig_of(tmp_path, seeded(two_layers))
+    outputs = trial_model.held_out.outputs
     lost = sum(float((each - each.roll(1, 0)).double().square().sum()) for each in outputs)
     whole = sum(float(each.double().square().sum()) for each in outputs)
 
-    assert rig.unrelated(rig.held_out) == pytest.approx(lost / whole)
+    assert trial_model.unrelated(trial_model.held_out) == pytest.approx(lost / whole)
     single = rig_of(tmp_path, seeded(two_layers), [each[:1] for each in inputs()])
     assert single.unrelated(single.held_out) is not None
     same = rig_of(tmp_path, seeded(two_layers), [torch.ones(3, 12)] * 5)
@@ -114,57 +117,59 @@ def test_decisions_are_measured_on_the_first_batches_and_moments_on_the_rest(tmp
     batches = inputs(16, batch)
     made = read_batches(batches, samples=10_000)
     with opened(tmp_path, seeded(two_layers)) as checkpoint:
-        rig = Rig(seeded(two_layers), checkpoint, made)
-        classifier = Rig(seeded(two_layers), checkpoint, made, "classification")
+        trial_model = TrialModel(seeded(two_layers), checkpoint, made)
+        classifier = TrialModel(seeded(two_layers), checkpoint, made, "classification")
 
-    assert (len(rig.validation.batches), len(rig.rest)) == ((3, 9) if batch == 6 else (1, 11))
-    assert sample_total(rig.validation.batches) < VALIDATION_SAMPLES or batch == 100
+    assert (len(trial_model.validation.batches), len(trial_model.rest)) == ((3, 9) if batch == 6 else (1, 11))
+    assert sample_total(trial_model.validation.batches) < VALIDATION_SAMPLES or batch == 100
     assert 3 * batch < VALIDATION_ROWS
     assert len(classifier.validation.batches) == 3
-    assert [id(each) for each in (*rig.validation.batches, *rig.rest)] == [id(each) for each in made.learning]
+    assert [id(each) for each in (*trial_model.validation.batches, *trial_model.rest)] == [
+        id(each) for each in made.learning
+    ]
 
 
 def test_of_one_batch_everything_is_measured_on_it(tmp_path: Path) -> None:
-    rig = rig_of(tmp_path, seeded(two_layers), inputs(1))
+    trial_model = rig_of(tmp_path, seeded(two_layers), inputs(1))
 
-    assert rig.rest == rig.validation.batches == rig.held_out.batches
-    assert not rig.batches.is_held_out
+    assert trial_model.rest == trial_model.validation.batches == trial_model.held_out.batches
+    assert not trial_model.batches.is_held_out
 
 
 def test_a_number_a_sample_is_a_row(tmp_path: Path) -> None:
     """Otherwise a batch of squeezed outputs would be taken for the scores of one sample."""
     model = Calls(lambda m, x: 50 * m.fc(x).squeeze(-1), fc=seeded(lambda: nn.Linear(12, 1)))
-    rig = rig_of(tmp_path, model)
+    trial_model = rig_of(tmp_path, model)
 
-    assert rig.measure.kind == "regression"
-    assert {each.shape for each in rig.held_out.outputs} == {(6, 1)}
+    assert trial_model.measure.kind == "regression"
+    assert {each.shape for each in trial_model.held_out.outputs} == {(6, 1)}
 
 
 def test_a_model_that_writes_into_its_inputs_spoils_none(tmp_path: Path) -> None:
     model = Calls(lambda m, x: m.fc(x.mul_(2)), fc=seeded(lambda: nn.Linear(12, 10)))
     batches = inputs()
-    rig = rig_of(tmp_path, model, batches)
+    trial_model = rig_of(tmp_path, model, batches)
 
     assert all(one.equal(other) for one, other in zip(batches, inputs(), strict=True))
-    assert rig.divergence(rig.held_out) == 0.0
+    assert trial_model.divergence(trial_model.held_out) == 0.0
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_part_is_copied_too(tmp_path: Path) -> None:
     part = seeded(lambda: nn.Linear(12, 10))
-    rig = rig_of(tmp_path, Calls(lambda m, x: m.part(x), part=torch.jit.script(part)))
+    trial_model = rig_of(tmp_path, Calls(lambda m, x: m.part(x), part=torch.jit.script(part)))
 
-    assert rig.divergence(rig.held_out) == 0.0
-    with rig.holding({"part.weight": torch.zeros(10, 12)}):
-        assert rig.divergence(rig.held_out) > 0.0
+    assert trial_model.divergence(trial_model.held_out) == 0.0
+    with trial_model.holding({"part.weight": torch.zeros(10, 12)}):
+        assert trial_model.divergence(trial_model.held_out) > 0.0
 
 
 def test_a_model_that_draws_draws_the_same_every_time(tmp_path: Path) -> None:
     model = Calls(lambda m, x: m.fc(x + torch.randn_like(x)), fc=seeded(lambda: nn.Linear(12, 10)))
     state = torch.get_rng_state()
-    rig = rig_of(tmp_path, model)
+    trial_model = rig_of(tmp_path, model)
 
-    assert rig.divergence(rig.held_out) == 0.0
+    assert trial_model.divergence(trial_model.held_out) == 0.0
     assert torch.get_rng_state().equal(state)
 
 
@@ -177,7 +182,7 @@ def test_a_model_with_other_parameters_is_refused(tmp_path: Path) -> None:
             r"run as it did when it was saved\. Give the model from which the checkpoint was saved\.",
         ),
     ):
-        Rig(two_layers(), checkpoint, read_batches(inputs()))
+        TrialModel(two_layers(), checkpoint, read_batches(inputs()))
 
 
 def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
@@ -192,13 +197,13 @@ def test_a_model_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
             r"file\.py:name\.",
         ),
     ):
-        Rig(model, checkpoint, read_batches(inputs()))
+        TrialModel(model, checkpoint, read_batches(inputs()))
 
 
 def test_batches_that_the_model_does_not_take_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         CalibrationError,
-        match=r"Calls: test_rig\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
+        match=r"Calls: test_trial_model\.py, line \d+: RuntimeError: mat1 and mat2 shapes cannot be multiplied .*; the "
         r"model does not accept the calibration batches\. Give batches that the model can be called with: a tensor, a "
         r"tuple of arguments, or a mapping of named arguments\. If batches are inputs with labels, give the inputs "
         r"alone, or a loss as well\.",
@@ -222,10 +227,10 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path, bad: float, pla
 
 def test_masked_scores_are_finite_enough(tmp_path: Path) -> None:
     model = Calls(lambda m, x: {"logits": m.fc(x).masked_fill(torch.arange(10) > 6, -math.inf)}, fc=nn.Linear(12, 10))
-    rig = rig_of(tmp_path, model)
+    trial_model = rig_of(tmp_path, model)
 
-    assert rig.measure.kind == "classification"
-    assert rig.divergence(rig.held_out) == 0.0
+    assert trial_model.measure.kind == "classification"
+    assert trial_model.divergence(trial_model.held_out) == 0.0
 
 
 def test_agreement_is_for_classifiers(tmp_path: Path) -> None:
@@ -235,5 +240,5 @@ def test_agreement_is_for_classifiers(tmp_path: Path) -> None:
         outputs = torch.cat(list(classifier.held_out.outputs)).argmax(1)
         expected = float((outputs == 0).float().mean())
         assert classifier.compared(classifier.held_out).agreement == pytest.approx(expected)
-    rig = rig_of(tmp_path, seeded(two_layers))
-    assert rig.compared(rig.held_out).agreement is None
+    trial_model = rig_of(tmp_path, seeded(two_layers))
+    assert trial_model.compared(trial_model.held_out).agreement is None

@@ -88,7 +88,7 @@ def state_dicts(root: object) -> list[StateDict]:
     return [state for state in candidates if state.path in chosen]
 
 
-def choose(root: object, where: str, key: str | None) -> StateDict:
+def choose_state_dict(root: object, where: str, key: str | None) -> StateDict:
     """Return the state dict to use.
 
     Args:

@@ -78,7 +78,7 @@ class SavedWeight:
         return tuple(f"{head}{part}{tail}" for part in parts)
 
 
-def saved_report(
+def updated_report(
     weights: Sequence[SavedWeight],
     infos: Mapping[str, TensorInfo],
     tensors: Mapping[str, Tensor],

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from mpocompress.jobs import MEMORY_BYTES, available_cores, run_jobs
+from mpocompress.parallel import MEMORY_BYTES, available_cores, run_jobs
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])

@@ -206,7 +206,7 @@ def check_cores(report: Report, infos: Mapping[str, TensorInfo], *, where: str) 
     members = [member for matrix in report.compressed for member in matrix.members]
     taken = next((member for member in members if member in infos), None)
     if taken is not None:
-        raise _damaged(where, f"both {taken!r} and the cores of it", "a weight is stored once")
+        raise _damaged(where, f"both {taken!r} and its cores", "a weight is stored once")
     for matrix in report.compressed:
         _check_shapes(matrix, infos, f"{where}, {matrix.name}")
 

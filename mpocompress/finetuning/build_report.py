@@ -68,7 +68,7 @@ def _run_notes(setup: RunSetup, result: RunResult) -> list[str]:
             "makes their loss too low. Give held-out batches to be sure."
         )
     if result.stopped == DATA_ENDED:
-        notes.append("The data can be passed over only once, and ended before the steps did.")
+        notes.append("The data can be passed over only once, and ended before the last step.")
     if result.state.cuts:
         times = "once" if result.state.cuts == 1 else "twice"
         notes.append(f"The run stalled {times} and returned to the best weights, with a smaller learning rate.")

@@ -1,4 +1,4 @@
-"""Compress every matrix of a checkpoint, by its weights alone or with calibration data."""
+"""Compress every matrix of a checkpoint, with or without calibration data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mpocompress.calibration.calibration import Calibration
 from mpocompress.compression.calibrated import compress_calibrated
 from mpocompress.compression.data_free import compress_data_free
 from mpocompress.compression.job import CompressionJob, Outcome
-from mpocompress.jobs import Progress
+from mpocompress.parallel import Progress
 
 
 def compress_matrices(

@@ -26,7 +26,7 @@ CLEARLY_FASTER = 1.15
 TRIAL_ROUNDS = 2
 
 
-class Autotuner:
+class PrecisionTrials:
     """Trial steps.
 
     Args:

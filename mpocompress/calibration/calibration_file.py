@@ -20,7 +20,7 @@ from mpocompress.checkpoint.writing.atomic import replacing
 from mpocompress.errors import CheckpointError, FormatError, OutputError, OutputExistsError
 from mpocompress.mpo.metric import Metric, OutputWeights
 from mpocompress.reports.calibration import OutputKind
-from mpocompress.reports.documents import Document, Positive, Sha256
+from mpocompress.reports.json_documents import Document, Positive, Sha256
 from mpocompress.text import shown
 
 SUFFIX = ".safetensors"
@@ -37,7 +37,7 @@ class CalibrationHeader(Document):
         sha256: digest of the weights that were calibrated.
         kind: kind of the outputs.
         measure: name of the divergence.
-        kind_from: source of `kind`, in words.
+        kind_from: description of the source of `kind`.
         samples: number of samples.
         uncalibrated: tensors without moments: name to reason.
         weight_groups: the weights, in the order of execution.
