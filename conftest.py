@@ -12,6 +12,7 @@ import signal
 
 import pytest
 from sybil import Sybil
+from sybil.integration.pytest import SybilItem
 from sybil.parsers.doctest import DocTestParser
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.sybil import SybilCollection
@@ -53,6 +54,15 @@ pytest_collect_file = SybilCollection([pages, docstrings]).pytest()
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow: the pages of the documentation, and tests that run command lines in processes of their own."""
+    for item in items:
+        on_a_page = isinstance(item, SybilItem) and item.path.suffix == ".md"
+        if on_a_page or "commands" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -271,3 +271,14 @@ def test_every_child_process_and_thread_of_the_tests_has_a_time_limit() -> None:
     unlimited = {file.relative_to(ROOT).as_posix(): calls_without_a_time_limit(file.read_text()) for file in files}
 
     assert {file: calls for file, calls in unlimited.items() if calls and file not in STARTERS} == {}
+
+
+def test_every_package_has_tests_that_are_not_slow() -> None:
+    packages = [entry.parent.name for entry in (ROOT / "mpocompress").glob("*/__init__.py")]
+    fast = {
+        file.parent.name
+        for file in (ROOT / "tests").glob("*/test_*.py")
+        if not re.search(r"(?m)^pytestmark = .*slow", file.read_text())
+    }
+
+    assert set(packages) <= fast

@@ -140,6 +140,7 @@ def test_a_tie_to_a_compressed_weight_is_followed(tmp_path: Path) -> None:
     assert torch.equal(dense["bias_hh_l1"], state["rnn.bias_hh_l0"])
 
 
+@pytest.mark.slow
 def test_everything_is_measured_once_and_what_runs_alike_is_counted(small: Path) -> None:
     report = bench(small, batches=(1, 2), lengths=(3, 1))
 
@@ -155,6 +156,7 @@ def test_everything_is_measured_once_and_what_runs_alike_is_counted(small: Path)
     assert sizes[2:] == [[(1, None), (2, None)]] * 3
 
 
+@pytest.mark.slow
 def test_all_contenders_compute_the_same(small: Path) -> None:
     for benched in bench(small, lengths=(3, 1)).results:
         for case in benched.cases:
@@ -167,6 +169,7 @@ def test_all_contenders_compute_the_same(small: Path) -> None:
                     assert one.largest_difference <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_figures_add_up_in_the_document_that_follows_its_schema(small: Path) -> None:
     report = bench(small, repeats=3)
     document = json.loads(report.to_json(indent=2))
@@ -189,6 +192,7 @@ def test_figures_add_up_in_the_document_that_follows_its_schema(small: Path) -> 
                     assert one["median_s"] is one["times_faster"] is None
 
 
+@pytest.mark.slow
 def test_int8_says_why_where_torch_has_none(small: Path) -> None:
     reasons = {
         benched.layers[0]: one.unavailable
@@ -238,6 +242,7 @@ def test_one_step_of_an_lstm_is_that_of_its_cells() -> None:
     assert random_inputs(nn.LSTM(5, 4), 3, 2, "cpu")[1] == ()
 
 
+@pytest.mark.slow
 def test_memory_is_what_a_mode_holds_for_this_size_alone(small: Path) -> None:
     for benched in bench(small, batches=(1, 16), layers=("blocks.0", "rnn")).results:
         first, second = benched.cases
@@ -265,6 +270,7 @@ def test_what_was_prepared_for_another_size_is_not_counted(monkeypatch: pytest.M
     assert case.contenders[-1].size_bytes < before - 4 * 64 * 32
 
 
+@pytest.mark.slow
 def test_threads_and_the_environment_are_put_back(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "materialised")
     before = torch.get_num_threads()

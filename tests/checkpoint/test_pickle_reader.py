@@ -192,6 +192,7 @@ def test_what_cannot_be_followed_is_refused(data: bytes, message: str) -> None:
         _read(data)
 
 
+@pytest.mark.slow
 def test_a_key_that_would_take_the_whole_stack_to_be_hashed_is_refused() -> None:
     with pytest.raises(CheckpointError, match="a long or deep tuple as a key"):
         _read(b"\x80\x02})" + b"\x85" * 200_000 + b"Ns.")

@@ -338,6 +338,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model.pt")
 
 
+@pytest.mark.slow
 def test_a_compiled_module_is_found(tmp_path: Path) -> None:
     torch.save(torch.compile(net()), tmp_path / "model.pt")
     with open_checkpoint(tmp_path / "model.pt") as checkpoint:

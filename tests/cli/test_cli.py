@@ -317,6 +317,7 @@ QUICK = ("--repeats", "1", "--batch", "1", "--length", "2")
 BUNDLED = Path(__file__).resolve().parents[2] / "examples" / "fashion" / "fashion.pt"
 
 
+@pytest.mark.slow
 def test_a_benchmark_fits_the_terminal_and_has_a_row_for_every_contender(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +350,7 @@ def test_a_benchmark_fits_the_terminal_and_has_a_row_for_every_contender(
         )
 
 
+@pytest.mark.slow
 def test_a_benchmark_says_what_could_not_run_and_what_runs_alike(run: Run) -> None:
     state = {f"rnn.{name}": value for name, value in torch.nn.LSTM(64, 96, proj_size=64).state_dict().items()}
     torch.save(state | {f"fc.{n}.weight": torch.randn(64, 64) for n in range(3)}, "odd.pt")
@@ -363,6 +365,7 @@ def test_a_benchmark_says_what_could_not_run_and_what_runs_alike(run: Run) -> No
     assert "rnn" not in run("bench", "small.pt", "--layer", "fc*", *QUICK)[1]
 
 
+@pytest.mark.slow
 def test_a_benchmark_as_json_is_one_document(run: Run) -> None:
     run("model.pt", "--bond", "4", "-o", "small.pt")
     code, out, err = run("bench", "small.pt", "--json", "--threads", "2", "--layer", "fc", *QUICK)
@@ -385,6 +388,7 @@ def test_bonds_for_single_layers(run: Run) -> None:
     assert document["target"]["bond_by_layer"] == {"fc": 3}
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_program(folder: Path) -> None:
     outcome = run_python(["-m", "mpocompress", "plan", "model.pt"], folder=folder)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,9 @@ from mpocompress import Truncation
 from tests.checkpoint.folders import make_folder, split, weights
 from tests.forms.every import FORMS
 from tests.forms.registry import Form
+from tests.programs import run_python
+
+pytestmark = pytest.mark.slow
 
 CHILD = """
 import contextlib, io, json, sys
@@ -36,10 +37,9 @@ print(json.dumps(results))
 
 def run_child(commands: Sequence[Sequence[str]]) -> list[tuple[int, str, list[str]]]:
     """Exit code, output and loaded libraries of commands that are run one after the other in one process."""
-    command = [sys.executable, "-c", CHILD, json.dumps(commands)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert (child.returncode, child.stderr) == (0, "")
-    results: list[tuple[int, str, list[str]]] = [tuple(result) for result in json.loads(child.stdout)]
+    outcome = run_python(["-c", CHILD, json.dumps(commands)])
+    assert (outcome.code, outcome.err) == (0, "")
+    results: list[tuple[int, str, list[str]]] = [tuple(result) for result in json.loads(outcome.out)]
     return results
 
 
@@ -86,5 +86,5 @@ def test_a_report_is_shown_without_the_heavy_libraries(target: str, tmp_path: Pa
 def test_tensorly_is_loaded_only_by_a_decomposition() -> None:
     modules = ("compression.compress", "compression.plan", "modules.compress", "modules.load", "nn")
     script = f"import sys, mpocompress.{', mpocompress.'.join(modules)}; sys.exit('tensorly' in sys.modules)"
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
-    assert (child.returncode, child.stderr) == (0, "")
+    outcome = run_python(["-c", script])
+    assert (outcome.code, outcome.err) == (0, "")

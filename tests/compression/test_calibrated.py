@@ -89,6 +89,7 @@ def deep() -> Tagger:
     return trained(num_layers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0.3, 0.5])
 def test_outputs_change_less_than_without_data_at_the_same_size(tmp_path: Path, deep: Tagger, keep: float) -> None:
     batches, fresh = words(16), words(40)[16:]
@@ -103,6 +104,7 @@ def test_outputs_change_less_than_without_data_at_the_same_size(tmp_path: Path, 
     assert plain.totals.eligible_parameters_after <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lstm", ["joint", "separate"])
 @pytest.mark.parametrize("sites", ["auto", "lowrank", 2])
 @pytest.mark.parametrize(
@@ -148,6 +150,7 @@ def test_every_target_is_met_and_what_is_reported_is_what_loads(
         assert matrix.sensitivity >= 0.0
 
 
+@pytest.mark.slow
 def test_biases_alone_move_beside_the_weights(tmp_path: Path) -> None:
     model = trained(num_layers=2, bidirectional=True)
     small, report = shrunk_file(tmp_path, model, words(), Truncation(max_bond=3))
@@ -404,6 +407,7 @@ def test_checkpoints_of_other_dtypes_keep_them(tmp_path: Path, dtype: torch.dtyp
     assert report.calibration.divergence is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truncation", [KEEP, Truncation(max_bond=3)])
 def test_a_module_in_memory_is_compressed_as_its_file(tmp_path: Path, tagger: Tagger, truncation: Truncation) -> None:
     before = copy.deepcopy(tagger.state_dict())

@@ -139,6 +139,7 @@ TARGETS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_every_target_is_kept_and_every_figure_is_true(tmp_path: Path, target: dict[str, Any], container: str) -> None:
@@ -193,6 +194,7 @@ def assert_within_one_step(report: Report, left: int) -> None:
         assert raised - matrix.parameters > left or raised >= matrix.dense_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", ["lowrank", 2, 3, 4, 5])
 @pytest.mark.parametrize("target", [{"max_bond": 4}, {"max_error": 0.4}, {"keep": 0.3}], ids=str)
 def test_every_choice_of_sites_keeps_every_target(tmp_path: Path, sites: SitesChoice, target: dict[str, Any]) -> None:
@@ -253,6 +255,7 @@ def test_what_is_skipped_is_said(tmp_path: Path) -> None:
     assert sorted(names) == sorted(state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", STORED_DTYPES)
 @pytest.mark.parametrize("source_dtype", FLOAT_DTYPES)
 def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source_dtype: str) -> None:
@@ -277,6 +280,7 @@ def test_every_dtype_is_stored_and_comes_back(tmp_path: Path, dtype: str, source
         assert reported == pytest.approx(measured, rel=1e-3 + eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", STORED_DTYPES)
 @pytest.mark.parametrize("allowed", [0.3, 0.03, 0.006, 0.003, 0.0005])
 def test_an_error_target_holds_for_the_cores_as_stored(tmp_path: Path, dtype: str, allowed: float) -> None:
@@ -377,6 +381,7 @@ def test_the_same_input_gives_the_same_bytes_with_any_number_of_jobs(tmp_path: P
         assert files == [files[0]] * 4
 
 
+@pytest.mark.slow
 def test_large_matrices_give_the_same_bytes_with_any_number_of_jobs(tmp_path: Path) -> None:
     """Above 2^22 entries, where samples are drawn; 2049 rows do not fall into even blocks."""
     generator = torch.Generator().manual_seed(4)
@@ -766,6 +771,7 @@ def test_a_name_that_cores_would_take_is_refused(tmp_path: Path, taken: str) -> 
     assert not (tmp_path / "small.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_predicts_what_compress_does(tmp_path: Path) -> None:
     source = save(tmp_path / "m.pt", state())
     truncations = [Truncation(**target) for target in TARGETS if target.get("max_bond") != 1000]

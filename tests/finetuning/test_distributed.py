@@ -23,6 +23,8 @@ from tests.finetuning.together import COMMAND, model
 from tests.inspecting import report_in
 from tests.programs import ROOT, run_python
 
+pytestmark = pytest.mark.slow
+
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
 """Gradients are added in another order."""
 

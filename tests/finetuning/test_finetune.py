@@ -99,6 +99,7 @@ def distance(path: str) -> float:
     return float((found - expected).square().mean() / expected.square().mean())
 
 
+@pytest.mark.slow
 def test_the_outputs_approach_those_of_the_original(folder: Path) -> None:
     report = tuned(data=batches(40, 32), steps=160)
 
@@ -109,6 +110,7 @@ def test_the_outputs_approach_those_of_the_original(folder: Path) -> None:
     assert report_in("tuned.pt").to_json() == report.to_json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "int8"])
 def test_the_file_is_the_compressed_one_with_new_values(folder: Path, dtype: str | None) -> None:
     truncation = mpocompress.Truncation(keep=0.25)
@@ -275,6 +277,7 @@ def crash() -> None:
     raise RuntimeError("power lost")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 5, 9])
 @pytest.mark.parametrize("data", [batches(5, 8), drawn], ids=["a list", "drawn"])
 def test_a_run_resumed_after_ctrl_c_gives_the_same_result(folder: Path, step: int, data: object) -> None:
@@ -293,6 +296,7 @@ def test_a_run_resumed_after_ctrl_c_gives_the_same_result(folder: Path, step: in
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 7, 12])
 def test_a_run_resumed_after_a_crash_gives_the_same_result(folder: Path, step: int) -> None:
     tuned("whole.pt")

@@ -344,6 +344,7 @@ def test_batches_of_one_sample_are_trained_on() -> None:
     assert tuned(student, batches(9, 1), teacher=teacher).report.samples == 6
 
 
+@pytest.mark.slow
 def test_data_from_a_loader_with_workers_repeat() -> None:
     loader = DataLoader(TensorDataset(torch.cat(batches(10))), batch_size=6, shuffle=True, num_workers=2)
     runs: list[dict[str, Tensor]] = []
@@ -444,6 +445,7 @@ def test_gradients_are_computed_in_every_block(
     assert result.stopped == "finished"
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_trained() -> None:
     (student, teacher), (expected, _) = pair(), pair()
     compiled: Any = torch.compile(student, backend="eager")

@@ -86,6 +86,7 @@ def whole(name: str) -> tuple[dict[str, Tensor], Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stop"), [("odd", 1), ("odd", 8), *((name, 27) for name in CASES), ("carried", 40), ("list", 40)]
 )
@@ -117,6 +118,7 @@ def test_a_run_interrupted_at_its_end_ends_there(tmp_path: Path) -> None:
     assert not path.exists() or once(snapshot=path, resume=True) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stop"), [("odd", 1), ("carried", 27), ("odd", 42)])
 def test_a_run_that_crashed_resumes_from_its_last_evaluation(name: str, stop: int, tmp_path: Path) -> None:
     path = tmp_path / "small.run"

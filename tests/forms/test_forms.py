@@ -23,6 +23,8 @@ from tests.forms.model import CLASSES, state
 from tests.forms.registry import Form
 from tests.inspecting import report_in
 
+pytestmark = pytest.mark.slow
+
 FOUR = Truncation(max_bond=4)
 
 

@@ -190,6 +190,7 @@ def test_without_strict_what_is_on_one_side_only_is_left_as_it_is(tmp_path: Path
     assert isinstance(model.fc, MPOLinear)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32", None])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_cores_get_the_dtype_of_the_parameter(tmp_path: Path, stored: str | None, dtype: torch.dtype) -> None:

@@ -42,6 +42,7 @@ def singular_values(kind: str) -> Tensor:
 KINDS = ("gaussian", "tall", "wide", "power law", "large rows", "large columns", "few entries")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bond", [1, 4, 16, 64])
 def test_the_error_is_within_a_thousandth_of_the_best(kind: str, bond: int) -> None:
@@ -56,6 +57,7 @@ def test_the_error_is_within_a_thousandth_of_the_best(kind: str, bond: int) -> N
     assert torch.equal(truncated_svd(matrix, bond)[0], u)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "noise", "bond"),
     # Measured: 0.05 %, 0.03 % and 0.03 % above the best. Were four steps enough in a wide shape too, 0.13 % for the

@@ -219,6 +219,7 @@ PAIRS = [
 """Every change with every kind of layer and with every mode, and every kind with every mode."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "kind", "execution"), PAIRS)
 def test_the_next_result_is_that_of_the_new_values(
     change: Callable[[nn.Module], None], kind: str, execution: Execution

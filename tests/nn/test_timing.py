@@ -56,6 +56,7 @@ def test_every_round_takes_one_sample_of_each_and_starts_with_another() -> None:
     assert clock.log == f"{warmed}aabbccbbccaaccaabb"
 
 
+@pytest.mark.slow
 def test_slow_calls_make_rounds_fewer_for_all_alike() -> None:
     for repeats, budget_s, rounds in ((9, 50, FEWEST), (9, 88, 4), (2, 1, 2), (9, 1e9, 9)):
         clock = Clock()

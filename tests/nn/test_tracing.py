@@ -16,7 +16,10 @@ from tests.nn.test_freshness import KINDS, inputs, make
 from tests.nn.test_lstm import MIXTURES, WAYS
 
 # torch.compile looks at the gradient of what comes out of a call that it leaves alone, which torch warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor"),
+]
 
 
 @pytest.fixture(autouse=True)
