@@ -104,20 +104,24 @@ def test_outputs_change_less_than_without_data_at_the_same_size(tmp_path: Path, 
     assert plain.totals.eligible_parameters_after <= limit
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lstm", ["joint", "separate"])
-@pytest.mark.parametrize("sites", ["auto", "lowrank", 2])
-@pytest.mark.parametrize(
-    "truncation",
-    [
-        Truncation(max_bond=4),
-        Truncation(keep=0.4),
-        Truncation(max_params=1200),
-        Truncation(energy=0.9),
-        Truncation(max_error=0.5),
-    ],
-    ids=lambda truncation: truncation.target.kind,
+TARGETS = (
+    Truncation(max_bond=4),
+    Truncation(keep=0.4),
+    Truncation(max_params=1200),
+    Truncation(energy=0.9),
+    Truncation(max_error=0.5),
 )
+PAIRS = [
+    pytest.param(truncation, sites, lstm, id=f"{truncation.target.kind}-{sites}-{lstm}")
+    for row, truncation in enumerate(TARGETS)
+    for column, sites in enumerate(("auto", "lowrank", 2))
+    for lstm in [("joint", "separate")[(row + column) % 2]]
+]
+"""Every target with all sites and both forms of an LSTM, and all sites with both forms."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("truncation", "sites", "lstm"), PAIRS)
 def test_every_target_is_met_and_what_is_reported_is_what_loads(
     tmp_path: Path, tagger: Tagger, truncation: Truncation, sites: Any, lstm: Any
 ) -> None:
