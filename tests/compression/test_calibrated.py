@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mpocompress.calibration.calibrate import calibrate
 from mpocompress.calibration.options import CalibrationInputs
 from mpocompress.compression.compress import compress
+from mpocompress.compression.plan import plan
 from mpocompress.errors import CalibrationError, ModelError
 from mpocompress.layers.selection import Selection
 from mpocompress.modules.compress import compress_module
@@ -321,6 +322,19 @@ def test_a_kept_calibration_needs_no_model(tmp_path: Path, deep: Tagger) -> None
     without = kl(deep, expanded(tmp_path / "plain.pt", deep), words(20)[8:])
     assert kl(deep, expanded(small, deep), words(20)[8:]) < without
     assert plain.calibration is None
+
+
+def test_a_plan_from_a_kept_calibration_adds_the_sensitivities(tmp_path: Path, deep: Tagger) -> None:
+    stored = tmp_path / "kept.safetensors"
+    _, report = shrunk_file(tmp_path, deep, words(), save_calibration=stored)
+
+    planned = plan(tmp_path / "model.pt", truncations=[KEEP], selection=SMALL, calibration=stored, jobs=1)
+
+    (choice,) = planned.choices
+    assert choice.problem == ""
+    # The report measures the final cores, the plan adds what was measured when the bonds were chosen.
+    assert choice.divergence == pytest.approx(sum(matrix.sensitivity or 0.0 for matrix in report.compressed), rel=1e-2)
+    assert any("the sum of the sensitivities" in note for note in planned.checkpoint.notes)
 
 
 USER = """
