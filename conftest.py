@@ -35,14 +35,15 @@ pages = Sybil(
         PythonCodeBlockParser(doctest_optionflags=DOCTEST_FLAGS),
         SkipParser(),
     ],
-    patterns=["README.md", "docs/*.md", "docs/**/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     setup=enter_workspace,
     teardown=leave_workspace,
 )
 docstrings = Sybil(
     name="docstring",
     parsers=[DocTestParser(DOCTEST_FLAGS)],
-    patterns=["mpocompress/*.py", "mpocompress/**/*.py"],
+    path="mpocompress",
+    patterns=["*.py"],  # at any depth
     setup=enter_workspace,
     teardown=leave_workspace,
 )

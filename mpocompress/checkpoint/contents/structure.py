@@ -168,7 +168,7 @@ def emptied(value: dict[Any, Any]) -> dict[Any, Any]:
 
     Example:
         >>> import torch
-        >>> emptied(torch.nn.Linear(1, 1).state_dict())._metadata
+        >>> dict(emptied(torch.nn.Linear(1, 1).state_dict())._metadata)
         {'': {'version': 1}}
     """
     copied = copy.copy(value)
